@@ -1,0 +1,7 @@
+"""`python -m sparse_lab` is the command `sparse-lab`."""
+
+import sys
+
+from sparse_lab.cli import main
+
+sys.exit(main())

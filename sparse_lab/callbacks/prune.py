@@ -1,0 +1,57 @@
+"""Pruning while training: when the schedule says so, to the number of weights that it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from sparse_lab.config import PruneConfig
+from sparse_lab.sparsity.masks import Masks, kept_for
+from sparse_lab.sparsity.schedules import Schedule
+from sparse_lab.sparsity.scores import View, find
+from sparse_lab.sparsity.updates import prune_to
+from sparse_lab.training.clock import Clock
+
+
+class Prune(pl.Callback):
+    """Before a batch on which `schedule` is due, keep the best weights by `config.score`, split by
+    `config.allocation`.
+    """
+
+    def __init__(
+        self,
+        config: PruneConfig,
+        schedule: Schedule,
+        masks: Masks,
+        clock: Clock,
+        batches: Callable[[int], Sequence[tuple[Tensor, Tensor]]],
+        seed: int,
+        changed: Callable[[], Any],
+    ) -> None:
+        self.score = find(config.score)
+        self.config = config
+        self.schedule = schedule
+        self.masks = masks
+        self.clock = clock
+        self.batches = batches
+        self.seed = seed
+        self.changed = changed
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        step = self.clock.step
+        if self.schedule.due(step):
+            self.to(self.schedule.sparsity(step), pl_module.model, step)  # type: ignore[arg-type]
+
+    def to(self, sparsity: float, model: nn.Module, step: int) -> None:
+        """Prune `model` to `sparsity` now; `step` seeds random scores."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        view = View(model, self.batches(self.config.batches), generator)
+        kept = kept_for(sparsity, self.masks.total())
+        self.masks.set(prune_to(self.masks, kept, self.score(view), self.config.allocation))
+        self.changed()

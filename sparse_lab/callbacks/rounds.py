@@ -1,0 +1,148 @@
+"""The rounds of a run: each starts with a fresh optimizer and ends with a level on record.
+
+A dense run is one round; iterative pruning has one a mask change; regrowth one a step. At the end of a round the
+weights of its best epoch come back, the test set is read, and the level is written down.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from sparse_lab.training.clock import Clock
+from sparse_lab.training.evaluate import accuracy
+from sparse_lab.training.module import Classifier
+from sparse_lab.training.recipes import forget
+
+
+class Rounds(pl.Callback):
+    """Owns the clock: ticks it, ends epochs and rounds, selects each level's weights.
+
+    select: 'validation_best', 'last' or 'test_best' (the last is what some papers do; the record is marked).
+    at_target: is the network as sparse as this round is to end? A better epoch before that does not count.
+    measure: facts about the network for the level's record (sparsity, kept weights, paths).
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        select: str,
+        patience: int | None,
+        test: Iterable[tuple[Tensor, Tensor]],
+        at_target: Callable[[], bool],
+        measure: Callable[[], dict[str, Any]],
+        say: Callable[[str], None],
+    ) -> None:
+        self.clock = clock
+        self.select = select
+        self.patience = patience
+        self.test = test
+        self.at_target = at_target
+        self.measure = measure
+        self.say = say
+        self.levels: list[dict[str, Any]] = []
+        self.row: dict[str, Any] = {}
+        self._start_round()
+        self._since = time.monotonic()
+
+    def _start_round(self) -> None:
+        self.best: dict[str, Any] | None = None
+        self.seconds = 0.0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_post_hook(lambda *_: self.clock.tick())
+        self._since = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # killed after the last epoch and before the result was written: nothing is left to train
+        trainer.should_stop = self.clock.finished
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.clock.step_in_round == 0:
+            for optimizer in trainer.optimizers:
+                forget(optimizer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        train_loss, train_accuracy = pl_module.take("train")
+        loss, validation = pl_module.take("validation")
+        self.seconds += time.monotonic() - self._since
+        self._since = time.monotonic()
+        self.row = {
+            "epoch": trainer.current_epoch + 1,
+            "round": self.clock.round + 1,
+            "step": trainer.global_step,
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "validation_loss": loss,
+            "validation_accuracy": validation,
+        }
+        self.clock.end_epoch()
+        self._keep_best(trainer, pl_module, validation)
+        if self.clock.epoch_in_round >= self.clock.epochs_a_round or self._out_of_patience():
+            self._end_round(trainer, pl_module)
+
+    def _keep_best(self, trainer: pl.Trainer, module: Classifier, validation: float) -> None:
+        if not self.at_target():
+            return
+        score = self._test_accuracy(trainer, module) if self.select == "test_best" else validation
+        if self.best is None or self.select == "last" or score > self.best["score"]:
+            network = {name: value.detach().clone() for name, value in module.model.state_dict().items()}
+            self.best = {
+                "score": score,
+                "epoch": self.clock.epoch_in_round,
+                "validation": validation,
+                "network": network,
+            }
+
+    def _out_of_patience(self) -> bool:
+        if self.patience is None or self.best is None:
+            return False
+        return self.clock.epoch_in_round - int(self.best["epoch"]) >= self.patience
+
+    def _end_round(self, trainer: pl.Trainer, module: Classifier) -> None:
+        assert self.best is not None, "the schedule has not reached its target by the end of the round"
+        module.model.load_state_dict(self.best["network"])
+        test = self._test_accuracy(trainer, module)
+        level = {
+            "level": self.clock.round + 1,
+            **self.measure(),
+            "validation_accuracy": self.best["validation"],
+            "test_accuracy": test,
+            "best_epoch": self.best["epoch"],
+            "epochs": self.clock.epoch_in_round,
+            "seconds": round(self.seconds + time.monotonic() - self._since, 3),
+        }
+        self.levels.append(level)
+        self.say(
+            f"level {level['level']}/{self.clock.rounds}: sparsity {100 * level['sparsity']:.4g}% "
+            f"({level['kept']:,} weights), validation {level['validation_accuracy']:.2f}%, test {test:.2f}%"
+        )
+        self.clock.end_round()
+        self._start_round()
+        self._since = time.monotonic()
+        trainer.should_stop = self.clock.finished
+
+    def _test_accuracy(self, trainer: pl.Trainer, module: Classifier) -> float:
+        with trainer.precision_plugin.forward_context():
+            return accuracy(module.model, self.test)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"clock": self.clock.state_dict(), "levels": self.levels, "best": self.best, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.clock.load_state_dict(state["clock"])
+        self.levels = state["levels"]
+        self.best = state["best"]
+        self.seconds = state["seconds"]
+        if self.best is not None:
+            self.best["network"] = {name: torch.as_tensor(value) for name, value in self.best["network"].items()}

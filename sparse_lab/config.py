@@ -1,0 +1,264 @@
+"""The config groups as dataclasses: what each key means, its unit, its range and its default.
+
+`conf/` holds the choices (one YAML file a choice); these classes hold the types. A key's `range`, `choices` and `help`
+stand beside it, and `check` turns a value outside them into one clear line. Nothing here imports torch: the command's
+`--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class UserError(Exception):
+    """Something that the user can mend: shown as one line, without a traceback."""
+
+
+def conf_dir() -> Path:
+    """Where conf/ lies: beside the package in a checkout or an editable install, inside it in a wheel."""
+    package = Path(__file__).resolve().parent
+    for folder in (package.parent / "conf", package / "conf"):
+        if (folder / "config.yaml").is_file() and (folder / "method").is_dir():
+            return folder
+    raise UserError(f"conf/ was found neither beside nor inside {package}: install sparse_lab again")
+
+
+def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """A hint for a mistyped name: the nearest known one, and all of them."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(sorted(known))}"
+
+
+def key(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    open_low: bool = False,
+    open_high: bool = False,
+    choices: tuple[str, ...] = (),
+    identity: bool = True,
+) -> Any:
+    """A dataclass field with its meaning. `identity=False`: the key does not change a run's result, so not its name."""
+    meta = {
+        "help": help,
+        "low": low,
+        "high": high,
+        "open_low": open_low,
+        "open_high": open_high,
+        "choices": choices,
+        "identity": identity,
+    }
+    if callable(default):
+        return field(default_factory=default, metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+LR_SCHEDULES = ("constant", "cosine", "step")
+SELECTIONS = ("validation_best", "last", "test_best")
+ALLOCATIONS = ("global", "uniform", "er", "erk", "lamp")
+SCHEDULES = ("one_shot", "iterative", "cubic", "constant")
+
+
+@dataclass
+class ModelConfig:
+    name: str = key("vgg16", "network, one of sparse_lab.models")
+    width: float = key(1.0, "factor on every channel count", low=0.0, open_low=True, high=4.0)
+    weights: str | None = key(None, "'torchvision', or a file with a state dict to start from (ImageNet variants too)")
+
+
+@dataclass
+class DatasetConfig:
+    name: str = key("cifar10", "data set, one of sparse_lab.data")
+    root: str = key("data", "folder that holds (or will hold) the files", identity=False)
+    num_classes: int = key(10, "number of labels", low=2)
+    image_size: int = key(32, "height and width of an image in pixels", low=8)
+    mean: list[float] = key(lambda: [0.5, 0.5, 0.5], "per channel, of pixels in 0..1")
+    std: list[float] = key(lambda: [0.25, 0.25, 0.25], "per channel, of pixels in 0..1")
+    mirror: bool = key(True, "a mirrored image keeps its label (false for digits)")
+    validation: float = key(
+        0.1, "share of the training images held out, drawn by seed", low=0.0, open_low=True, high=0.9
+    )
+    train_limit: int | None = key(None, "use only so many training images (after the split), drawn by seed", low=1)
+    eval_limit: int | None = key(None, "use only so many validation images, and so many test images", low=1)
+    verify: bool = key(
+        True, "refuse files whose md5 is not the official one; false says so loudly and marks the record"
+    )
+    download: bool = key(False, "fetch missing files from the data set's own site", identity=False)
+    workers: int = key(2, "loader processes, where images are decoded one by one (imagenet)", low=0, identity=False)
+
+
+@dataclass
+class AugmentConfig:
+    crop_padding: int = key(4, "random crop after padding by so many pixels; 0: no crop", low=0, high=32)
+    padding_mode: str = key("zero", "what the padding holds", choices=("zero", "reflect"))
+    flip: bool = key(True, "mirror half of the images (only where dataset.mirror allows it)")
+
+
+@dataclass
+class RecipeConfig:
+    """How one phase trains: optimizer, learning rate over the phase, length."""
+
+    optimizer: str = key("sgd", "optimizer", choices=OPTIMIZERS)
+    lr: float = key(0.1, "peak learning rate", low=0.0, open_low=True)
+    momentum: float = key(0.9, "SGD's momentum", low=0.0, high=1.0, open_high=True)
+    nesterov: bool = key(False, "SGD with Nesterov's look-ahead")
+    weight_decay: float = key(5e-4, "L2 (sgd, adam) or decoupled (adamw) decay", low=0.0)
+    epochs: int = key(160, "epochs of this phase (finetune: all rounds together; regrow: after each step)", low=1)
+    lr_schedule: str = key("cosine", "shape of the learning rate after warm-up", choices=LR_SCHEDULES)
+    milestones: list[float] = key(lambda: [0.5, 0.75], "lr_schedule=step: fractions of the phase where lr drops")
+    gamma: float = key(0.1, "lr_schedule=step: factor at each milestone", low=0.0, high=1.0, open_low=True)
+    warmup: float = key(0.0, "share of the phase with linear warm-up", low=0.0, high=1.0, open_high=True)
+    patience: int | None = key(None, "end the phase after so many epochs without a better validation accuracy", low=1)
+    clip_norm: float | None = key(None, "largest norm of the whole gradient", low=0.0, open_low=True)
+
+
+@dataclass
+class TrainingConfig(RecipeConfig):
+    """The dense recipe, with the fine-tuning recipes after pruning and after regrowth beside it."""
+
+    batch_size: int = key(128, "images a step", low=1)
+    label_smoothing: float = key(0.0, "share of the target spread over all classes", low=0.0, high=1.0, open_high=True)
+    select: str = key(
+        "validation_best", "which epoch's weights a level ends with; test_best marks the record", choices=SELECTIONS
+    )
+    limit_batches: int | None = key(None, "only so many batches an epoch (train and validation)", low=1)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    finetune: RecipeConfig = field(default_factory=RecipeConfig)
+    regrow: RecipeConfig = field(default_factory=RecipeConfig)
+
+
+@dataclass
+class SparsityConfig:
+    target: float = key(
+        0.99, "share of conv and linear weights that are zero at the end", low=0.0, high=1.0, open_high=True
+    )
+    require_connected: bool = key(False, "fail, instead of warn, when a mask cuts the network from input to logits")
+
+
+@dataclass
+class ScheduleConfig:
+    name: str = key("one_shot", "when the mask changes, and how sparse it is then", choices=SCHEDULES)
+    share: float = key(
+        0.2,
+        "iterative: share of the remaining weights pruned a round",
+        low=0.0,
+        high=1.0,
+        open_low=True,
+        open_high=True,
+    )
+    round_epochs: int | None = key(None, "iterative: epochs a round; null shares training.finetune.epochs out", low=1)
+    begin: float = key(0.0, "cubic: start, as a fraction of the phase", low=0.0, high=1.0)
+    end: float = key(0.5, "cubic: the target is reached here, as a fraction of the phase", low=0.0, high=1.0)
+    every: int = key(100, "cubic: steps between two mask changes", low=1)
+    initial: float = key(0.0, "cubic: sparsity at the start", low=0.0, high=1.0, open_high=True)
+
+
+@dataclass
+class PruneConfig:
+    score: str = key("lamp", "how good each weight is, a function of sparse_lab.sparsity.scores")
+    allocation: str = key("global", "how the kept weights are split over layers", choices=ALLOCATIONS)
+    batches: int = key(10, "training batches that scores with gradients average over", low=1)
+    rewind_lr: bool = key(
+        False, "each round runs the dense recipe again (learning-rate rewinding), not training.finetune"
+    )
+
+
+@dataclass
+class RegrowConfig:
+    budget: float = key(
+        0.02, "share of the whole network's weights regrown a step; 0 only fine-tunes", low=0.0, high=1.0
+    )
+    steps: int = key(1, "number of regrowth steps; the start is sparsity.target + steps * budget", low=1)
+    layers: str = key(
+        "all", "all in proportion to their loss, lowest attention-map SSIM, or given", choices=("all", "ssim", "given")
+    )
+    ssim_layers: int = key(4, "layers=ssim: how many of the least similar layers regrow", low=1)
+    given: list[str] = key(list, "layers=given: names of the layers")
+    score: str = key(
+        "taylor", "which pruned weights come back first; 'none' regrows nothing and only fine-tunes (control)"
+    )
+    score_on: str = key("dense", "the network that score looks at", choices=("dense", "sparse"))
+    reference: str | None = key(None, "score=reference: a checkpoint; null makes the one-way run at sparsity.target")
+    value: str = key("zero", "what a regrown weight starts from", choices=("zero", "dense", "kaiming"))
+    batches: int = key(10, "training batches that scores and attention maps average over", low=1)
+
+
+@dataclass
+class MethodConfig:
+    name: str = key("dense", "the method's name in tables")
+    summary: str = key("", "one line for the gallery", identity=False)
+    starts_from: str | None = key(None, "the method whose run this one starts from; null: from scratch")
+    prune: PruneConfig | None = None
+    regrow: RegrowConfig | None = None
+
+
+@dataclass
+class TrainerConfig:
+    accelerator: str = key("auto", "cpu, gpu or auto", choices=("auto", "cpu", "gpu"), identity=False)
+    devices: int = key(1, "devices (processes) of one run", low=1, identity=False)
+    strategy: str = key("auto", "auto, or ddp for several devices", choices=("auto", "ddp"), identity=False)
+    precision: str = key("32-true", "arithmetic of a step", choices=("32-true", "bf16-mixed", "16-mixed", "64-true"))
+    deterministic: bool = key(True, "only deterministic kernels", identity=False)
+    checkpoint_every: int = key(1, "epochs between two saves of checkpoints/last.ckpt", low=1, identity=False)
+    progress: bool = key(True, "a progress bar in a terminal, plain lines elsewhere", identity=False)
+    profiler: str | None = key(None, "simple, advanced or null; its report lands in the run's folder", identity=False)
+
+
+@dataclass
+class LoggerConfig:
+    wandb: bool = key(False, "log to Weights & Biases as well (offline unless WANDB_API_KEY is set)", identity=False)
+    tensorboard: bool = key(False, "write TensorBoard event files as well", identity=False)
+    project: str = key("sparse_lab", "W&B project", identity=False)
+
+
+@dataclass
+class PathsConfig:
+    data: str = key("data", "data sets", identity=False)
+    outputs: str = key("outputs", "runs and reports", identity=False)
+
+
+@dataclass
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    sparsity: SparsityConfig = field(default_factory=SparsityConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    seed: int = key(1, "seed of weights, split, data order and random scores", low=0)
+
+
+def check_ranges(part: Any, path: str = "") -> None:
+    """Every value of a config (a dataclass) within its range and among its choices, or a UserError with one line."""
+    for entry in dataclasses.fields(part):
+        name = f"{path}.{entry.name}".lstrip(".")
+        value = getattr(part, entry.name)
+        if dataclasses.is_dataclass(value):
+            check_ranges(value, name)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            _check_number(name, value, dict(entry.metadata))
+        elif isinstance(value, str) and entry.metadata.get("choices") and value not in entry.metadata["choices"]:
+            raise UserError(f"{name}={value}: {nearest(value, entry.metadata['choices'])}")
+
+
+def _check_number(name: str, value: float, meta: dict[str, Any]) -> None:
+    low, high = meta.get("low"), meta.get("high")
+    below = low is not None and (value < low or (meta["open_low"] and value == low))
+    above = high is not None and (value > high or (meta["open_high"] and value == high))
+    if below or above or not math.isfinite(value):
+        left = "(" if low is None or meta["open_low"] else "["
+        right = ")" if high is None or meta["open_high"] else "]"
+        span = f"{left}{'-inf' if low is None else f'{low:g}'}, {'inf' if high is None else f'{high:g}'}{right}"
+        raise UserError(f"{name}={value:g} is outside {span}: {meta['help']}")

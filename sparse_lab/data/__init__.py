@@ -1,0 +1,12 @@
+"""Data sets: batches come out as tensors on the device, already augmented and normalised.
+
+`build` reads a data set, splits it by seed and gives a `Data` with a train, a validation and a test loader; `check`
+says before a long chain of runs whether the files are there and intact; `names` lists what is known. Nothing heavy is
+imported before `build` or `check` is called.
+"""
+
+from __future__ import annotations
+
+from sparse_lab.data.registry import Data, build, check, names
+
+__all__ = ["Data", "build", "check", "names"]

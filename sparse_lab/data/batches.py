@@ -1,0 +1,57 @@
+"""Batches of a data set that fits into the device's memory: no worker processes, no decoding, one gather a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from sparse_lab.config import AugmentConfig
+from sparse_lab.data import augment as augmentation
+from sparse_lab.data.loader import Batch, Loader
+from sparse_lab.data.seeding import generator
+
+
+@dataclass(kw_only=True, eq=False)
+class Batches(Loader):
+    """A Loader over images in memory.
+
+    Attributes:
+        images: uint8 [N, 3, H, W] on the device; batches come out there.
+        labels: int64 [N] on the same device.
+        augment: crop and flip; None for evaluation.
+        mirror: a mirrored image keeps its label; False switches the flip off.
+    """
+
+    images: torch.Tensor
+    augment: AugmentConfig | None = None
+    mirror: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.augment is not None:
+            augmentation.check_padding(self.augment, *self.images.shape[2:])
+
+    def __iter__(self) -> Iterator[Batch]:
+        device = self.images.device
+        order = self.plan.order(self.count, self.epoch).to(device)
+        offsets, mirrored = (draws.to(device) for draws in self._draws())
+        mean, std = self.statistics(device)
+        for block in self.plan.blocks(self.count):
+            images, labels = self.images[order[block]], self.labels[order[block]]
+            if self.augment is not None:
+                padding, mode = self.augment.crop_padding, self.augment.padding_mode
+                images = augmentation.crop(images, padding, mode, offsets[:, block], mirrored[block])
+            yield augmentation.normalise(images, mean, std), labels
+
+    def _draws(self) -> tuple[torch.Tensor, torch.Tensor]:
+        # For all ranks and the whole epoch at once: what an image gets depends on its place in the order alone.
+        padding, flip = (self.augment.crop_padding, self.augment.flip) if self.augment is not None else (0, False)
+        source = generator("augment", self.plan.seed, self.epoch)
+        return augmentation.draw(self.count, padding, flip and self.mirror, source)
+
+    def fixed(self, count: int) -> list[Batch]:
+        mean, std = self.statistics(self.images.device)
+        picks = [pick.to(self.images.device) for pick in self.plan.fixed(self.count, count)]
+        return [(augmentation.normalise(self.images[pick], mean, std), self.labels[pick]) for pick in picks]

@@ -1,0 +1,42 @@
+"""scikit-learn's digits: 1,797 scans of 8x8 pixels in 10 classes (Alpaydin and Kaynak 1998, test part)."""
+
+from __future__ import annotations
+
+import torch
+
+from sparse_lab.config import DatasetConfig
+from sparse_lab.data.seeding import generator
+from sparse_lab.data.source import ImageSet, md5_of_tensors
+
+TEST_SHARE = 0.2
+
+
+def check(dataset: DatasetConfig) -> None:
+    """Nothing can be missing: the scans come with scikit-learn."""
+
+
+def load(dataset: DatasetConfig, seed: int) -> ImageSet:
+    """All scans, scaled to dataset.image_size and repeated over 3 channels.
+
+    A fifth of each class is the test set, the same for every run whatever its seed.
+    """
+    from sklearn.datasets import load_digits
+
+    content = load_digits()
+    grey = torch.from_numpy(content.images).float()[:, None] * (255 / 16)
+    labels = torch.from_numpy(content.target).long()
+    size = (dataset.image_size, dataset.image_size)
+    scaled = torch.nn.functional.interpolate(grey, size=size, mode="bilinear", align_corners=False)
+    images = scaled.round().to(torch.uint8).repeat(1, 3, 1, 1)
+    test = _test_mask(labels)
+    md5 = {"digits": md5_of_tensors([grey, labels])}
+    return ImageSet(images[~test], labels[~test], images[test], labels[test], md5, official=True)
+
+
+def _test_mask(labels: torch.Tensor) -> torch.Tensor:
+    mask = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero().flatten()
+        order = torch.randperm(len(members), generator=generator("digits", label))
+        mask[members[order[: round(TEST_SHARE * len(members))]]] = True
+    return mask

@@ -1,0 +1,128 @@
+"""Files of a published data set: are they there, are they the publisher's, and how they are fetched.
+
+A download never leaves half a data set behind: it goes to a folder of its own beside the target, is verified there, and
+only whole files are renamed into place.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from sparse_lab.config import DatasetConfig, UserError
+
+
+@dataclass(frozen=True)
+class FileSet:
+    """The files that a data set is read from.
+
+    Attributes:
+        title: the data set's name in messages.
+        root: dataset.root.
+        folder: where the files lie below root.
+        official: file name to the publisher's md5.
+        download: fetches the whole set into the root that it is given, in the same layout.
+    """
+
+    title: str
+    root: Path
+    folder: str
+    official: dict[str, str]
+    download: Callable[[Path], None]
+
+    def path(self, name: str) -> Path:
+        return self.root / self.folder / name
+
+    def missing(self) -> list[str]:
+        return [name for name in self.official if not self.path(name).is_file()]
+
+    def md5(self) -> dict[str, str]:
+        return {name: _md5(self.path(name)) for name in self.official}
+
+
+def verified(files: FileSet, dataset: DatasetConfig) -> tuple[dict[str, str], bool]:
+    """The md5 of every file (keys relative to dataset.root), and whether they are the official ones.
+
+    Raises:
+        UserError: files are missing, or differ from the official ones while dataset.verify is true.
+    """
+    if missing := files.missing():
+        raise UserError(
+            f"{files.title} is not in {files.path('')}: {', '.join(missing)} missing; "
+            "fetch it with dataset.download=true, or point to another root with paths.data=DIR"
+        )
+    seen = files.md5()
+    foreign = [name for name, md5 in seen.items() if md5 != files.official[name]]
+    if foreign and dataset.verify:
+        name = foreign[0]
+        more = f" (and {len(foreign) - 1} more file(s) differ)" if len(foreign) > 1 else ""
+        raise UserError(
+            f"{files.path(name)} has md5 {seen[name]}, the official one is {files.official[name]}{more}: delete what "
+            "differs and set dataset.download=true, or accept other files with dataset.verify=false"
+        )
+    if foreign:
+        listed = ", ".join(f"{name} {seen[name]}" for name in foreign)
+        print(f"warning: these {files.title} files are not the official ones: {listed}", file=sys.stderr)
+    return {f"{files.folder}/{name}": md5 for name, md5 in seen.items()}, not foreign
+
+
+def check(files: FileSet, dataset: DatasetConfig) -> None:
+    """`verified`, but files that are still to be downloaded may be missing."""
+    if not (dataset.download and files.missing()):
+        verified(files, dataset)
+
+
+def ready(files: FileSet, dataset: DatasetConfig) -> tuple[dict[str, str], bool]:
+    """`verified`, after fetching what is missing where dataset.download allows it.
+
+    Raises:
+        UserError: as `verified`; or the download failed.
+    """
+    if dataset.download and files.missing():
+        try:
+            _fetch(files)
+        except (OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"downloading {files.title} into {files.root} failed: {reason}") from error
+    return verified(files, dataset)
+
+
+def _fetch(files: FileSet) -> None:
+    name = files.folder.replace("/", "-")
+    files.root.mkdir(parents=True, exist_ok=True)
+    with (files.root / f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not files.missing():  # another process fetched them while this one waited
+            return
+        partial = files.root / f".{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)  # left by a download that was killed
+        partial.mkdir()
+        try:
+            files.download(partial)
+            _move_into_place(files, partial)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _move_into_place(files: FileSet, partial: Path) -> None:
+    for name, official in files.official.items():
+        path = partial / files.folder / name
+        if not path.is_file() or _md5(path) != official:
+            raise UserError(f"downloading {files.title} failed: {name} did not arrive whole; try again")
+    for path in sorted((partial / files.folder).iterdir()):
+        target = files.path(path.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and not target.exists():
+            path.rename(target)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,79 @@
+"""What training and scores see of a data set, whether its images lie in memory or are decoded one by one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from sparse_lab.config import UserError
+from sparse_lab.data.plan import Plan
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(kw_only=True, eq=False)
+class Loader(ABC):
+    """Iterates over (images float32 [B, 3, H, W] normalised, labels int64 [B]), both on the device.
+
+    What an epoch holds derives from the plan's seed and `epoch` alone: two passes through one epoch are equal, and the
+    global random state is neither read nor moved. Lightning calls `sampler.set_epoch` itself.
+
+    Raises:
+        UserError: fewer images than devices.
+    """
+
+    labels: torch.Tensor
+    plan: Plan
+    mean: list[float]
+    std: list[float]
+    epoch: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.count < self.plan.world_size:
+            raise UserError(f"{self.count} image(s) cannot be shared over {self.plan.world_size} devices")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise UserError(f"dataset.mean={self.mean} and dataset.std={self.std}: 3 numbers each, and std above 0")
+
+    @property
+    def count(self) -> int:
+        """Images of an epoch over all ranks, before a smaller last batch is dropped and before the limit."""
+        return len(self.labels)
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step on this rank."""
+        return self.plan.batch_size // self.plan.world_size
+
+    @property
+    def sampler(self) -> Loader:
+        return self
+
+    def statistics(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and std, float32 [3, 1, 1] on the device; asked once an epoch, as every such copy waits for a GPU."""
+        mean, std = torch.tensor([self.mean, self.std], dtype=torch.float32).to(device).view(2, 3, 1, 1)
+        return mean, std
+
+    @property
+    def batch_sampler(self) -> None:
+        """None: Lightning looks here before it looks at `sampler`."""
+        return None
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches an epoch, the same on every rank."""
+        return len(self.plan.blocks(self.count))
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    @abstractmethod
+    def fixed(self, count: int) -> list[Batch]:
+        """`count` batches without augmentation, the same for one seed whatever the epoch or the rank, to score weights.
+
+        Each holds `plan.batch_size` images (all of them if there are fewer).
+        """

@@ -1,0 +1,102 @@
+"""A data set as it was read: the files it came from, and loaders over any part of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from sparse_lab.config import AugmentConfig, DatasetConfig, UserError
+from sparse_lab.data.batches import Batches
+from sparse_lab.data.loader import Loader
+from sparse_lab.data.plan import Plan
+
+
+class Source(Protocol):
+    """What `registry.build` needs of a data set; `test` chooses the test images instead of the training images."""
+
+    md5: dict[str, str]
+    official: bool
+
+    def count(self, *, test: bool) -> int: ...
+
+    def loader(
+        self,
+        indices: torch.Tensor,
+        plan: Plan,
+        dataset: DatasetConfig,
+        device: torch.device,
+        *,
+        test: bool = False,
+        augment: AugmentConfig | None = None,
+    ) -> Loader: ...
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images in memory: uint8 [N, 3, H, W] with int64 labels [N], on the CPU; a Source.
+
+    `md5` maps a file below dataset.root to the md5 seen; `official` says whether these are the publisher's.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+    md5: dict[str, str]
+    official: bool
+
+    def count(self, *, test: bool) -> int:
+        return len(self.test_labels if test else self.labels)
+
+    def loader(
+        self,
+        indices: torch.Tensor,
+        plan: Plan,
+        dataset: DatasetConfig,
+        device: torch.device,
+        *,
+        test: bool = False,
+        augment: AugmentConfig | None = None,
+    ) -> Batches:
+        """A loader over a copy of the chosen images on `device`. UserError: a label outside dataset.num_classes."""
+        images, labels = (self.test_images, self.test_labels) if test else (self.images, self.labels)
+        check_labels(labels, dataset)
+        return Batches(
+            images=images[indices].to(device),
+            labels=labels[indices].to(device),
+            plan=plan,
+            mean=dataset.mean,
+            std=dataset.std,
+            augment=augment,
+            mirror=dataset.mirror,
+        )
+
+
+def check_labels(labels: torch.Tensor, dataset: DatasetConfig) -> None:
+    """UserError: a label outside 0..num_classes-1."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= dataset.num_classes:
+        raise UserError(
+            f"{dataset.name} has labels from {low} to {high}, but dataset.num_classes={dataset.num_classes} allows "
+            f"0 to {dataset.num_classes - 1}"
+        )
+
+
+def check_size(dataset: DatasetConfig, native: int) -> None:
+    """UserError: the config asks for a size that this data set does not have."""
+    if dataset.image_size != native:
+        raise UserError(
+            f"{dataset.name} gives {native}x{native} pixels: set dataset.image_size={native}, not {dataset.image_size}"
+        )
+
+
+def md5_of_tensors(tensors: Iterable[torch.Tensor]) -> str:
+    """One md5 over the bytes of all tensors, where a data set has no files of its own."""
+    digest = hashlib.md5(usedforsecurity=False)
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

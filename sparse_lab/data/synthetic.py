@@ -1,0 +1,38 @@
+"""Random images with random labels, for benchmarks and pipeline tests: nothing can be learned from them."""
+
+from __future__ import annotations
+
+import torch
+
+from sparse_lab.config import DatasetConfig
+from sparse_lab.data.seeding import generator
+from sparse_lab.data.source import ImageSet, md5_of_tensors
+from sparse_lab.data.split import validation_count
+
+TRAIN = 1024
+TEST = 256
+
+
+def check(dataset: DatasetConfig) -> None:
+    """Nothing can be missing."""
+
+
+def load(dataset: DatasetConfig, seed: int) -> ImageSet:
+    """Images by seed: 1,024 (or dataset.train_limit) are left to train on after the split; 256 to test on."""
+    train = _images(_pool(dataset.train_limit or TRAIN, dataset.validation), dataset, "train", seed)
+    test = _images(TEST, dataset, "test", seed)
+    return ImageSet(*train, *test, {"synthetic": md5_of_tensors([*train, *test])}, official=True)
+
+
+def _pool(wanted: int, validation: float) -> int:
+    count = max(2, int(wanted / (1 - validation)) - 1)
+    while count - validation_count(count, validation) < wanted:
+        count += 1
+    return count
+
+
+def _images(count: int, dataset: DatasetConfig, part: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    source = generator("synthetic", part, seed)
+    shape = (count, 3, dataset.image_size, dataset.image_size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=source)
+    return images, torch.randint(0, dataset.num_classes, (count,), generator=source)

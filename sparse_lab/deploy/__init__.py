@@ -1,0 +1,1 @@
+"""From a finished run to a network that others can use."""

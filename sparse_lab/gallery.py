@@ -1,0 +1,60 @@
+"""`sparse-lab methods`: what conf/method offers, read from the files themselves."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sparse_lab.config import conf_dir
+
+
+def methods() -> list[dict[str, Any]]:
+    """One dict a method: name, starts_from, parts, summary; a file's `defaults` are followed."""
+    folder = conf_dir() / "method"
+    rows = []
+    for path in sorted(folder.glob("*.yaml")):
+        config = _load(path)
+        parts = [f"{part}: {config[part].get('score')}" for part in ("prune", "regrow") if config.get(part)]
+        rows.append(
+            {
+                "name": path.stem,
+                "starts_from": config.get("starts_from") or "-",
+                "parts": ", ".join(parts) or "-",
+                "summary": config.get("summary", ""),
+            }
+        )
+    return rows
+
+
+def _load(path: Path) -> dict[str, Any]:
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    bases = [base for base in config.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
+    merged = OmegaConf.merge(*(OmegaConf.create(_load(path.with_name(f"{base}.yaml"))) for base in bases), config)
+    plain = OmegaConf.to_container(merged)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def main(argv: list[str]) -> int:
+    """Print the gallery as a table, or as Markdown for the README."""
+    parser = argparse.ArgumentParser(prog="sparse-lab methods", description="The methods that method=NAME takes.")
+    parser.add_argument("--markdown", action="store_true", help="a Markdown table")
+    args = parser.parse_args(argv)
+    rows = methods()
+    if args.markdown:
+        print("| method | starts from | parts (score) | what it does |\n| --- | --- | --- | --- |")
+        for row in rows:
+            print(f"| `{row['name']}` | {row['starts_from']} | {row['parts']} | {row['summary']} |")
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("method", "starts from", "parts (score)", "what it does")
+    for row in rows:
+        table.add_row(row["name"], row["starts_from"], row["parts"], row["summary"])
+    Console().print(table)
+    return 0

@@ -1,0 +1,147 @@
+"""What a finished run says of itself: result.json."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparse_lab import stages
+from sparse_lab.config import Config
+from sparse_lab.data import Data
+from sparse_lab.parts import Parts
+from sparse_lab.record import RunFolder, cell, digest, identity
+from sparse_lab.sparsity.cost import LayerCost, layer_costs
+from sparse_lab.sparsity.masks import COUNTING
+
+PACKAGES = (
+    "sparse_lab",
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "scikit-learn",
+)
+SELECTED_ON = {"validation_best": "validation", "last": "last epoch", "test_best": "test"}
+
+
+def outcome(
+    config: Config, parts: Parts, data: Data, folder: RunFolder, start: str | None, command: str
+) -> dict[str, Any]:
+    """The whole record, plain values only. Accuracies in percent, times in seconds, memory in MiB."""
+    levels = parts.rounds.levels
+    costs = layer_costs(parts.model, config.dataset.image_size)
+    last = levels[-1]
+    return {
+        "name": folder.name,
+        "hash": digest(identity(config)),
+        "cell": cell(config),
+        "model": config.model.name,
+        "width": config.model.width,
+        "dataset": config.dataset.name,
+        "method": config.method.name,
+        "seed": config.seed,
+        "sparsity_target": stages.final_sparsity(config),
+        "sparsity": last["sparsity"],
+        "kept": last["kept"],
+        "total": sum(cost.total for cost in costs),
+        "counting": COUNTING,
+        "test_accuracy": last["test_accuracy"],
+        "validation_accuracy": last["validation_accuracy"],
+        "selected_on": SELECTED_ON[config.training.select],
+        "start": start,
+        "levels": levels,
+        "layers": [{"name": c.name, "kept": c.kept, "total": c.total, "macs": c.macs} for c in costs],
+        "flops": flops(costs, levels, len(data.train) * config.training.batch_size),
+        "seconds": sum(level["seconds"] for level in levels),
+        "peak_memory_mb": peak_memory(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "data": {"md5": data.md5, "official": data.official},
+        "device": device_name(parts.module.device),
+        "command": command,
+        "commit": commit(),
+        "config": identity(config),
+    }
+
+
+def flops(costs: list[LayerCost], levels: list[dict[str, Any]], images_an_epoch: int) -> dict[str, int]:
+    """Two operations a multiply-add; a training image costs three forward passes (forward, input and weight gradient).
+
+    Dense counts are what masked dense arithmetic really computes; sparse ones count the final network's kept weights.
+    """
+    dense, sparse = sum(c.macs for c in costs), sum(c.sparse_macs for c in costs)
+    images = images_an_epoch * sum(level["epochs"] for level in levels)
+    return {
+        "inference_dense": 2 * dense,
+        "inference_sparse": 2 * sparse,
+        "training_dense": 6 * dense * images,
+        "training_sparse": 6 * sparse * images,
+    }
+
+
+def reset_peak_memory() -> None:
+    """Start the peak anew, so that a run in a sweep does not report the one before it (Linux)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass  # the kernel or the sandbox forbids it: the peak is then that of the whole process
+
+
+def peak_memory() -> float:
+    """Peak memory of this process in MiB: resident, or on the GPU when there is one."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def device_name(device: torch.device) -> str:
+    """What the run computed on, as a person would name it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:
+        pass
+    return f"cpu: {name}, {torch.get_num_threads()} threads"
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this package runs from, '+' behind it when files differ; None in a wheel."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run(
+            ["git", "-C", here, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")

@@ -1,0 +1,182 @@
+"""A run's identity, its folder, its status and its results on disk. CSV and JSON here are the source of truth.
+
+A run's name is a hash of what matters in its config, so the same request finds the same folder: a finished run is
+not run again, an interrupted one goes on. Everything is written whole: a temporary file, then a rename.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sparse_lab import stages
+from sparse_lab.config import Config, UserError
+
+SCHEDULE_KEYS = {
+    "one_shot": (),
+    "constant": (),
+    "iterative": ("share", "round_epochs"),
+    "cubic": ("begin", "end", "every", "initial"),
+}
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What matters in a config: no paths, loggers or devices, and no key of a part that the method does not use."""
+    plain = _matters(config)
+    method = plain["method"]
+    if config.method.prune is None:
+        for key in ("sparsity", "schedule"):
+            del plain[key]
+        del plain["training"]["finetune"]
+    else:
+        used = SCHEDULE_KEYS[config.schedule.name]
+        plain["schedule"] = {key: value for key, value in plain["schedule"].items() if key in ("name", *used)}
+    if config.method.regrow is None:
+        del plain["training"]["regrow"]
+    plain["method"] = {key: value for key, value in method.items() if value is not None}
+    return plain
+
+
+def _matters(part: Any) -> dict[str, Any]:
+    result = {}
+    for field in dataclasses.fields(part):
+        if not field.metadata.get("identity", True):
+            continue
+        value = getattr(part, field.name)
+        result[field.name] = _matters(value) if dataclasses.is_dataclass(value) else value
+    return {key: value for key, value in result.items() if value != {}}
+
+
+def digest(plain: dict[str, Any]) -> str:
+    """First 10 hex digits of the SHA-256 of the canonical JSON."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def cell(config: Config) -> str:
+    """The hash of everything but the seed: runs of one cell belong into one mean."""
+    return digest({key: value for key, value in identity(config).items() if key != "seed"})
+
+
+def run_name(config: Config) -> str:
+    """Readable, then unique: vgg16-cifar10-oneshot-98.85-seed1-1a2b3c4d5e."""
+    sparsity = [] if config.method.prune is None else [f"{100 * stages.final_sparsity(config):.6g}"]
+    parts = [config.model.name, config.dataset.name, config.method.name, *sparsity, f"seed{config.seed}"]
+    return "-".join([*parts, digest(identity(config))])
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a temporary file beside `path` and rename it, so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+class RunFolder:
+    """One run on disk: config.yaml, status.json, metrics.csv, result.json, checkpoints/."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.name = run_name(config)
+        self.path = Path(config.paths.outputs).expanduser().resolve() / "runs" / self.name
+        self.last = self.path / "checkpoints" / "last.ckpt"
+        self.best = self.path / "checkpoints" / "best.ckpt"
+        self.status: dict[str, Any] = {}
+
+    def result(self) -> dict[str, Any] | None:
+        """The result of a finished run, or None. A run is finished when its result and its network are there."""
+        try:
+            result = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+            return None
+        return result if self.best.is_file() else None
+
+    @contextmanager
+    def claim(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Hold the run for this process; wait while another one has it. The lock goes when its holder dies.
+
+        Raises UserError when the folder cannot be written.
+        """
+        try:
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held open as long as the claim
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}; set paths.outputs=DIR") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"waiting for {self.name}: another process runs it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def begin(self) -> None:
+        write_whole(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(self.config))))
+        self.status = {
+            "state": "running",
+            "error": None,
+            "started": now(),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+        }
+        self._write_status()
+
+    def progress(self, epoch: int, epochs: int) -> None:
+        self.status.update(epoch=epoch, epochs=epochs)
+        self._write_status()
+
+    def fail(self, error: str, details: str) -> None:
+        """Mark the run failed: one line in status.json, the whole traceback in error.txt."""
+        self.status.update(state="failed", error=error)
+        write_whole(self.path / "error.txt", details)
+        self._write_status()
+
+    def finish(self, result: dict[str, Any]) -> None:
+        write_whole(self.path / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+        self.status.update(state="done", error=None)
+        self._write_status()
+
+    def _write_status(self) -> None:
+        self.status["updated"] = now()
+        write_whole(self.path / "status.json", json.dumps(self.status, indent=2) + "\n")
+
+    def add_metrics(self, row: dict[str, Any]) -> None:
+        """Append one epoch to metrics.csv (with a head line if it is new)."""
+        path = self.path / "metrics.csv"
+        new = not path.exists()
+        with open(path, "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def cut_metrics(self, epochs: int) -> None:
+        """Keep only the first `epochs` rows: later ones were written after the checkpoint that the run goes on from."""
+        path = self.path / "metrics.csv"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_whole(path, "".join(lines[: epochs + 1] if epochs else []))
+            if not epochs:
+                path.unlink()

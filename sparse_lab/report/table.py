@@ -1,0 +1,218 @@
+"""Pure functions from records to tables: means over seeds, levels, and the wide table that people read."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+
+from sparse_lab.report.labels import labels
+from sparse_lab.report.published import Published, find
+from sparse_lab.report.records import Finished, is_number, section
+
+COLUMNS = {
+    "model": "network",
+    "dataset": "data set",
+    "method": "method; where several settings of it were run, the settings that differ stand in brackets",
+    "sparsity": "share of conv and linear weights that was asked to be zero; 0 for dense",
+    "kept": "weights that are not masked (biases and BatchNorm are dense and not counted)",
+    "seeds": "number of seeds that the row averages over",
+    "mean": "mean top-1 test accuracy over seeds, %",
+    "std": "sample standard deviation over seeds (n - 1), %; empty with one seed",
+    "min": "lowest accuracy of a seed, %",
+    "max": "highest accuracy of a seed, %",
+    "published": "published top-1 accuracy at the same sparsity, %; only for networks of width 1",
+    "published_std": "its standard deviation, %, where one was given",
+    "difference": "mean - published, in points",
+    "official_data": "the md5 of the data files is the official one in every run of the row",
+    "selected_on": "what chose the epoch whose weights were tested: validation, last epoch, or test (optimistic)",
+    "connected": "a path of kept weights leads from the input to the logits in every run; empty where not recorded",
+    "width": "factor on every channel count",
+    "base": "the method's name without settings",
+    "published_source": "where the published number stands",
+    "cell": "hash of the config without the seed: the runs of one row share it",
+}
+MARKS = {
+    "†": "the epoch was selected on the test set: the number is optimistic",
+    "‡": "the data files are not the official ones",
+    "§": "in at least one run no path of kept weights leads from the input to the logits",
+}
+_LEVEL = ("level", "sparsity", "kept", "validation_accuracy", "test_accuracy", "best_epoch", "epochs", "seconds")
+_EFFECTIVE = ("kept_on_path", "dead_channels", "channels", "connected", "live_logits")
+
+
+def distinct(runs: Iterable[Finished]) -> tuple[list[Finished], list[str]]:
+    """One run for each (cell, seed), the last one finished, and a note on what was left out."""
+    groups: dict[tuple[str, int], list[Finished]] = defaultdict(list)
+    for run in runs:
+        groups[run.cell, run.seed].append(run)
+    kept, notes, copies = [], [], 0
+    for group in groups.values():
+        chosen = max(group, key=lambda run: (run.status.updated or datetime.min.replace(tzinfo=UTC), str(run.folder)))
+        kept.append(chosen)
+        for other in group:
+            if other is not chosen and other.accuracy != chosen.accuracy:
+                notes.append(
+                    f"{chosen.name}: {chosen.folder} ({chosen.accuracy:.2f}%) counts and {other.folder} "
+                    f"({other.accuracy:.2f}%) does not: the same config and seed gave two results"
+                )
+            elif other is not chosen:
+                copies += 1
+    if copies:
+        said = "1 copy of a run was" if copies == 1 else f"{copies} copies of runs were"
+        notes.append(f"{said} left out (same config, seed and accuracy)")
+    return kept, notes
+
+
+def long(runs: Iterable[Finished], published: Sequence[Published]) -> pd.DataFrame:
+    """One row a cell, with the columns that `COLUMNS` explains; runs that differ only in their seed make a cell."""
+    counted, _ = distinct(runs)
+    names = labels(counted)
+    cells: dict[str, list[Finished]] = defaultdict(list)
+    for run in counted:
+        cells[run.cell].append(run)
+    rows = [_row(group, names[cell], published) for cell, group in cells.items()]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    return _sorted(table, ["sparsity", "cell"])
+
+
+def levels(runs: Iterable[Finished]) -> pd.DataFrame:
+    """One row for every level that every counted run passed; accuracies in percent, seconds of wall time."""
+    counted, _ = distinct(runs)
+    names = labels(counted)
+    rows: list[dict[str, Any]] = []
+    for run in counted:
+        known = {key: run.result[key] for key in ("model", "dataset")}
+        known |= {
+            "method": names[run.cell],
+            "target": run.sparsity,
+            "seed": run.seed,
+            "run": run.name,
+            "cell": run.cell,
+        }
+        for level in run.levels:
+            effective = section(level, "effective")
+            # The count of weights on a path is written under either name.
+            effective = {"kept_on_path": effective.get("effective"), **effective}
+            row = known | {key: level.get(key) for key in _LEVEL} | {key: effective.get(key) for key in _EFFECTIVE}
+            rows.append(row)
+    columns = ["model", "dataset", "method", "target", "seed", "run", "cell", *_LEVEL, *_EFFECTIVE]
+    return _sorted(pd.DataFrame(rows, columns=columns), ["target", "cell", "seed", "level"])
+
+
+def wide(table: pd.DataFrame, model: str, dataset: str) -> pd.DataFrame:
+    """Method x sparsity for one network and data set, cells like `91.20 ± 0.31 [91.03 ± 0.17] †`, empty where none ran.
+
+    The columns are named like `99% (9,213 kept)`. `MARKS` explains the marks.
+    """
+    panel = table[(table["model"] == model) & (table["dataset"] == dataset)]
+    columns: dict[str, dict[str, str]] = {}
+    for sparsity, column in panel.sort_values("sparsity").groupby("sparsity"):
+        head = f"{percent(float(str(sparsity)))} ({_kept_range(column['kept'])} kept)"
+        columns[head] = {str(row["method"]): _cell(row) for row in column.to_dict("records")}
+    methods = list(dict.fromkeys(panel["method"]))
+    return pd.DataFrame(
+        {head: [cells.get(method, "") for method in methods] for head, cells in columns.items()},
+        index=pd.Index(methods, name="method"),
+    )
+
+
+def panels(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """The (model, data set) pairs of a table, in its order."""
+    return list(dict.fromkeys(zip(table["model"].astype(str), table["dataset"].astype(str), strict=True)))
+
+
+def marks(table: pd.DataFrame) -> list[str]:
+    """What the marks in the wide tables mean, those that occur."""
+    used = "".join(_marks(row) for row in table.to_dict("records"))
+    return [f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used]
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with as many digits as it needs, up to four: 0.9685 is `96.85%`."""
+    return f"{100 * share:.4f}".rstrip("0").rstrip(".") + "%"
+
+
+def accuracy(mean: float, std: float | None) -> str:
+    """`91.20 ± 0.31`, or the mean alone where there is no standard deviation."""
+    return f"{mean:.2f}" if std is None or math.isnan(std) else f"{mean:.2f} ± {std:.2f}"
+
+
+def _row(group: Sequence[Finished], name: str, published: Sequence[Published]) -> dict[str, Any]:
+    result, first = group[0].result, group[0]
+    values = pd.Series([run.accuracy for run in group])
+    mean = float(values.mean())
+    number = find(
+        published,
+        method=result["method"],
+        model=result["model"],
+        dataset=result["dataset"],
+        sparsity=first.sparsity,
+        width=first.width,
+    )
+    kept = [int(run.result["kept"]) for run in group if is_number(run.result.get("kept"))]
+    return {
+        "model": result["model"],
+        "dataset": result["dataset"],
+        "method": name,
+        "sparsity": first.sparsity,
+        "kept": max(kept, default=None),
+        "seeds": len(group),
+        "mean": mean,
+        "std": float(values.std(ddof=1)),
+        "min": float(values.min()),
+        "max": float(values.max()),
+        "published": number.top1 if number else math.nan,
+        "published_std": number.std if number and number.std is not None else math.nan,
+        "difference": mean - number.top1 if number else math.nan,
+        "official_data": all(section(run.result, "data").get("official") is True for run in group),
+        "selected_on": ", ".join(sorted({str(run.result.get("selected_on", "not recorded")) for run in group})),
+        "connected": _connected(group),
+        "width": first.width,
+        "base": result["method"],
+        "published_source": number.source if number else None,
+        "cell": first.cell,
+    }
+
+
+def _connected(group: Iterable[Finished]) -> bool | None:
+    ends = [section(run.levels[-1], "effective").get("connected") if run.levels else None for run in group]
+    if False in ends:
+        return False
+    return None if None in ends else True
+
+
+def _sorted(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    # Dense rows head their panel, for every other row is read against them.
+    order = table.assign(_sparse=~table["method"].astype(str).str.match(r"dense( \(|$)"))
+    by = ["model", "dataset", "_sparse", "method", *columns]
+    return order.sort_values(by, ignore_index=True).drop(columns="_sparse")
+
+
+def _cell(row: dict[Any, Any]) -> str:
+    text = accuracy(row["mean"], row["std"])
+    if not math.isnan(row["published"]):
+        text += f" [{accuracy(row['published'], row['published_std'])}]"
+    used = _marks(row)
+    return f"{text} {used}" if used else text
+
+
+def _marks(row: dict[Any, Any]) -> str:
+    shown = {
+        "†": "test" in row["selected_on"].split(", "),
+        "‡": not row["official_data"],
+        "§": row["connected"] is False,
+    }
+    return "".join(mark for mark, here in shown.items() if here)
+
+
+def _kept_range(kept: pd.Series[Any]) -> str:
+    known = kept.dropna()
+    if known.empty:
+        return "?"
+    low, high = int(known.min()), int(known.max())
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -1,0 +1,107 @@
+"""One run: build the parts, fit, record. Read it top to bottom."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.console import Console
+
+from sparse_lab import data, stages
+from sparse_lab.config import Config, UserError
+from sparse_lab.outcome import outcome, reset_peak_memory
+from sparse_lab.parts import assemble, make_trainer
+from sparse_lab.record import RunFolder, digest, identity
+from sparse_lab.training.files import load, save_network
+
+
+def run(config: Config, command: str, console: Console, label: str = "") -> dict[str, Any]:
+    """Make the run that `config` asks for, with the runs that it starts from, and return its record.
+
+    A finished run is not made again. Raises UserError for what the user can mend; every failure is in status.json too.
+    """
+    folder = RunFolder(config)
+    label = f"{label} {folder.name}".strip()
+
+    def say(line: str) -> None:
+        console.print(f"{label}: {line}", highlight=False, soft_wrap=True)
+
+    with folder.claim(say):
+        done = folder.result()
+        if done is not None:
+            say(f"done already, test {done['test_accuracy']:.2f}%")
+            return done
+        try:
+            folder.begin()
+            starts, parent = _starts(config, command, console)
+            say(f"started{f' from {parent}' if parent else ''}")
+            result = _fit(config, folder, starts, parent, command, console, label)
+        except BaseException as error:
+            raise _failure(folder, error) from error
+    say(
+        f"test {result['test_accuracy']:.2f}%, {result['kept']:,} of {result['total']:,} weights, "
+        f"{result['seconds']:.0f} s"
+    )
+    return result
+
+
+def _starts(config: Config, command: str, console: Console) -> tuple[dict[str, Path], str | None]:
+    """Make (or find) the runs that this one starts from: name of the part -> its network; and the parent's name."""
+    wanted = {"parent": stages.parent(config), "reference": stages.reference(config)}
+    if config.method.regrow is not None:
+        wanted["dense"] = stages.dense(config)
+    starts: dict[str, Path] = {}
+    names: dict[str, str] = {}
+    for part, other in wanted.items():
+        if other is not None:
+            names[part] = run(other, command, console, label="  needed first:")["name"]
+            starts[part] = RunFolder(other).best
+    if config.method.regrow is not None and config.method.regrow.reference is not None:
+        starts["reference"] = Path(config.method.regrow.reference)
+    return starts, names.get("parent")
+
+
+def _fit(
+    config: Config,
+    folder: RunFolder,
+    starts: dict[str, Path],
+    parent: str | None,
+    command: str,
+    console: Console,
+    label: str,
+) -> dict[str, Any]:
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    pl.seed_everything(config.seed, verbose=False)
+    reset_peak_memory()
+    batches = data.build(config.dataset, config.training, config.seed)
+    parts = assemble(config, batches, folder, starts, console, label)
+    trainer = make_trainer(config, parts, folder, digest(identity(config)))
+    resume = None
+    if folder.last.is_file():
+        load(folder.last)  # a torn or foreign file is said in one line here
+        resume = folder.last
+    trainer.fit(parts.module, batches.train, batches.validation, ckpt_path=resume, weights_only=True)
+    result = outcome(config, parts, batches, folder, parent, command)
+    save_network(parts.model, folder.best, {"run": folder.name, "sparsity": result["sparsity"], "kept": result["kept"]})
+    folder.finish(result)
+    return result
+
+
+def _failure(folder: RunFolder, error: BaseException) -> BaseException:
+    """Put the failure on record; a full disk becomes one clear line."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        error = UserError(
+            f"the disk is full: {folder.path} holds what was saved before; make room and start the same command again"
+        )
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        error = UserError("interrupted: start the same command again to go on")
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    try:
+        folder.fail(line if isinstance(error, UserError) else f"{type(error).__name__}: {line}", traceback.format_exc())
+    except OSError:
+        pass  # nothing can be written any more: the error itself still reaches the user
+    return error

@@ -1,0 +1,3 @@
+"""The core, on torch alone: masks, scores, allocation, schedules, selection, and what a mask does to a network's
+paths.
+"""

@@ -1,0 +1,55 @@
+"""What a network costs: multiply-adds of one image, dense and with live weights only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparse_lab.sparsity.masks import layers
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """`macs`: multiply-adds of one image with all weights; `sparse_macs`: with the kept ones. Padding counts as
+    real.
+    """
+
+    name: str
+    kept: int
+    total: int
+    macs: int
+    sparse_macs: int
+
+
+def layer_costs(model: nn.Module, image_size: int) -> list[LayerCost]:
+    """One entry a counted layer, in the model's order; runs one image through the network in evaluation mode."""
+    found = layers(model)
+    uses: dict[str, int] = dict.fromkeys(found, 0)
+    hooks = [module.register_forward_hook(_count_uses(uses, name)) for name, module in found.items()]
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            weight = next(model.parameters())
+            model(torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype))
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    costs = []
+    for name, module in found.items():
+        total = module.weight.numel()
+        mask = getattr(module, "mask", None)
+        kept = total if mask is None else int(mask.sum())
+        costs.append(LayerCost(name, kept, total, total * uses[name], kept * uses[name]))
+    return costs
+
+
+def _count_uses(uses: dict[str, int], name: str):  # type: ignore[no-untyped-def]
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        # each weight multiplies once at each output position: [1, C, H, W] has H * W of them, [1, C] has one
+        uses[name] += output[0, 0].numel()
+
+    return hook

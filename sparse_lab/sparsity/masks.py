@@ -1,0 +1,107 @@
+"""Masks: a bool buffer beside each counted weight, and the promise that what is masked is zero.
+
+Counted are the weights of convolutions and linear layers. Biases and BatchNorm stay dense and are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+COUNTING = "conv and linear weights; biases and BatchNorm are dense and not counted"
+COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+Counted = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+
+
+def layers(model: nn.Module) -> dict[str, Counted]:
+    """The layers whose weights are counted, by name, in the model's own order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, COUNTED)}
+
+
+def count(model: nn.Module) -> int:
+    """Number of counted weights, kept or not."""
+    return sum(module.weight.numel() for module in layers(model).values())
+
+
+def kept_for(sparsity: float, total: int) -> int:
+    """Number of weights that `sparsity` leaves of `total`: round((1 - sparsity) * total)."""
+    return round((1.0 - sparsity) * total)
+
+
+class Masks:
+    """The masks of one model: made once, set by name, enforced after every optimizer step.
+
+    The bool buffers `LAYER.mask` are the truth (they are saved and moved with the model). Beside them lies a copy in
+    the weight's dtype, for enforcing: multiplying by floats costs 2.5 times less than by bools.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers = layers(model)
+        for module in self.layers.values():
+            if not isinstance(getattr(module, "mask", None), Tensor):
+                module.register_buffer("mask", torch.ones_like(module.weight, dtype=torch.bool))
+        self._factors: list[Tensor] = []
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.layers[name].get_buffer("mask")
+
+    def weights(self) -> dict[str, Tensor]:
+        """Counted weights by layer name (the parameters themselves)."""
+        return {name: module.weight for name, module in self.layers.items()}
+
+    def masks(self) -> dict[str, Tensor]:
+        """Bool masks by layer name, True where a weight is kept (the buffers themselves)."""
+        return {name: self[name] for name in self.layers}
+
+    def kept(self) -> int:
+        """Number of kept weights in the whole network."""
+        return sum(self.kept_by_layer().values())
+
+    def kept_by_layer(self) -> dict[str, int]:
+        return {name: int(mask.sum()) for name, mask in self.masks().items()}
+
+    def total(self) -> int:
+        return sum(module.weight.numel() for module in self.layers.values())
+
+    def sparsity(self) -> float:
+        """Share of counted weights that are masked."""
+        return 1.0 - self.kept() / self.total()
+
+    def set(self, new: Mapping[str, Tensor]) -> None:
+        """Take new masks (by layer name, shape of the weight). Weights outside them become zero at once."""
+        for name, mask in new.items():
+            self[name].copy_(mask)
+        self.refresh()
+        self.enforce()
+
+    def refresh(self) -> None:
+        """Make the multipliers anew: after masks were loaded, moved or changed from outside."""
+        self._factors = [self[name].to(module.weight.dtype) for name, module in self.layers.items()]
+
+    @torch.no_grad()
+    def enforce(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Zero every masked weight, and the optimizer state of the same shape, in place.
+
+        Masking gradients is not enough: momentum and weight decay revive pruned weights.
+        """
+        if not self._factors:
+            self.refresh()
+        values: list[Tensor] = []
+        factors: list[Tensor] = []
+        for module, factor in zip(self.layers.values(), self._factors, strict=True):
+            for tensor in (module.weight, *state_like(optimizer, module.weight)):
+                values.append(tensor.data)
+                factors.append(factor if factor.dtype == tensor.dtype else factor.to(tensor.dtype))
+        torch._foreach_mul_(values, factors)
+
+
+def state_like(optimizer: torch.optim.Optimizer | None, weight: Tensor) -> Iterable[Tensor]:
+    """The optimizer's tensors that hold one number a weight (momentum, Adam's moments)."""
+    if optimizer is None:
+        return []
+    state = optimizer.state.get(weight, {})
+    return [value for value in state.values() if isinstance(value, Tensor) and value.shape == weight.shape]

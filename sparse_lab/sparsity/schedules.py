@@ -1,0 +1,105 @@
+"""When the mask changes, and how sparse the network is then. Frozen, stateless: two questions, asked by step.
+
+Steps are optimizer steps since the start of the run's phase. `due(step)`: change the mask before this step?
+`sparsity(step)`: the sparsity that holds from this step on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Schedule(Protocol):
+    def due(self, step: int) -> bool: ...
+
+    def sparsity(self, step: int) -> float: ...
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """Straight to the target before step `at`."""
+
+    target: float
+    at: int = 0
+
+    def due(self, step: int) -> bool:
+        return step == self.at
+
+    def sparsity(self, step: int) -> float:
+        return self.target if step >= self.at else 0.0
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The target from the first step to the last: static sparse training, or drop-and-grow at a fixed budget."""
+
+    target: float
+
+    def due(self, step: int) -> bool:
+        return step == 0
+
+    def sparsity(self, step: int) -> float:
+        return self.target
+
+
+@dataclass(frozen=True)
+class Iterative:
+    """Every `every` steps a `share` of what remains goes, until the target (the last round takes only what is left)."""
+
+    target: float
+    share: float
+    every: int
+    initial: float = 0.0
+
+    def rounds(self) -> int:
+        """Number of mask changes; a target that lies within a millionth of a round's end needs no round more."""
+        remaining = (1.0 - self.target) / (1.0 - self.initial)
+        return max(1, math.ceil(math.log(remaining) / math.log(1.0 - self.share) - 1e-6)) if remaining < 1.0 else 1
+
+    def due(self, step: int) -> bool:
+        return step % self.every == 0 and step // self.every < self.rounds()
+
+    def sparsity(self, step: int) -> float:
+        done = step // self.every + 1
+        if done >= self.rounds():
+            return self.target
+        return 1.0 - (1.0 - self.initial) * (1.0 - self.share) ** done
+
+
+@dataclass(frozen=True)
+class Cubic:
+    """Gradual magnitude pruning: s_t = s_f + (s_i - s_f)(1 - progress)^3 (Zhu & Gupta 2017)."""
+
+    target: float
+    begin: int
+    end: int
+    every: int
+    initial: float = 0.0
+
+    def due(self, step: int) -> bool:
+        return self.begin <= step <= self.end and ((step - self.begin) % self.every == 0 or step == self.end)
+
+    def sparsity(self, step: int) -> float:
+        if step < self.begin:
+            return 0.0
+        progress = min(1.0, (step - self.begin) / max(1, self.end - self.begin))
+        return self.target + (self.initial - self.target) * (1.0 - progress) ** 3
+
+
+@dataclass(frozen=True)
+class Regrowth:
+    """From `start` down to `target` in equal steps of sparsity, one every `every` optimizer steps."""
+
+    start: float
+    target: float
+    steps: int
+    every: int
+
+    def due(self, step: int) -> bool:
+        return step % self.every == 0 and step // self.every < self.steps
+
+    def sparsity(self, step: int) -> float:
+        done = min(step // self.every + 1, self.steps)
+        return self.target if done == self.steps else self.start + (self.target - self.start) * done / self.steps

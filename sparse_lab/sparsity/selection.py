@@ -1,0 +1,82 @@
+"""Which positions a count picks: one exact, tie-stable top-k for everyone.
+
+Thresholds over-prune or under-prune where scores tie (bf16 scores tie a lot). Here the count is exact, and among equal
+scores the lowest index wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparse_lab.config import UserError
+
+
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """Bool mask, shape of `scores`, with exactly `k` True at the largest scores; equal scores: lowest index first.
+
+    Raises ValueError for a `k` outside [0, numel] and for NaN scores.
+    """
+    flat = scores.detach().reshape(-1)
+    if not 0 <= k <= flat.numel():
+        raise ValueError(f"cannot pick {k} of {flat.numel()} positions")
+    if k == 0 or k == flat.numel():
+        return torch.full(scores.shape, k > 0, dtype=torch.bool, device=scores.device)
+    threshold = kth_largest(flat, k)
+    picked = flat > threshold
+    ties = torch.nonzero(flat == threshold).reshape(-1)
+    picked[ties[: k - int(picked.sum())]] = True
+    return picked.reshape(scores.shape)
+
+
+def kth_largest(flat: Tensor, k: int) -> Tensor:
+    """The k-th largest of a 1-D tensor, as a 0-D tensor of its dtype. Raises ValueError when a score is NaN.
+
+    numpy's partition was the fastest on a CPU over 21 M float32 scores (`sparse-lab bench selection`): 2 to 7 times
+    faster than torch.topk and kthvalue, 30 times faster than a sort. On a GPU torch.topk is.
+    """
+    if bool(torch.isnan(flat).any()):
+        raise ValueError("scores hold NaN")
+    if flat.device.type != "cpu":
+        return torch.topk(flat, k, sorted=False).values.min()
+    # bfloat16 is unknown to numpy; float32 holds it exactly
+    array = (flat if flat.dtype in (torch.float32, torch.float64) else flat.float()).numpy()
+    place = flat.numel() - k
+    return torch.as_tensor(np.partition(array, place)[place]).to(flat.dtype)
+
+
+def top_k_each(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """In each layer its own top-k. `scores` and the masks returned have the weights' shapes."""
+    return {name: top_k(scores[name], counts[name]) for name in scores}
+
+
+def global_counts(scores: Mapping[str, Tensor], total: int, least: int = 1) -> dict[str, int]:
+    """How many weights each layer keeps when the `total` largest scores of the whole network stay.
+
+    Each layer's `least` best weights stay in any case, so that no layer is emptied; the total is exact all the same.
+    Raises UserError when `total` cannot leave `least` weights in each layer.
+    """
+    floors = {name: min(least, score.numel()) for name, score in scores.items()}
+    if total < sum(floors.values()):
+        raise UserError(
+            f"{total} weights cannot keep {len(scores)} layers alive (at least {least} each): choose a lower sparsity"
+        )
+    flat = torch.cat([score.detach().reshape(-1) for score in scores.values()])
+    sizes = [score.numel() for score in scores.values()]
+    picked = top_k(flat, total)
+    counts = {name: int(part.sum()) for name, part in zip(scores, picked.split(sizes), strict=True)}
+    if all(counts[name] >= floors[name] for name in counts):
+        return counts
+    return _with_floors(scores, flat, floors, total)
+
+
+def _with_floors(scores: Mapping[str, Tensor], flat: Tensor, floors: Mapping[str, int], total: int) -> dict[str, int]:
+    """Reserve every layer's floor first, then share the rest out globally."""
+    best = torch.cat([top_k(score, floors[name]).reshape(-1) for name, score in scores.items()])
+    rest = torch.where(best, torch.full_like(flat, -torch.inf), flat)
+    picked = top_k(rest, total - sum(floors.values())) | best
+    sizes = [score.numel() for score in scores.values()]
+    return {name: int(part.sum()) for name, part in zip(scores, picked.split(sizes), strict=True)}

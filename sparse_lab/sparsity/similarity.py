@@ -1,0 +1,80 @@
+"""Where a sparse network looks differently from its dense one: SSIM of spatial attention maps, layer by layer.
+
+arXiv 2511.11675: a layer whose attention map has changed most has lost most, and regrows first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+SMALLEST_MAP = 3  # an SSIM window of 3x3 is the smallest that has a variance worth the name
+WINDOW = 7
+
+
+def attention_maps(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """For each conv its spatial attention map [H, W], float64: channels summed, L1-normalised an image, averaged.
+
+    Taken at the conv's output, in evaluation mode; the network is left as it was.
+    """
+    sums: dict[str, Tensor] = {}
+    seen = 0
+    hooks = [
+        module.register_forward_hook(_collect(sums, name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    training = model.training
+    weight = next(model.parameters())
+    model.eval()
+    try:
+        with torch.no_grad():
+            for images, _ in batches:
+                model(images.to(weight))
+                seen += len(images)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return {name: total / seen for name, total in sums.items()}
+
+
+def _collect(sums: dict[str, Tensor], name: str):  # type: ignore[no-untyped-def]
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        spatial = output.detach().double().sum(1)
+        norm = spatial.abs().sum((1, 2), keepdim=True).clamp_min(1e-30)
+        sums[name] = sums.get(name, torch.zeros_like(spatial[0])) + (spatial / norm).sum(0)
+
+    return hook
+
+
+def ssim(first: Tensor, second: Tensor) -> float:
+    """Mean structural similarity (Wang et al. 2004) of two maps [H, W], both sides at least 3.
+
+    Uniform window of 7x7 (the largest odd one that fits, in smaller maps), K1 = 0.01, K2 = 0.03, range of both maps
+    together.
+    """
+    window = min(WINDOW, *(side if side % 2 else side - 1 for side in first.shape))
+    both = torch.stack([first, second])
+    span = float(both.max() - both.min())
+    if span == 0.0:
+        return 1.0
+    # Torchmetrics crops the border that its padding touches, so only windows wholly inside count, as in skimage
+    value = structural_similarity_index_measure(
+        first[None, None].double(),
+        second[None, None].double(),
+        gaussian_kernel=False,
+        kernel_size=window,
+        data_range=span,
+    )
+    assert isinstance(value, Tensor)
+    return float(value)
+
+
+def least_similar(dense: dict[str, Tensor], sparse: dict[str, Tensor]) -> list[tuple[str, float]]:
+    """Layers with their SSIM, the least similar first. Maps under 3x3 cannot be scored and are left out."""
+    scored = [(name, ssim(dense[name], sparse[name])) for name in dense if min(dense[name].shape) >= SMALLEST_MAP]
+    return sorted(scored, key=lambda pair: pair[1])

@@ -1,0 +1,55 @@
+"""What a run starts from: other runs, each made once and found by its hash.
+
+A method is a list of parts (train dense, prune, regrow). Taking the last part away gives the run that it starts
+from, so the one-way run that a regrowth starts from is the very run that `method=oneshot` asks for, and its record
+stands in the table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sparse_lab.config import Config, MethodConfig
+
+
+def dense(config: Config) -> Config:
+    """The dense training that every part of `config` goes back to."""
+    return replace(config, method=MethodConfig(name="dense"))
+
+
+def one_way(config: Config, sparsity: float) -> Config:
+    """The pruning run without regrowth, at `sparsity`."""
+    method = replace(config.method, name=config.method.starts_from or "", starts_from="dense", regrow=None)
+    return replace(config, method=method, sparsity=replace(config.sparsity, target=sparsity))
+
+
+def regrowth_start(config: Config) -> float:
+    """The sparsity that regrowth starts from: the target plus all the steps' budgets."""
+    assert config.method.regrow is not None
+    return round(config.sparsity.target + config.method.regrow.steps * config.method.regrow.budget, 10)
+
+
+def final_sparsity(config: Config) -> float:
+    """The sparsity that the run ends with: a regrowth with score=none stays where it starts."""
+    if config.method.prune is None:
+        return 0.0
+    if config.method.regrow is not None and config.method.regrow.score == "none":
+        return regrowth_start(config)
+    return config.sparsity.target
+
+
+def parent(config: Config) -> Config | None:
+    """The run that `config` starts from, or None when it starts from scratch."""
+    if config.method.regrow is not None:
+        return one_way(config, regrowth_start(config))
+    if config.method.prune is not None and config.method.starts_from is not None:
+        return dense(config)
+    return None
+
+
+def reference(config: Config) -> Config | None:
+    """The less sparse run whose living positions regrow first, when that is the score and no file is given."""
+    regrow = config.method.regrow
+    if regrow is None or regrow.score != "reference" or regrow.reference is not None:
+        return None
+    return one_way(config, config.sparsity.target)

@@ -1,0 +1,1 @@
+"""The training loop's own parts: the Lightning module, optimizers and learning rates, the clock, evaluation."""

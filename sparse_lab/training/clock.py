@@ -1,0 +1,60 @@
+"""Where a run stands: in which round, at which epoch and step of it. Everything scheduled asks this clock.
+
+A run is one or more rounds of equal length (a dense run has one; iterative pruning has one a mask change). The clock
+ticks only when an optimizer step really happened, so a step that the gradient scaler skipped advances no schedule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Clock:
+    rounds: int
+    epochs_a_round: int
+    steps_an_epoch: int
+    round: int = 0
+    epoch_in_round: int = 0
+    step_in_round: int = 0
+
+    @property
+    def steps_a_round(self) -> int:
+        return self.epochs_a_round * self.steps_an_epoch
+
+    @property
+    def step(self) -> int:
+        """Step of the whole run, as the mask schedules count: a round that ended early counts in full."""
+        return self.round * self.steps_a_round + min(self.step_in_round, self.steps_a_round - 1)
+
+    @property
+    def progress(self) -> float:
+        """Share of the round that has passed, in [0, 1)."""
+        return min(self.step_in_round, self.steps_a_round - 1) / self.steps_a_round
+
+    @property
+    def total_epochs(self) -> int:
+        return self.rounds * self.epochs_a_round
+
+    @property
+    def finished(self) -> bool:
+        return self.round >= self.rounds
+
+    def tick(self) -> None:
+        """An optimizer step happened."""
+        self.step_in_round += 1
+
+    def end_epoch(self) -> None:
+        self.epoch_in_round += 1
+
+    def end_round(self) -> None:
+        self.round += 1
+        self.epoch_in_round = 0
+        self.step_in_round = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"round": self.round, "epoch_in_round": self.epoch_in_round, "step_in_round": self.step_in_round}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.round, self.epoch_in_round = state["round"], state["epoch_in_round"]
+        self.step_in_round = state["step_in_round"]

@@ -1,0 +1,61 @@
+"""The Lightning module: a plain network, its loss and its figures. It knows nothing of masks."""
+
+from __future__ import annotations
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sparse_lab.config import RecipeConfig
+from sparse_lab.training.clock import Clock
+from sparse_lab.training.recipes import learning_rate, make_optimizer
+
+
+class Classifier(pl.LightningModule):
+    """Cross-entropy training of `model`. Sums of loss and hits stay on the device; one read an epoch."""
+
+    def __init__(self, model: nn.Module, recipe: RecipeConfig, clock: Clock, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+        self.clock = clock
+        self.label_smoothing = label_smoothing
+        self.sums: dict[str, Tensor] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return make_optimizer(self.model.parameters(), self.recipe)
+
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        rate = learning_rate(self.recipe, self.clock.progress)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = rate
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self._step(batch, "train", self.label_smoothing)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self._step(batch, "validation", 0.0)
+
+    def _step(self, batch: tuple[Tensor, Tensor], stage: str, smoothing: float) -> Tensor:
+        images, labels = batch
+        logits = self.model(images)
+        loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        with torch.no_grad():
+            hits = (logits.argmax(1) == labels).sum()
+            one = torch.stack(
+                [loss.detach().double() * len(labels), hits.double(), hits.new_tensor(len(labels)).double()]
+            )
+            self.sums[stage] = self.sums[stage] + one if stage in self.sums else one
+        return loss
+
+    def take(self, stage: str) -> tuple[float, float]:
+        """(mean loss, accuracy in percent) of `stage` since the last call, over all ranks; starts counting anew."""
+        one = self.sums.pop(stage)
+        if self.trainer.world_size > 1:
+            one = self.trainer.strategy.reduce(one, reduce_op="sum")
+        loss, hits, images = one.tolist()
+        return loss / images, 100.0 * hits / images

@@ -1,0 +1,44 @@
+"""Optimizers and learning rates, made from a recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from sparse_lab.config import RecipeConfig
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], recipe: RecipeConfig) -> torch.optim.Optimizer:
+    """The recipe's optimizer at its peak learning rate. Decay acts on every parameter, biases and BatchNorm too."""
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            weight_decay=recipe.weight_decay,
+        )
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    return kind(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+
+
+def learning_rate(recipe: RecipeConfig, progress: float) -> float:
+    """The rate at `progress`, the share in [0, 1) of the phase that has passed.
+
+    Linear warm-up over the first `warmup`, then constant, cosine to zero over the rest, or x gamma at each milestone.
+    """
+    if progress < recipe.warmup:
+        return recipe.lr * progress / recipe.warmup
+    if recipe.lr_schedule == "cosine":
+        return recipe.lr * 0.5 * (1.0 + math.cos(math.pi * (progress - recipe.warmup) / (1.0 - recipe.warmup)))
+    if recipe.lr_schedule == "step":
+        return recipe.lr * recipe.gamma ** sum(progress >= milestone for milestone in recipe.milestones)
+    return recipe.lr
+
+
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Fresh optimizer state: momentum, moments and step counts start again."""
+    optimizer.state.clear()

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import hashlib
+import pickle
+import sys
+import urllib.error
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+
+from sparse_lab.config import UserError
+from sparse_lab.models import build
+
+State = dict[str, Any]
+
+
+def _small(weights: Path | None = None, num_classes: int = 10) -> torch.nn.Module:
+    return build("resnet34", num_classes, width=0.125, weights=None if weights is None else str(weights))
+
+
+@pytest.fixture
+def state() -> State:
+    torch.manual_seed(11)
+    return dict(_small().state_dict())
+
+
+def _refused(path: Path, **arguments: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        _small(path, **arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+@pytest.mark.parametrize("key", [None, "state_dict", "network"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_state_dict_is_loaded_from_a_file(state: State, tmp_path: Path, key: str | None, zipped: bool) -> None:
+    path = tmp_path / "weights.pt"
+    content = state if key is None else {"epoch": 3, key: state}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = _small(path).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def test_half_precision_weights_become_float32(state: State, tmp_path: Path) -> None:
+    torch.save({key: t.half() if t.is_floating_point() else t for key, t in state.items()}, tmp_path / "half.pt")
+    loaded = _small(tmp_path / "half.pt").state_dict()
+    assert loaded["conv1.weight"].dtype == torch.float32
+    assert torch.equal(loaded["conv1.weight"], state["conv1.weight"].half().float())
+
+
+def test_a_file_from_before_batch_counts_still_loads(state: State, tmp_path: Path) -> None:
+    """The VGG16 that torchvision offers dates from 2017: no num_batches_tracked in it."""
+    torch.save({key: t for key, t in state.items() if not key.endswith("num_batches_tracked")}, tmp_path / "old.pth")
+    loaded = _small(tmp_path / "old.pth").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def test_another_number_of_classes_leaves_the_classifier_at_its_start(state: State, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "ten.pt")
+    torch.manual_seed(5)
+    fresh = _small(num_classes=4).state_dict()
+    torch.manual_seed(5)
+    with pytest.warns(UserWarning, match=r"ten\.pt is for 10 classes.*'fc'") as caught:
+        loaded = _small(tmp_path / "ten.pt", num_classes=4).state_dict()
+    assert caught[0].filename.endswith("test_weights.py")
+    assert torch.equal(loaded["fc.weight"], fresh["fc.weight"])
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items() if name != "fc.weight")
+
+
+def test_another_number_of_classes_does_not_hide_another_difference(state: State, tmp_path: Path) -> None:
+    del state["layer2.0.conv1.weight"]
+    torch.save(state, tmp_path / "ten.pt")
+    assert "'layer2.0.conv1.weight' is missing" in _refused(tmp_path / "ten.pt", num_classes=4)
+
+
+def test_a_wider_classifier_is_a_difference(state: State, tmp_path: Path) -> None:
+    state["fc.weight"] = torch.zeros(4, 65)
+    torch.save(state, tmp_path / "w.pt")
+    assert "'fc.weight' has shape (4, 65), not (10, 64)" in _refused(tmp_path / "w.pt")
+
+
+def test_the_first_missing_key_is_named_with_one_that_is_there(state: State, tmp_path: Path) -> None:
+    torch.save({f"module.{key}": tensor for key, tensor in state.items()}, tmp_path / "w.pt")
+    message = _refused(tmp_path / "w.pt")
+    assert "does not fit resnet34" in message
+    assert "'conv1.weight' is missing (it has 'module.conv1.weight')" in message
+
+
+def test_an_unexpected_key_is_named(state: State, tmp_path: Path) -> None:
+    torch.save({**state, "layer5.weight": torch.zeros(1)}, tmp_path / "w.pt")
+    assert "'layer5.weight' is not in the network" in _refused(tmp_path / "w.pt")
+
+
+def test_the_first_wrong_shape_is_named(state: State, tmp_path: Path) -> None:
+    state["bn1.weight"] = torch.zeros(9)
+    torch.save(state, tmp_path / "w.pt")
+    assert "'bn1.weight' has shape (9,), not (8,)" in _refused(tmp_path / "w.pt")
+
+
+def test_whole_numbers_are_not_taken_for_weights(state: State, tmp_path: Path) -> None:
+    state["conv1.weight"] = state["conv1.weight"].to(torch.int8)
+    torch.save(state, tmp_path / "w.pt")
+    assert "'conv1.weight' is of type torch.int8, not torch.float32" in _refused(tmp_path / "w.pt")
+
+
+def test_an_entry_that_is_no_tensor_is_named(state: State, tmp_path: Path) -> None:
+    torch.save({**state, "conv1.weight": [1.0, 2.0]}, tmp_path / "w.pt")
+    assert "'conv1.weight' is not a tensor" in _refused(tmp_path / "w.pt")
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    assert "is not a file" in _refused(tmp_path / "nowhere.pt")
+    assert "is not a file" in _refused(tmp_path)
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {}, {1: torch.zeros(1)}, {"state_dict": {}}])
+def test_a_file_without_a_state_dict_is_refused(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    assert "holds no state dict" in _refused(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 not a zip"])
+def test_a_damaged_file_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(content)
+    assert "cannot be read as a state dict" in _refused(tmp_path / "w.pt")
+
+
+def test_half_a_file_is_refused(state: State, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "w.pt")
+    whole = (tmp_path / "w.pt").read_bytes()
+    (tmp_path / "w.pt").write_bytes(whole[: len(whole) // 2])
+    assert "cannot be read as a state dict" in _refused(tmp_path / "w.pt")
+
+
+class _Trap:
+    """An object whose unpickling writes a file."""
+
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, (f"open({str(self.victim)!r}, 'w').close()",))
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch", "torch_old"])
+def test_nothing_in_a_file_is_ever_run(kind: str, state: State, tmp_path: Path) -> None:
+    path, victim = tmp_path / "w.pt", tmp_path / "was_run"
+    trap = _Trap(victim)
+    pickle.loads(pickle.dumps(trap))
+    assert victim.exists(), "the trap must work, or the test shows nothing"
+    victim.unlink()
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps({**state, "extra": trap}, protocol=2))
+    else:
+        torch.save({"state_dict": state, "extra": trap}, path, _use_new_zipfile_serialization=kind == "torch")
+    assert "never unpickled" in _refused(path)
+    assert not victim.exists()
+
+
+def test_safetensors_without_the_package_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    assert "needs the package safetensors" in _refused(tmp_path / "w.safetensors")
+
+
+def test_safetensors_are_loaded(state: State, tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file(state, tmp_path / "w.safetensors")
+    loaded = _small(tmp_path / "w.safetensors").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    (tmp_path / "w.safetensors").write_bytes(b"\xff" * 40)
+    assert "cannot be read as safetensors" in _refused(tmp_path / "w.safetensors")
+
+
+def _torchvision(**arguments: Any) -> torch.nn.Module:
+    return build(**{"name": "resnet34", "num_classes": 1000, "image_size": 64, "weights": "torchvision", **arguments})
+
+
+def test_torchvision_weights_are_asked_for_safely_and_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(2)
+    theirs = torchvision.models.resnet34(weights=None).state_dict()
+    asked: list[tuple[Any, dict[str, Any]]] = []
+
+    def get_state_dict(entry: Any, **options: Any) -> State:
+        asked.append((entry, options))
+        return theirs
+
+    monkeypatch.setattr(torchvision.models.ResNet34_Weights, "get_state_dict", get_state_dict)
+    loaded = _torchvision().state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in theirs.items())
+    ((entry, options),) = asked
+    assert entry is torchvision.models.ResNet34_Weights.IMAGENET1K_V1
+    assert options["check_hash"] is True
+    assert options["weights_only"] is True
+    with pytest.warns(UserWarning, match="torchvision's weights of resnet34 is for 1000 classes"):
+        loaded = _torchvision(num_classes=10).state_dict()
+    assert loaded["fc.weight"].shape == (10, 512)
+    assert torch.equal(loaded["layer4.2.conv2.weight"], theirs["layer4.2.conv2.weight"])
+
+
+def _as_if_online(state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sha256: str | None = None) -> None:
+    """A file in place of torchvision's server, in the old format of its older files, with a hash in its name."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    torch.save(state, tmp_path / "served", _use_new_zipfile_serialization=False)
+    sha256 = sha256 or hashlib.sha256((tmp_path / "served").read_bytes()).hexdigest()
+    served = (tmp_path / "served").rename(tmp_path / f"resnet34-{sha256[:8]}.pth")
+    monkeypatch.setattr(torchvision.models.ResNet34_Weights, "url", served.as_uri())
+
+
+def test_a_download_goes_through_torchvisions_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = torchvision.models.resnet34(weights=None).state_dict()
+    _as_if_online(theirs, tmp_path, monkeypatch)
+    loaded = _torchvision().state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in theirs.items())
+
+
+def test_a_download_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _as_if_online({"conv1.weight": torch.zeros(1)}, tmp_path, monkeypatch, sha256="0" * 64)
+    with pytest.raises(UserError, match=r"could not be downloaded \(RuntimeError: invalid hash value"):
+        _torchvision()
+
+
+def test_nothing_in_a_download_is_ever_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim = tmp_path / "was_run"
+    _as_if_online({"conv1.weight": _Trap(victim)}, tmp_path, monkeypatch)
+    with pytest.raises(UserError, match=r"could not be downloaded \(UnpicklingError"):
+        _torchvision()
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        urllib.error.URLError("no route to host"),
+        RuntimeError('invalid hash value (expected "b627a593",\n got "00000000")'),
+        ConnectionResetError("reset by peer"),
+    ],
+)
+def test_a_failed_download_names_both_ways_out(failure: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def get_state_dict(*_: Any, **__: Any) -> State:
+        raise failure
+
+    monkeypatch.setattr(torchvision.models.ResNet34_Weights, "get_state_dict", get_state_dict)
+    with pytest.raises(UserError, match=r"could not be downloaded.*local file.*network") as caught:
+        _torchvision()
+    assert "\n" not in str(caught.value)
+    assert type(failure).__name__ in str(caught.value)
+
+
+def test_no_torchvision_package_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    with pytest.raises(UserError, match="needs the package torchvision"):
+        _torchvision()
+
+
+@pytest.mark.parametrize("arguments", [{"image_size": 32}, {"width": 0.5}])
+def test_torchvision_weights_are_for_full_imagenet_networks_only(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get_state_dict(*_: Any, **__: Any) -> State:
+        raise AssertionError("no download must be tried")
+
+    monkeypatch.setattr(torchvision.models.ResNet34_Weights, "get_state_dict", get_state_dict)
+    with pytest.raises(UserError, match=r"image_size >= 64 and width 1\.0 only"):
+        _torchvision(**arguments)

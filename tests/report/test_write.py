@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import re
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from sparse_lab.config import UserError
+from sparse_lab.report import show, write
+from sparse_lab.report.page import escape
+
+Make = Callable[..., Path]
+
+
+def cells(line: str) -> list[str]:
+    """The cells of a Markdown table's line; an escaped pipe is no border."""
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def test_every_file_is_written_and_the_csv_holds_the_means(make_run: Make, tmp_path: Path) -> None:
+    values = [91.2, 90.7, 91.9]
+    for seed, value in enumerate(values):
+        make_run(seed=seed, accuracy=value)
+    written = write([tmp_path / "runs"], tmp_path / "new" / "out")
+    names = {path.name for path in (tmp_path / "new" / "out").iterdir()}
+    assert names == {"results.csv", "levels.csv", "report.md", "accuracy.png"}
+    [row] = csv.DictReader(written.results.open())
+    assert float(row["mean"]) == pytest.approx(statistics.fmean(values), abs=1e-5)
+    assert float(row["std"]) == pytest.approx(statistics.stdev(values), abs=1e-5)
+    assert len(list(csv.DictReader(written.levels.open()))) == 3
+    assert written.plot.stat().st_size > 10_000
+    assert "91.27 ± 0.60 [91.03 ± 0.17]" in written.report.read_text()
+
+
+def test_a_file_is_whole_or_as_it_was(make_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run()
+    before = write([tmp_path], tmp_path).plot.read_bytes()
+
+    def torn(*args: object) -> None:
+        Path(str(args[-1])).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    # The package has a function of the module's name, so the module is fetched by its path.
+    monkeypatch.setattr(importlib.import_module("sparse_lab.report.write"), "draw", torn)
+    with pytest.raises(UserError, match="No space left"):
+        write([tmp_path], tmp_path)
+    assert (tmp_path / "accuracy.png").read_bytes() == before
+    assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*.tmp"))
+
+
+def test_whoever_reads_the_old_file_reads_it_to_its_end(make_run: Make, tmp_path: Path) -> None:
+    make_run(seed=1)
+    report = write([tmp_path], tmp_path).report
+    before = report.read_text()
+    with report.open() as old:
+        make_run(seed=2, accuracy=70.0)
+        write([tmp_path], tmp_path)
+        assert old.read() == before != report.read_text()
+
+
+def test_a_report_in_the_runs_folder_changes_nothing_when_made_again(make_run: Make, tmp_path: Path) -> None:
+    make_run()
+    first = write([tmp_path], tmp_path)
+    texts = [path.read_text() for path in (first.results, first.levels, first.report)]
+    second = write([tmp_path], tmp_path)
+    assert texts == [path.read_text() for path in (second.results, second.levels, second.report)]
+
+
+def test_the_page_lists_failed_runs_and_escapes_their_errors(make_run: Make, make_status: Make, tmp_path: Path) -> None:
+    make_run()
+    make_status("lost", state="failed", error="a | b\\| __init__ <x> *y*")
+    text = write([tmp_path], tmp_path).report.read_text()
+    [line] = [line for line in text.splitlines() if line.startswith("| lost")]
+    assert cells(line)[:3] == ["lost", "failed", "3/9"]
+    assert cells(line)[3] == r"a \| b\\\| \_\_init\_\_ \<x\> \*y\*"
+
+
+def test_every_line_of_a_table_has_as_many_cells_as_its_head(make_run: Make, tmp_path: Path) -> None:
+    make_run(settings={"training.note": "a|b"})
+    make_run(settings={"training.note": "c|d"})
+    tables = re.findall(r"(?:^\|.*\n)+", write([tmp_path], tmp_path).report.read_text(), flags=re.M)
+    assert len(tables) == 2
+    for table in tables:
+        assert len({len(cells(line)) for line in table.splitlines()}) == 1
+    assert r"oneshot (training.note=a\|b)" in tables[0]
+
+
+def test_escape_leaves_names_readable() -> None:
+    assert escape("iterative_regrow") == "iterative_regrow"
+    assert escape("two\nlines") == "two lines"
+
+
+def test_only_unfinished_runs_still_make_a_page(make_status: Make, tmp_path: Path) -> None:
+    make_status("lost", state="failed", error="no memory")
+    written = write([tmp_path], tmp_path)
+    assert "no memory" in written.report.read_text() and written.plot.is_file()
+    assert list(csv.DictReader(written.results.open())) == []
+
+
+def test_no_record_at_all_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no records under"):
+        write([tmp_path], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_out_that_is_a_file_is_one_clear_line(make_run: Make, tmp_path: Path) -> None:
+    make_run()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--out"):
+        write([tmp_path], tmp_path / "file")
+
+
+@pytest.mark.parametrize(("width", "terminal"), [(100, True), (60, True), (200, True), (80, False)])
+def test_the_shown_table_is_never_cut(make_run: Make, tmp_path: Path, width: int, terminal: bool) -> None:
+    shares = [0.9, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 0.999]
+    epochs = [3, 5]
+    for i, share in enumerate(shares):
+        for number in epochs:
+            settings = {"training.epochs": number, "training.lr": number / 10, "training.note": "[bold]x"}
+            make_run(sparsity=share, accuracy=60.0 + i + number / 10, settings=settings)
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=terminal, color_system=None)
+    show(write([tmp_path], tmp_path).table, console)
+    lines = out.getvalue().splitlines()
+    assert "…" not in out.getvalue()
+    assert all(line.endswith("│") for line in lines if line.startswith("│"))
+    assert max(map(len, lines)) <= max(width, 100 if not terminal else 0)
+    for i, _ in enumerate(shares):
+        for number in epochs:
+            assert sum(f"{60.0 + i + number / 10:.2f}" in line for line in lines) == 1
