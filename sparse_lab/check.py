@@ -10,7 +10,7 @@ import torch
 
 from sparse_lab import data, models, stages
 from sparse_lab.callbacks.regrow import check_layers
-from sparse_lab.config import Config, UserError, check_ranges, nearest
+from sparse_lab.config import PARTS, Config, UserError, check_ranges, nearest
 from sparse_lab.sparsity.masks import kept_for, layers
 from sparse_lab.sparsity.scores import SCORES, find
 from sparse_lab.training.files import load
@@ -34,10 +34,13 @@ def check(config: Config) -> None:
 
 def check_parts(config: Config) -> None:
     """Do the parts of the method, schedule and trainer go together?"""
-    if config.method.prune is not None:
+    parts = config.method.parts
+    if tuple(parts) not in PARTS:
+        raise UserError(f"method.parts={parts}: known lists are {', '.join(str(list(one)) for one in PARTS)}")
+    if config.method.goes_on and config.method.starts_from is None:
+        raise UserError(f"method {config.method.name!r}: method.starts_from must name the pruning method before it")
+    if config.method.prunes:
         find(config.method.prune.score)
-    if config.method.regrow is not None and config.method.prune is None:
-        raise UserError(f"method {config.method.name!r} regrows but does not prune: add a prune part")
     if config.schedule.name == "cubic" and config.schedule.begin >= config.schedule.end:
         raise UserError(
             f"schedule.begin={config.schedule.begin:g} must lie before schedule.end={config.schedule.end:g}"
@@ -55,18 +58,18 @@ def check_parts(config: Config) -> None:
 
 def check_counts(config: Config) -> None:
     """Would a sparsity on the way empty a layer?"""
-    if config.method.prune is None:
+    if not config.method.prunes:
         return
     total, number = counted(
         config.model.name, config.dataset.num_classes, config.model.width, config.dataset.image_size
     )
     target = config.sparsity.target
-    start = stages.regrowth_start(config) if config.method.regrow is not None else target
+    start = stages.regrowth_start(config)
     if start >= 1.0:
-        assert config.method.regrow is not None
         raise UserError(
-            f"regrowth of {config.method.regrow.steps} x {config.method.regrow.budget:g} "
-            f"down to sparsity.target={target:g} would have to start at {start:g}: use a smaller method.regrow.budget or a lower sparsity.target"
+            f"regrowth of {config.method.regrow.steps} x {config.method.regrow.budget} "
+            f"down to sparsity.target={target:g} "
+            f"would have to start at {start:g}: use a smaller method.regrow.budget or a lower sparsity.target"
         )
     kept = kept_for(start, total)
     if kept < number:
@@ -87,12 +90,8 @@ def counted(name: str, num_classes: int, width: float, image_size: int) -> tuple
 def check_regrowth(config: Config) -> None:
     """Can this regrowth look at what it asks for?"""
     regrow = config.method.regrow
-    if regrow is None:
+    if not config.method.regrows:
         return
-    if config.method.starts_from is None:
-        raise UserError(
-            f"method {config.method.name!r} regrows: method.starts_from must name the pruning method before it"
-        )
     if regrow.score != "none":
         if regrow.score not in SCORES:
             raise UserError(f"unknown method.regrow.score {regrow.score!r}; {nearest(regrow.score, [*SCORES, 'none'])}")

@@ -93,7 +93,8 @@ class Sweep:
             where = traceback.extract_tb(error.__traceback__)[-1]
             self._fail(
                 f"{run_name(config)}: {type(error).__name__}: {line} "
-                f"({os.path.basename(where.filename)}:{where.lineno}; the whole traceback is in the run folder's error.txt)"
+                f"({os.path.basename(where.filename)}:{where.lineno}; "
+                "the whole traceback is in the run folder's error.txt)"
             )
 
     def _fail(self, line: str) -> None:

@@ -65,6 +65,7 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_SCHEDULES = ("constant", "cosine", "step")
 SELECTIONS = ("validation_best", "last", "test_best")
 ALLOCATIONS = ("global", "uniform", "er", "erk", "lamp")
+PARTS = ((), ("prune",), ("prune", "regrow"), ("prune", "finetune"))
 SCHEDULES = ("one_shot", "iterative", "cubic", "constant")
 
 
@@ -174,8 +175,11 @@ class PruneConfig:
 
 @dataclass
 class RegrowConfig:
-    budget: float = key(
-        0.02, "share of the whole network's weights regrown a step; 0 only fine-tunes", low=0.0, high=1.0
+    budget: float | None = key(
+        None,
+        "share of the whole network's weights regrown a step; null: the start keeps half as many weights as the target",
+        low=0.0,
+        high=1.0,
     )
     steps: int = key(1, "number of regrowth steps; the start is sparsity.target + steps * budget", low=1)
     layers: str = key(
@@ -196,9 +200,23 @@ class RegrowConfig:
 class MethodConfig:
     name: str = key("dense", "the method's name in tables")
     summary: str = key("", "one line for the gallery", identity=False)
+    parts: list[str] = key(list, "what follows the dense training, in order: prune, then regrow or finetune")
     starts_from: str | None = key(None, "the method whose run this one starts from; null: from scratch")
-    prune: PruneConfig | None = None
-    regrow: RegrowConfig | None = None
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    regrow: RegrowConfig = field(default_factory=RegrowConfig)
+
+    @property
+    def prunes(self) -> bool:
+        return "prune" in self.parts
+
+    @property
+    def regrows(self) -> bool:
+        return "regrow" in self.parts
+
+    @property
+    def goes_on(self) -> bool:
+        """A phase after pruning: regrowth, or as a control the same epochs without it."""
+        return self.regrows or "finetune" in self.parts
 
 
 @dataclass

@@ -17,7 +17,7 @@ def methods() -> list[dict[str, Any]]:
     rows = []
     for path in sorted(folder.glob("*.yaml")):
         config = _load(path)
-        parts = [f"{part}: {config[part].get('score')}" for part in ("prune", "regrow") if config.get(part)]
+        parts = [f"{part} ({config[part]['score']})" if part in config else part for part in config.get("parts", [])]
         rows.append(
             {
                 "name": path.stem,

@@ -53,9 +53,9 @@ def build_model(config: Config) -> nn.Module:
 
 def recipe_of(config: Config) -> RecipeConfig:
     """The recipe of the run's last part."""
-    if config.method.regrow is not None:
+    if config.method.goes_on:
         return config.training.regrow
-    if config.method.prune is None:
+    if not config.method.prunes:
         return config.training
     if config.method.prune.rewind_lr:
         return replace(config.training, epochs=config.training.finetune.epochs)
@@ -65,9 +65,9 @@ def recipe_of(config: Config) -> RecipeConfig:
 def clock_of(config: Config, steps_an_epoch: int) -> Clock:
     """How many rounds of how many epochs the run's last part has."""
     epochs = recipe_of(config).epochs
-    if config.method.regrow is not None:
+    if config.method.goes_on:
         return Clock(config.method.regrow.steps, epochs, steps_an_epoch)
-    if config.method.prune is not None and config.schedule.name == "iterative":
+    if config.method.prunes and config.schedule.name == "iterative":
         rounds = Iterative(config.sparsity.target, config.schedule.share, every=1).rounds()
         return Clock(rounds, config.schedule.round_epochs or max(1, epochs // rounds), steps_an_epoch)
     return Clock(1, epochs, steps_an_epoch)
@@ -76,7 +76,7 @@ def clock_of(config: Config, steps_an_epoch: int) -> Clock:
 def schedule_of(config: Config, clock: Clock) -> Schedule:
     """When the masks of the run's last part change."""
     target, chosen, steps = config.sparsity.target, config.schedule, clock.steps_a_round
-    if config.method.regrow is not None:
+    if config.method.goes_on:
         start, end = stages.regrowth_start(config), stages.final_sparsity(config)
         return Regrowth(start, end, config.method.regrow.steps, steps)
     if chosen.name == "iterative":
@@ -99,7 +99,7 @@ def assemble(
             console.print(f"  {line}", highlight=False, soft_wrap=True, style="bold red" if "WARNING" in line else None)
 
     model = build_model(config)
-    masks = None if config.method.prune is None else Masks(model)
+    masks = Masks(model) if config.method.prunes else None
     if "parent" in starts:
         into(model, load_network(starts["parent"]), starts["parent"])
     clock = clock_of(config, len(data.train))
@@ -126,12 +126,12 @@ def assemble(
 def _mask_changes(
     config: Config, data: Data, masks: Masks | None, clock: Clock, starts: dict[str, Path], watch: ConnectivityWatch
 ) -> list[pl.Callback]:
-    prune, regrow = config.method.prune, config.method.regrow
-    if masks is None or prune is None or (regrow is not None and regrow.score == "none"):
+    method, regrow = config.method, config.method.regrow
+    if masks is None or (method.goes_on and (not method.regrows or regrow.score == "none")):
         return []
     schedule = schedule_of(config, clock)
-    if regrow is None:
-        return [Prune(prune, schedule, masks, clock, data.train.fixed, config.seed, watch)]
+    if not method.regrows:
+        return [Prune(method.prune, schedule, masks, clock, data.train.fixed, config.seed, watch)]
     dense_model = build_model(config)
     check_layers(regrow, dense_model)
     into(dense_model, load_network(starts["dense"]), starts["dense"])
@@ -156,7 +156,7 @@ def _kept(model: nn.Module, masks: Masks | None) -> dict[str, Any]:
 
 
 def _measure(model: nn.Module, masks: Masks | None, watch: ConnectivityWatch) -> Callable[[], dict[str, Any]]:
-    return lambda: {**_kept(model, masks), "effective": watch().as_dict()}
+    return lambda: {**_kept(model, masks), "effective": (watch.last or watch()).as_dict()}
 
 
 def loggers(config: Config, folder: RunFolder, run_id: str) -> list[Logger]:
@@ -188,7 +188,7 @@ def make_trainer(config: Config, parts: Parts, folder: RunFolder, run_id: str) -
     """A Lightning trainer that writes nothing of its own: what a run leaves on disk is ours."""
     trainer = config.trainer
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*is not available.*accelerator.*|.*GPU available but not used.*")
+    warnings.filterwarnings("ignore", message=".*GPU available but not used.*|.*LeafSpec.*")
     profiler = None
     if trainer.profiler is not None:
         kind = {"simple": pl.profilers.SimpleProfiler, "advanced": pl.profilers.AdvancedProfiler}[trainer.profiler]

@@ -35,17 +35,18 @@ SCHEDULE_KEYS = {
 def identity(config: Config) -> dict[str, Any]:
     """What matters in a config: no paths, loggers or devices, and no key of a part that the method does not use."""
     plain = _matters(config)
-    method = plain["method"]
-    if config.method.prune is None:
-        for key in ("sparsity", "schedule"):
-            del plain[key]
-        del plain["training"]["finetune"]
+    method = config.method
+    if not method.prunes:
+        for group, key in (("training", "finetune"), ("method", "prune")):
+            del plain[group][key]
+        del plain["sparsity"], plain["schedule"]
     else:
         used = SCHEDULE_KEYS[config.schedule.name]
         plain["schedule"] = {key: value for key, value in plain["schedule"].items() if key in ("name", *used)}
-    if config.method.regrow is None:
+    if not method.goes_on:
         del plain["training"]["regrow"]
-    plain["method"] = {key: value for key, value in method.items() if value is not None}
+    if not method.regrows:
+        plain["method"]["regrow"] = {"steps": method.regrow.steps} if method.goes_on else {}
     return plain
 
 
@@ -71,7 +72,7 @@ def cell(config: Config) -> str:
 
 def run_name(config: Config) -> str:
     """Readable, then unique: vgg16-cifar10-oneshot-98.85-seed1-1a2b3c4d5e."""
-    sparsity = [] if config.method.prune is None else [f"{100 * stages.final_sparsity(config):.6g}"]
+    sparsity = [] if not config.method.prunes else [f"{100 * stages.final_sparsity(config):.6g}"]
     parts = [config.model.name, config.dataset.name, config.method.name, *sparsity, f"seed{config.seed}"]
     return "-".join([*parts, digest(identity(config))])
 
@@ -133,6 +134,7 @@ class RunFolder:
             yield
 
     def begin(self) -> None:
+        (self.path / "error.txt").unlink(missing_ok=True)
         write_whole(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(self.config))))
         self.status = {
             "state": "running",

@@ -52,7 +52,7 @@ def run(config: Config, command: str, console: Console, label: str = "") -> dict
 def _starts(config: Config, command: str, console: Console) -> tuple[dict[str, Path], str | None]:
     """Make (or find) the runs that this one starts from: name of the part -> its network; and the parent's name."""
     wanted = {"parent": stages.parent(config), "reference": stages.reference(config)}
-    if config.method.regrow is not None:
+    if config.method.regrows:
         wanted["dense"] = stages.dense(config)
     starts: dict[str, Path] = {}
     names: dict[str, str] = {}
@@ -60,7 +60,7 @@ def _starts(config: Config, command: str, console: Console) -> tuple[dict[str, P
         if other is not None:
             names[part] = run(other, command, console, label="  needed first:")["name"]
             starts[part] = RunFolder(other).best
-    if config.method.regrow is not None and config.method.regrow.reference is not None:
+    if config.method.regrows and config.method.regrow.reference is not None:
         starts["reference"] = Path(config.method.regrow.reference)
     return starts, names.get("parent")
 

@@ -19,30 +19,34 @@ def dense(config: Config) -> Config:
 
 def one_way(config: Config, sparsity: float) -> Config:
     """The pruning run without regrowth, at `sparsity`."""
-    method = replace(config.method, name=config.method.starts_from or "", starts_from="dense", regrow=None)
+    method = replace(config.method, name=config.method.starts_from or "", parts=["prune"], starts_from="dense")
     return replace(config, method=method, sparsity=replace(config.sparsity, target=sparsity))
 
 
 def regrowth_start(config: Config) -> float:
-    """The sparsity that regrowth starts from: the target plus all the steps' budgets."""
-    assert config.method.regrow is not None
-    return round(config.sparsity.target + config.method.regrow.steps * config.method.regrow.budget, 10)
+    """The sparsity that the phase after pruning starts from: the target plus what is to regrow."""
+    target, regrow = config.sparsity.target, config.method.regrow
+    if not config.method.regrows:
+        return target
+    if regrow.budget is None:
+        return round(target + (1.0 - target) / 2, 10)
+    return round(target + regrow.steps * regrow.budget, 10)
 
 
 def final_sparsity(config: Config) -> float:
     """The sparsity that the run ends with: a regrowth with score=none stays where it starts."""
-    if config.method.prune is None:
+    if not config.method.prunes:
         return 0.0
-    if config.method.regrow is not None and config.method.regrow.score == "none":
+    if config.method.regrows and config.method.regrow.score == "none":
         return regrowth_start(config)
     return config.sparsity.target
 
 
 def parent(config: Config) -> Config | None:
     """The run that `config` starts from, or None when it starts from scratch."""
-    if config.method.regrow is not None:
+    if config.method.goes_on:
         return one_way(config, regrowth_start(config))
-    if config.method.prune is not None and config.method.starts_from is not None:
+    if config.method.prunes and config.method.starts_from is not None:
         return dense(config)
     return None
 
@@ -50,6 +54,6 @@ def parent(config: Config) -> Config | None:
 def reference(config: Config) -> Config | None:
     """The less sparse run whose living positions regrow first, when that is the score and no file is given."""
     regrow = config.method.regrow
-    if regrow is None or regrow.score != "reference" or regrow.reference is not None:
+    if not config.method.regrows or regrow.score != "reference" or regrow.reference is not None:
         return None
     return one_way(config, config.sparsity.target)

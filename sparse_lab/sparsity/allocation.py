@@ -43,11 +43,10 @@ def _fill(total: int, claims: Sequence[float], least: Sequence[int], most: Seque
     while True:
         free = [i for i in range(len(claims)) if i not in fixed]
         rest = total - sum(fixed.values())
-        wanted = sum(claims[i] for i in free)
         # without any claim left the rest goes by size
-        share = {
-            i: (rest * claims[i] / wanted if wanted > 0 else rest * most[i] / sum(most[j] for j in free)) for i in free
-        }
+        by = claims if any(claims[i] > 0 for i in free) else most
+        wanted = sum(by[i] for i in free)
+        share = {i: rest * by[i] / wanted if wanted else 0.0 for i in free}
         over = {i: float(most[i]) for i in free if share[i] > most[i]}
         under = {i: float(least[i]) for i in free if share[i] < least[i]}
         if not over and not under:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_lab.sparsity.masks import layers
+from sparse_lab.sparsity.scores import evaluating
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,11 @@ def layer_costs(model: nn.Module, image_size: int) -> list[LayerCost]:
     found = layers(model)
     uses: dict[str, int] = dict.fromkeys(found, 0)
     hooks = [module.register_forward_hook(_count_uses(uses, name)) for name, module in found.items()]
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             weight = next(model.parameters())
             model(torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype))
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     costs = []

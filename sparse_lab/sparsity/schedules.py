@@ -46,7 +46,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Iterative:
-    """Every `every` steps a `share` of what remains goes, until the target (the last round takes only what is left)."""
+    """Every `every` steps a `share` of what remains goes, until the target (the last round takes what is left)."""
 
     target: float
     share: float
@@ -54,9 +54,11 @@ class Iterative:
     initial: float = 0.0
 
     def rounds(self) -> int:
-        """Number of mask changes; a target that lies within a millionth of a round's end needs no round more."""
+        """Number of mask changes. A target up to a twentieth of a round beyond a round's end needs no round more:
+        98.85% is how papers write 1 - 0.8^20 = 98.847%, and that is 20 rounds.
+        """
         remaining = (1.0 - self.target) / (1.0 - self.initial)
-        return max(1, math.ceil(math.log(remaining) / math.log(1.0 - self.share) - 1e-6)) if remaining < 1.0 else 1
+        return max(1, math.ceil(math.log(remaining) / math.log(1.0 - self.share) - 0.05)) if remaining < 1.0 else 1
 
     def due(self, step: int) -> bool:
         return step % self.every == 0 and step // self.every < self.rounds()
@@ -84,7 +86,9 @@ class Cubic:
     def sparsity(self, step: int) -> float:
         if step < self.begin:
             return 0.0
-        progress = min(1.0, (step - self.begin) / max(1, self.end - self.begin))
+        if step >= self.end:
+            return self.target
+        progress = (step - self.begin) / (self.end - self.begin)
         return self.target + (self.initial - self.target) * (1.0 - progress) ** 3
 
 

@@ -6,7 +6,8 @@ by its own name: `method.prune.score=lamp` runs `lamp`. Gradients are computed o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +18,18 @@ from sparse_lab.config import UserError, nearest
 from sparse_lab.sparsity.masks import layers
 
 Scores = dict[str, Tensor]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; then each module has its own mode again (a frozen BatchNorm stays frozen)."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @dataclass
@@ -41,18 +54,13 @@ class View:
         found = layers(self.model)
         weight = next(iter(found.values())).weight
         sums = {name: torch.zeros_like(module.weight) for name, module in found.items()}
-        modes = {module: module.training for module in self.model.modules()}
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             for images, labels in self.batches:
                 with torch.enable_grad():
                     loss = functional.cross_entropy(self.model(images.to(weight)), labels.to(weight.device))
                     grads = torch.autograd.grad(loss, [module.weight for module in found.values()])
                 for total, grad in zip(sums.values(), grads, strict=True):
                     total += grad.pow(power)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
         return {name: total / len(self.batches) for name, total in sums.items()}
 
 
@@ -85,14 +93,14 @@ def lamp(view: View) -> Scores:
 
 
 def lamp_of(weight: Tensor) -> Tensor:
-    """LAMP of one layer: w^2 over the sum of all squares that are not smaller; the largest weight scores 1.
+    """LAMP of one layer: w^2 over the sum of it and all larger squares; the largest weight scores 1.
 
-    Zeros score 0, also in a layer of zeros. Sums run in float64: over 2 M squares float32 would lose the small ones.
+    Among equal weights the lowest index counts as the largest. Zeros score 0, also in a layer of zeros. Sums run in
+    float64: over 2 M squares float32 would lose the small ones.
     """
     squares = weight.detach().reshape(-1).double().square()
-    ascending, order = torch.sort(squares, stable=True)
-    not_smaller = torch.flip(torch.cumsum(torch.flip(ascending, [0]), 0), [0])
-    values = torch.where(ascending > 0, ascending / not_smaller, torch.zeros_like(ascending))
+    descending, order = torch.sort(squares, descending=True, stable=True)
+    values = torch.where(descending > 0, descending / descending.cumsum(0), 0.0)
     return torch.empty_like(squares).index_copy_(0, order, values).reshape(weight.shape)
 
 
@@ -127,7 +135,7 @@ def reference(view: View) -> Scores:
         raise UserError("score=reference needs a reference network: set method.regrow.reference, or leave it null")
     result = {}
     for name, weight in view.weights().items():
-        there = view.reference[name].abs().double()
+        there = view.reference[name].to(weight).abs().double()
         here = weight.abs().double()
         result[name] = torch.where(
             there > 0, 1.0 + there / there.max().clamp_min(1e-30), here / (here.max() * 2.0).clamp_min(1e-30)

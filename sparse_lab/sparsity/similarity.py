@@ -9,10 +9,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
+from torch.nn import functional
+
+from sparse_lab.sparsity.scores import evaluating
 
 SMALLEST_MAP = 3  # an SSIM window of 3x3 is the smallest that has a variance worth the name
 WINDOW = 7
+K1, K2 = 0.01, 0.03
 
 
 def attention_maps(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -27,16 +30,13 @@ def attention_maps(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d)
     ]
-    training = model.training
     weight = next(model.parameters())
-    model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             for images, _ in batches:
                 model(images.to(weight))
                 seen += len(images)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     return {name: total / seen for name, total in sums.items()}
@@ -55,23 +55,22 @@ def ssim(first: Tensor, second: Tensor) -> float:
     """Mean structural similarity (Wang et al. 2004) of two maps [H, W], both sides at least 3.
 
     Uniform window of 7x7 (the largest odd one that fits, in smaller maps), K1 = 0.01, K2 = 0.03, range of both maps
-    together.
+    together, variances over n; only windows that lie wholly inside the maps count (as in skimage).
     """
     window = min(WINDOW, *(side if side % 2 else side - 1 for side in first.shape))
-    both = torch.stack([first, second])
-    span = float(both.max() - both.min())
+    x, y = first.double(), second.double()
+    span = float(torch.maximum(x.max(), y.max()) - torch.minimum(x.min(), y.min()))
     if span == 0.0:
         return 1.0
-    # Torchmetrics crops the border that its padding touches, so only windows wholly inside count, as in skimage
-    value = structural_similarity_index_measure(
-        first[None, None].double(),
-        second[None, None].double(),
-        gaussian_kernel=False,
-        kernel_size=window,
-        data_range=span,
-    )
-    assert isinstance(value, Tensor)
-    return float(value)
+    # not Torchmetrics': 1.9 averages over mirrored borders as well
+    moments = torch.stack([x, y, x * x, y * y, x * y])[:, None]
+    mean_x, mean_y, mean_xx, mean_yy, mean_xy = functional.avg_pool2d(moments, window, stride=1)
+    variances = mean_xx - mean_x**2 + mean_yy - mean_y**2
+    covariance = mean_xy - mean_x * mean_y
+    c1, c2 = (K1 * span) ** 2, (K2 * span) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (variances + c2)
+    return float((luminance * structure).mean())
 
 
 def least_similar(dense: dict[str, Tensor], sparse: dict[str, Tensor]) -> list[tuple[str, float]]:

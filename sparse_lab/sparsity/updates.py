@@ -41,9 +41,10 @@ def grow_to(masks: Masks, kept: int, scores: Mapping[str, Tensor], order: Sequen
     counts = dict.fromkeys(alive, 0)
     left = growth
     for group in order:
-        room = [lost[name] for name in group]
+        names = [name for name in dict.fromkeys(group) if counts[name] == 0]
+        room = [lost[name] for name in names]
         shares = share_out(min(left, sum(room)), room, [0] * len(room), room)
-        counts.update(zip(group, shares, strict=True))
+        counts.update(zip(names, shares, strict=True))
         left -= sum(shares)
     if left:
         raise UserError(

@@ -43,7 +43,7 @@ def load(path: str | Path) -> dict[str, Any]:
             f"{path} holds more than tensors and plain values, or is corrupt: it was not unpickled"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__})") from None
     if not isinstance(payload, dict):
         raise UserError(f"{path} is not a sparse_lab checkpoint (it holds a {type(payload).__name__})")
     return payload

@@ -1,0 +1,215 @@
+"""The command line: good requests compose, bad ones get one clear line and a non-zero exit before anything trains."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparse_lab.cli import main
+from sparse_lab.requests import Request, to_config
+
+
+def composed(*argv: str):
+    request = Request.read(list(argv))
+    return to_config(request._compose(request.fixed))
+
+
+BAD = {
+    "unknown method": (["method=onesht"], "unknown method 'onesht'; did you mean 'oneshot'?"),
+    "unknown method in a sweep": (["-m", "method=dense,rigll"], "unknown method 'rigll'"),
+    "unknown model": (["model=vgg61"], "unknown model 'vgg61'; did you mean 'vgg16'?"),
+    "unknown model by key": (["model.name=vgg61"], "unknown model 'vgg61'; did you mean 'vgg16'?"),
+    "unknown key": (["training.epoch=3"], "did you mean 'epochs'?"),
+    "unknown group": (["methd=dense"], "did you mean 'method'?"),
+    "unknown score": (["method=oneshot", "method.prune.score=magnitde"], "did you mean 'magnitude'?"),
+    "unknown regrow score": (["method=oneshot_regrow", "method.regrow.score=tailor"], "did you mean 'taylor'?"),
+    "unknown allocation": (["method=oneshot", "method.prune.allocation=erkk"], "did you mean 'erk'?"),
+    "unknown layer": (
+        ["method=oneshot_regrow", "method.regrow.layers=given", "method.regrow.given=[feature.0]", "sparsity=s90"],
+        "unknown layer 'feature.0'; did you mean 'features.0'?",
+    ),
+    "sparsity 1": (["method=oneshot", "sparsity.target=1.0"], "outside [0, 1)"),
+    "sparsity below 0": (["method=oneshot", "sparsity.target=-0.1"], "outside [0, 1)"),
+    "sparsity in a sweep": (["-m", "method=oneshot", "sparsity.target=0.9,1.5"], "outside [0, 1)"),
+    "wrong type": (["seed=one"], "seed"),
+    "no number": (["training.lr=nan"], "training.lr"),
+    "empties a layer": (["method=oneshot", "sparsity.target=0.9999999"], "empties some of the network's 14 layers"),
+    "regrowth above the start": (["method=oneshot_regrow", "method.regrow.budget=0.02"], "would have to start at 1.01"),
+    "negative regrowth": (["method=oneshot_regrow", "method.regrow.budget=-0.01"], "outside [0, 1]"),
+    "taylor on the sparse network": (
+        ["method=oneshot_regrow", "sparsity=s90", "method.regrow.score_on=sparse"],
+        "scores every pruned weight 0",
+    ),
+    "a sweep without -m": (["seed=1,2"], "add -m"),
+    "grammar": (["seed=[1"], "cannot read the command line"),
+    "no such config dir": (["--config-dir", "nowhere"], "no such folder"),
+    "missing checkpoint": (["model.weights=nowhere.pt"], "no checkpoint at nowhere.pt"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gets_one_line_and_a_non_zero_exit(name, tmp_path, monkeypatch, capsys):
+    argv, wanted = BAD[name]
+    monkeypatch.chdir(tmp_path)
+    assert main([*argv, "dataset=digits", "paths.outputs=out"]) == 2
+    error = capsys.readouterr().err
+    assert wanted in error
+    assert error.startswith("sparse-lab: ") and len(error.strip().splitlines()) == 1
+    assert not list(tmp_path.rglob("status.json"))
+
+
+class Payload:
+    def __reduce__(self):
+        return (os.system, ("touch pwned",))
+
+
+@pytest.mark.parametrize("content", ["pickle", "text", "list"])
+def test_foreign_checkpoints_are_refused_and_never_unpickled(content, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if content == "pickle":
+        torch.save({"x": Payload()}, "foreign.pt")
+    elif content == "list":
+        torch.save([1, 2], "foreign.pt")
+    else:
+        Path("foreign.pt").write_text("no checkpoint")
+    for key in ("model.weights", "method.regrow.reference"):
+        argv = ["method=oneshot_regrow", "sparsity=s90", "method.regrow.score=reference", f"{key}=foreign.pt"]
+        assert main([*argv, "dataset=digits", "paths.outputs=out"]) == 2
+        error = capsys.readouterr().err
+        assert "foreign.pt" in error and len(error.strip().splitlines()) == 1
+    assert not Path("pwned").exists()
+
+
+def test_missing_data_names_the_folder_and_both_ways_out(tmp_path, capsys):
+    assert main(["dataset=cifar10", f"paths.data={tmp_path / 'here'}", f"paths.outputs={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "here") in error and "dataset.download=true" in error and "paths.data" in error
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["dataset=digits", f"paths.outputs={tmp_path / 'file' / 'out'}"]) == 2
+    assert "paths.outputs" in capsys.readouterr().err
+
+
+def test_the_first_days_names_all_mean_something():
+    config = composed(
+        "method=oneshot", "model=resnet34", "dataset=digits", "sparsity=s99", "sparsity.target=0.9885", "seed=7",
+        "training=bidirectional", "training.epochs=3", "model.width=0.25", "trainer=cpu",
+        "paths.data=d", "paths.outputs=o",
+    )  # fmt: skip
+    assert (config.method.name, config.model.name, config.dataset.name) == ("oneshot", "resnet34", "digits")
+    assert (config.sparsity.target, config.seed, config.training.epochs, config.model.width) == (0.9885, 7, 3, 0.25)
+    assert config.dataset.root == "d" and config.paths.outputs == "o" and config.trainer.accelerator == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("preset", "target"),
+    [("s90", 0.9), ("s95", 0.95), ("s98", 0.98), ("s98_85", 0.9885), ("s99", 0.99), ("s99_5", 0.995), ("s99_9", 0.999),
+     ("s99_95", 0.9995), ("s99_99", 0.9999), ("s96_85", 0.9685)],
+)  # fmt: skip
+def test_sparsity_presets(preset, target):
+    assert composed(f"sparsity={preset}").sparsity.target == target
+
+
+def test_the_papers_points():
+    from sparse_lab.stages import regrowth_start
+
+    config = composed("experiment=paper/bidirectional_iterative", "method=iterative_regrow")
+    assert (regrowth_start(config), config.sparsity.target) == (0.9885, 0.9685)
+    assert (config.schedule.share, config.schedule.round_epochs, config.training.epochs) == (0.2, 40, 200)
+    assert config.training.finetune.optimizer == "adamw" and config.training.regrow.patience == 50
+    request = Request.read(["experiment=paper/bidirectional_oneshot"])
+    request._read_experiment_axes()
+    assert request.axes["sparsity.target"] == ["0.9639", "0.9296"] and len(request.axes["seed"]) == 3
+
+
+def test_every_choice_of_every_group_composes():
+    groups = (
+        "model",
+        "dataset",
+        "method",
+        "sparsity",
+        "schedule",
+        "training",
+        "trainer",
+        "logger",
+        "debug",
+        "experiment",
+    )
+    request = Request.read([])
+    tried = 0
+    for group in groups:
+        for choice in request.choices(group):
+            to_config(request._compose([f"{group}={choice}"]))
+            tried += 1
+    assert tried > 45
+
+
+def test_a_users_own_folder_adds_choices(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text(
+        "defaults: [oneshot, _self_]\nname: mine\nprune: {score: magnitude}\n"
+    )
+    request = Request.read(["--config-dir", str(tmp_path), "method=mine"])
+    config = to_config(request._compose(request.fixed))
+    assert (config.method.name, config.method.prune.score, config.schedule.name) == ("mine", "magnitude", "one_shot")
+
+
+def test_a_command_line_list_replaces_an_experiments_list():
+    request = Request.read(["-m", "experiment=demo", "seed=5,6,7", "method=dense"])
+    request._read_experiment_axes()
+    assert request.axes["seed"] == ["5", "6", "7"] and "method" not in request.axes
+    assert request.jobs == 3 * 2
+
+
+def python(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, cwd=cwd, timeout=60)
+
+
+def test_help_cfg_and_info_answer_without_torch(tmp_path):
+    for flags in (["--help"], ["--cfg", "job"], ["--info", "searchpath"]):
+        code = (
+            "import sys\nfrom sparse_lab.cli import main\n"
+            f"try:\n    status = main({flags!r})\nexcept SystemExit as stop:\n    status = stop.code or 0\n"
+            "assert 'torch' not in sys.modules and status == 0, status\n"
+        )
+        done = python("-c", code, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert ("conf" if "--info" in flags else "sparsity:") in done.stdout
+
+
+def test_python_dash_m_is_the_command_from_any_folder(tmp_path):
+    done = python("-m", "sparse_lab", "--cfg", "job", "method=oneshot_regrow", cwd=tmp_path)
+    assert done.returncode == 0 and "score: taylor" in done.stdout
+
+
+def test_shell_completion_offers_choices(tmp_path):
+    environment = {**os.environ, "COMP_LINE": "sparse-lab method=onesh", "COMP_POINT": "23"}
+    done = subprocess.run(
+        [sys.executable, "-m", "sparse_lab", "-sc", "query=bash"],
+        capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60,
+    )  # fmt: skip
+    assert "method=oneshot_regrow" in done.stdout
+
+
+def test_a_sweep_runs_on_past_a_failing_run_and_ends_non_zero(tmp_path, capfd):
+    small = [
+        "dataset=digits",
+        "training=digits",
+        "model.width=0.0625",
+        "dataset.train_limit=128",
+        "dataset.eval_limit=64",
+    ]
+    small += ["training.epochs=1", "training.warmup=0"]
+    status = main(["-m", "method=dense", "training.lr=1e30,0.01", *small, f"paths.outputs={tmp_path}"])
+    out, error = capfd.readouterr()
+    assert status == 1
+    assert "2 runs: 1 done, 1 failed" in out and "the loss became NaN" in error
+    assert len(list(tmp_path.rglob("result.json"))) == 1
+    assert len(list(tmp_path.rglob("error.txt"))) == 1

@@ -1,0 +1,60 @@
+"""The verbs beside running: each answers --help, and does what it says."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import pytest
+import torch
+
+from sparse_lab.cli import VERBS, main
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_has_its_help(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert f"sparse-lab {verb}" in capsys.readouterr().out
+
+
+def test_methods_prints_the_gallery_as_markdown(capsys):
+    assert main(["methods", "--markdown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("`iterative_regrow`" in line and "iterative" in line and "taylor" in line for line in lines)
+
+
+def test_doctor_says_what_is_here_and_what_is_missing(tmp_path, capsys):
+    assert main(["doctor", "--data", str(tmp_path / "none"), "--outputs", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert f"torch {metadata.version('torch')}" in out and "ok  dataset=digits" in out
+    assert " -  dataset=cifar10" in out and "dataset.download=true" in out
+    (tmp_path / "file").write_text("")
+    assert main(["doctor", "--outputs", str(tmp_path / "file" / "x")]) == 1
+
+
+def test_export_writes_one_file_that_loads_into_a_plain_network(tmp_path, capsys):
+    from sparse_lab import models
+
+    short = ["model.width=0.0625", "dataset.train_limit=128", "training.epochs=1", "training.finetune.epochs=1"]
+    request = [
+        "method=oneshot",
+        "sparsity=s90",
+        "dataset=digits",
+        "training=digits",
+        *short,
+        f"paths.outputs={tmp_path}",
+    ]
+    assert main(request) == 0
+    run = next(path for path in (tmp_path / "runs").iterdir() if "oneshot" in path.name)
+    capsys.readouterr()
+    assert main(["export", str(run), "--out", str(tmp_path / "net.pt")]) == 0
+    payload = torch.load(tmp_path / "net.pt", weights_only=True)
+    model = models.build(**payload["build"])
+    model.load_state_dict(payload["state_dict"])
+    live = sum(
+        int(torch.count_nonzero(m.weight)) for m in model.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))
+    )
+    assert 0 < live <= payload["about"]["kept"] == round(0.1 * payload["about"]["total"])
+    assert main(["export", str(tmp_path), "--out", str(tmp_path / "x.pt")]) == 2
+    assert "not a finished run" in capsys.readouterr().err

@@ -1,0 +1,304 @@
+"""Whole runs on real scans: what they leave on disk, exact counts, masks that hold, stages made once."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sparse_lab import models, stages
+from sparse_lab.callbacks.diverged import StopWhenDiverged
+from sparse_lab.callbacks.keep_masks import KeepMasks
+from sparse_lab.config import UserError
+from sparse_lab.record import RunFolder
+from sparse_lab.run import run
+from sparse_lab.training.files import load_network
+
+METHODS = (
+    "dense",
+    "oneshot",
+    "iterative",
+    "oneshot_regrow",
+    "iterative_regrow",
+    "oneshot_random_regrow",
+    "iterative_random_regrow",
+    "oneshot_extra",
+    "iterative_extra",
+    "oneshot_long",
+    "iterative_long",
+)
+
+
+def test_every_method_of_the_gallery_is_in_the_table_below():
+    from sparse_lab.gallery import methods
+
+    assert {row["name"] for row in methods()} == set(METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_keeps_its_promises(method, compose, quiet, monkeypatch):
+    """Exact count; zeros outside the masks after every step; no layer emptied; loads into a plain network."""
+    steps = []
+
+    def watched(self, optimizer, args, kwargs):
+        original(self, optimizer, args, kwargs)
+        for name, module in self.masks.layers.items():
+            mask = self.masks[name]
+            assert not module.weight[~mask].any(), name
+            same_shape = [v for v in optimizer.state[module.weight].values() if v.shape == mask.shape]
+            assert same_shape, "this optimizer keeps no state of the weight's shape"
+            assert not any(value[~mask].any() for value in same_shape), name
+        steps.append(1)
+
+    original = KeepMasks._after_step
+    monkeypatch.setattr(KeepMasks, "_after_step", watched)
+    config = compose(f"method={method}", "sparsity.target=0.9", "method.regrow.budget=0.03", "schedule.share=0.6")
+    result = run(config, "test", quiet)
+    total = result["total"]
+    wanted = 0.93 if method.endswith("_extra") else 0.9
+    state = load_network(RunFolder(config).best)
+    weights = {name: value for name, value in state.items() if name.removesuffix("weight") + "mask" in state}
+    if method == "dense":
+        assert result["kept"] == total and not weights and result["sparsity_target"] == 0
+    else:
+        assert steps
+        assert len(weights) == 14
+        assert (
+            sum(int(np.count_nonzero(state[n.removesuffix("weight") + "mask"].numpy())) for n in weights)
+            == result["kept"]
+        )
+        assert result["kept"] == round((1 - wanted) * total)
+        for name, value in weights.items():
+            mask = state[name.removesuffix("weight") + "mask"].numpy()
+            assert not value.numpy()[~mask].any() and mask.any(), name
+    plain = models.build("vgg16", width=0.0625)
+    plain.load_state_dict({name: value for name, value in state.items() if not name.endswith("mask")})
+
+
+def test_vgg16_at_98_85_keeps_the_exact_number_before_and_after_a_save_and_load(tmp_path):
+    from sparse_lab.sparsity.masks import Masks, kept_for
+    from sparse_lab.sparsity.scores import View, lamp
+    from sparse_lab.sparsity.updates import prune_to
+    from sparse_lab.training.files import into, save_network
+
+    torch.manual_seed(0)
+    model = models.build("vgg16")
+    masks = Masks(model)
+    masks.set(prune_to(masks, kept_for(0.9885, masks.total()), lamp(View(model)), "global"))
+    wanted = round((1 - 0.9885) * 14_715_584)
+    assert wanted == 169_229
+    assert sum(int(torch.count_nonzero(w)) for w in masks.weights().values()) == wanted
+    save_network(model, tmp_path / "best.ckpt", {})
+    other = models.build("vgg16")
+    loaded = Masks(other)
+    into(other, load_network(tmp_path / "best.ckpt"), "best.ckpt")
+    assert loaded.kept() == wanted
+    assert sum(int(torch.count_nonzero(w)) for w in loaded.weights().values()) == wanted
+
+
+def test_what_a_run_leaves_on_disk(compose, quiet):
+    config = compose("method=iterative", "sparsity.target=0.9", "schedule.share=0.6")
+    result = run(config, "sparse-lab method=iterative", quiet)
+    folder = RunFolder(config).path
+    assert {path.name for path in folder.iterdir()} >= {"config.yaml", "status.json", "metrics.csv", "result.json"}
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    assert not list(folder.rglob("*.tmp"))
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert json.loads((folder / "status.json").read_text())["state"] == "done"
+    levels = result["levels"]
+    assert [round(level["sparsity"], 3) for level in levels] == [0.6, 0.84, 0.9]
+    assert sum(level["epochs"] for level in levels) == len((folder / "metrics.csv").read_text().splitlines()) - 1
+    for level in levels:
+        assert level["kept"] == round((1 - level["sparsity"]) * result["total"])
+        assert {"validation_accuracy", "test_accuracy", "epochs", "seconds", "effective"} <= set(level)
+        assert level["effective"]["kept"] == level["kept"] and level["effective"]["connected"] in (True, False)
+    assert result["command"] == "sparse-lab method=iterative"
+    assert result["data"]["official"] is True and result["data"]["md5"]
+    assert result["flops"]["inference_sparse"] < result["flops"]["inference_dense"]
+    assert result["peak_memory_mb"] > 10 and result["versions"]["torch"] == metadata.version("torch")
+
+
+def test_a_finished_run_is_not_run_again_and_the_dense_run_is_shared(compose, quiet, tmp_path):
+    first = run(compose("method=oneshot", "sparsity.target=0.9"), "a", quiet)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    assert len(before) == 2
+    again = run(compose("method=oneshot", "sparsity.target=0.9"), "b", quiet)
+    assert again == first
+    run(compose("method=oneshot", "sparsity.target=0.95"), "c", quiet)
+    run(compose("method=dense", "sparsity.target=0.95"), "d", quiet)
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
+    assert len(after) == 3
+    assert all(after[path] == time for path, time in before.items())
+
+
+def test_regrowth_starts_from_the_one_way_run_that_stands_alone_too(compose, quiet):
+    parent = run(compose("method=oneshot", "sparsity.target=0.93"), "a", quiet)
+    child = run(compose("method=oneshot_regrow", "sparsity.target=0.9", "method.regrow.budget=0.03"), "b", quiet)
+    assert child["start"] == parent["name"]
+
+
+def test_regrowth_keeps_what_was_alive_and_adds_exactly_the_budget(compose, quiet):
+    parent = run(compose("method=oneshot", "sparsity.target=0.94"), "a", quiet)
+    config = compose(
+        "method=oneshot_regrow", "sparsity.target=0.9", "method.regrow.budget=0.02", "method.regrow.steps=2"
+    )
+    child = run(config, "b", quiet)
+    assert [level["kept"] for level in child["levels"]] == [
+        round(0.08 * child["total"]),
+        round(0.1 * child["total"]),
+    ]
+    old = load_network(RunFolder(compose("method=oneshot", "sparsity.target=0.94")).best)
+    new = load_network(RunFolder(config).best)
+    masks = [name for name in new if name.endswith(".mask")]
+    assert all(bool((new[name] | ~old[name]).all()) for name in masks)
+    assert sum(int(new[name].sum() - old[name].sum()) for name in masks) == child["kept"] - parent["kept"]
+
+
+def test_two_runs_with_one_seed_are_equal_bit_for_bit_and_another_seed_is_not(compose, quiet, tmp_path):
+    states = []
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        config = compose("method=oneshot", "sparsity.target=0.9", f"seed={seed}", f"paths.outputs={tmp_path / folder}")
+        run(config, "x", quiet)
+        states.append(load_network(RunFolder(config).best))
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
+
+
+def pull_the_plug(self, trainer, *rest):
+    """In the middle of the third epoch: two batches an epoch."""
+    if trainer.global_step == 5:
+        raise RuntimeError("pulled the plug")
+
+
+@pytest.mark.parametrize("method", ["dense", "iterative", "iterative_regrow"])
+def test_an_interrupted_run_goes_on_to_the_same_bits(method, compose, quiet, tmp_path, monkeypatch):
+    """Stopped by an exception in the middle of an epoch, after a checkpoint: as if it had never stopped."""
+    overrides = (f"method={method}", "sparsity.target=0.9", "method.regrow.budget=0.05", "schedule.share=0.6")
+    longer = ("training.epochs=3", "training.finetune.epochs=6", "training.regrow.epochs=3")
+    whole = compose(*overrides, *longer, f"paths.outputs={tmp_path / 'whole'}")
+    run(whole, "x", quiet)
+    broken = compose(*overrides, *longer, f"paths.outputs={tmp_path / 'broken'}")
+    parent = stages.parent(broken)
+    if parent is not None:
+        run(parent, "x", quiet)
+    with monkeypatch.context() as patch:
+        patch.setattr(StopWhenDiverged, "on_train_batch_end", pull_the_plug)
+        with pytest.raises(RuntimeError, match="pulled the plug"):
+            run(broken, "x", quiet)
+    status = json.loads((RunFolder(broken).path / "status.json").read_text())
+    assert status["state"] == "failed" and "pulled the plug" in status["error"]
+    assert RunFolder(broken).last.is_file()
+    run(broken, "x", quiet)
+    first, second = load_network(RunFolder(whole).best), load_network(RunFolder(broken).best)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    rows = [(RunFolder(c).path / "metrics.csv").read_text() for c in (whole, broken)]
+    assert rows[0] == rows[1]
+
+
+def test_masks_that_cut_the_network_are_said_aloud_or_refused(compose, capsys):
+    from rich.console import Console
+
+    overrides = ("method=oneshot", "sparsity.target=0.9995", "method.prune.score=random")
+    result = run(compose(*overrides), "x", Console(width=200))
+    assert result["levels"][0]["effective"]["connected"] is False
+    assert "CUTS THE NETWORK" in capsys.readouterr().out
+    with pytest.raises(UserError, match="require_connected"):
+        run(compose(*overrides, "sparsity.require_connected=true", "seed=2"), "x", Console(quiet=True))
+
+
+def test_a_loss_that_is_no_number_fails_the_run_with_its_step(compose, quiet):
+    config = compose("training.lr=1e30", "method=dense", "training.warmup=0")
+    with pytest.raises(UserError, match=r"at step \d+"):
+        run(config, "x", quiet)
+    status = json.loads((RunFolder(config).path / "status.json").read_text())
+    assert status["state"] == "failed" and "step" in status["error"]
+
+
+def test_a_full_disk_stops_with_one_line_and_keeps_what_was_saved(compose, quiet, monkeypatch):
+    import errno
+
+    import pytorch_lightning as pl
+
+    save = pl.Trainer.save_checkpoint
+    calls = []
+
+    def full(self, path, *rest, **kwargs):
+        calls.append(path)
+        if len(calls) == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, path, *rest, **kwargs)
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", full)
+    config = compose("method=dense")
+    with pytest.raises(UserError, match="disk is full"):
+        run(config, "x", quiet)
+    torch.load(RunFolder(config).last, weights_only=True)
+    assert not list(RunFolder(config).path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 torn"])
+def test_a_torn_last_checkpoint_is_named_in_one_line(content, compose, quiet):
+    config = compose("method=dense")
+    folder = RunFolder(config)
+    folder.last.parent.mkdir(parents=True)
+    folder.last.write_bytes(content)
+    with pytest.raises(UserError, match=r"last\.ckpt"):
+        run(config, "x", quiet)
+
+
+def test_patience_ends_a_phase_early_and_test_selection_marks_the_record(compose, quiet):
+    result = run(
+        compose(
+            "method=dense", "training.epochs=12", "training.patience=1", "training.lr=1e-9", "training.select=test_best"
+        ),
+        "x",
+        quiet,
+    )
+    assert result["levels"][0]["epochs"] < 12
+    assert result["selected_on"] == "test"
+
+
+def test_cubic_pruning_ends_exactly_at_the_target_and_selects_only_there(compose, quiet):
+    config = compose(
+        "method=oneshot", "schedule=cubic", "schedule.every=1", "sparsity.target=0.9", "training.finetune.epochs=4"
+    )
+    result = run(config, "x", quiet)
+    assert result["kept"] == round(0.1 * result["total"])
+    kept = [int(row.split(",")[-1]) for row in (RunFolder(config).path / "metrics.csv").read_text().splitlines()[1:]]
+    assert kept == sorted(kept, reverse=True) and kept[0] > result["kept"] == kept[-1]
+    assert result["levels"][0]["best_epoch"] >= 3
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "layers=ssim",
+        "score=gradient,score_on=sparse",
+        "score=reference",
+        "value=dense",
+        "value=kaiming",
+        "score=magnitude",
+    ],
+)
+def test_each_way_to_regrow_ends_at_the_exact_count(choice, compose, quiet):
+    overrides = [f"method.regrow.{one}" for one in choice.split(",")]
+    result = run(
+        compose("method=oneshot_regrow", "sparsity.target=0.9", "method.regrow.budget=0.03", *overrides), "x", quiet
+    )
+    assert result["kept"] == round(0.1 * result["total"])
+
+
+def test_learning_rate_rewinding_runs_the_dense_recipe_again(compose, quiet):
+    config = compose("method=oneshot", "sparsity.target=0.9", "method.prune.rewind_lr=true", "training.warmup=0")
+    run(config, "x", quiet)
+    first = (RunFolder(config).path / "metrics.csv").read_text().splitlines()
+    rate = dict(zip(first[0].split(","), first[1].split(","), strict=True))["learning_rate"]
+    import math
+
+    steps = 2 * 2  # two epochs of two batches: the rate written is that of step 2 of 4 (counted from 0: 1)
+    assert float(rate) == pytest.approx(0.05 * 0.5 * (1 + math.cos(math.pi * 1 / steps)))

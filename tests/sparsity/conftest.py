@@ -1,0 +1,8 @@
+"""Hypothesis for this room: no deadline on a shared machine, and the same examples every time."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+settings.register_profile("sparsity", deadline=None, max_examples=80, derandomize=True, database=None)
+settings.load_profile("sparsity")
