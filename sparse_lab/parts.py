@@ -12,6 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from torch import nn
 
@@ -95,7 +96,7 @@ def assemble(
     """
 
     def say(line: str) -> None:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if rank_zero_only.rank == 0:
             console.print(f"  {line}", highlight=False, soft_wrap=True, style="bold red" if "WARNING" in line else None)
 
     model = build_model(config)

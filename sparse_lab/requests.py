@@ -114,7 +114,11 @@ class Request:
         """Compose the jobs and check each value of each axis, the others at their first. Raises UserError."""
         from sparse_lab.check import check
 
-        self._read_experiment_axes()
+        composed = self._read_experiment_axes()
+        if self.axes and composed.trainer.strategy == "ddp":
+            raise UserError(
+                "a sweep with trainer=ddp would start itself again in every process: run its lines one by one"
+            )
         seen: set[tuple[str, ...]] = set()
         first = {key: values[0] for key, values in self.axes.items()}
         for key, values in self.axes.items() or [("", [""])]:
@@ -125,20 +129,21 @@ class Request:
                     seen.add(line)
                     check(to_config(self._compose([*self.fixed, *line])))
 
-    def _read_experiment_axes(self) -> None:
+    def _read_experiment_axes(self) -> DictConfig:
         """An experiment file may hold a sweep of its own; a list on the command line replaces the file's list."""
         composed = self._compose(
             [*self.fixed, *(f"{key}={values[0]}" for key, values in self.axes.items())], hydra=True
         )
         params = composed.hydra.sweeper.get("params") or {}
         if not params or str(composed.hydra.get("mode")) == "RunMode.RUN":
-            return
+            return composed
         given = {line.split("=", 1)[0].lstrip("+") for line in self.fixed}
         for override in OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()]):
             self._check_names(override)
             key = override.get_key_element()
             if key not in self.axes and key not in given and override.is_sweep_override():
                 self.axes[key] = list(override.sweep_string_iterator())  # type: ignore[arg-type]
+        return composed
 
     def _compose(self, overrides: list[str], hydra: bool = False) -> DictConfig:
         if self.user_conf is not None:

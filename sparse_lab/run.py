@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +30,17 @@ def run(config: Config, command: str, console: Console, label: str = "") -> dict
     label = f"{label} {folder.name}".strip()
 
     def say(line: str) -> None:
-        console.print(f"{label}: {line}", highlight=False, soft_wrap=True)
+        if rank() == 0:
+            console.print(f"{label}: {line}", highlight=False, soft_wrap=True)
 
-    with folder.claim(say):
+    with folder.claim(say) if rank() == 0 else nullcontext():
         done = folder.result()
         if done is not None:
             say(f"done already, test {done['test_accuracy']:.2f}%")
             return done
         try:
-            folder.begin()
+            if rank() == 0:
+                folder.begin()
             starts, parent = _starts(config, command, console)
             say(f"started{f' from {parent}' if parent else ''}")
             result = _fit(config, folder, starts, parent, command, console, label)
@@ -77,7 +81,8 @@ def _fit(
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     pl.seed_everything(config.seed, verbose=False)
     reset_peak_memory()
-    batches = data.build(config.dataset, config.training, config.seed)
+    processes = config.trainer.devices if config.trainer.strategy == "ddp" else 1
+    batches = data.build(config.dataset, config.training, config.seed, rank=rank(), world_size=processes)
     parts = assemble(config, batches, folder, starts, console, label)
     trainer = make_trainer(config, parts, folder, digest(identity(config)))
     resume = None
@@ -86,9 +91,17 @@ def _fit(
         resume = folder.last
     trainer.fit(parts.module, batches.train, batches.validation, ckpt_path=resume, weights_only=True)
     result = outcome(config, parts, batches, folder, parent, command)
-    save_network(parts.model, folder.best, {"run": folder.name, "sparsity": result["sparsity"], "kept": result["kept"]})
-    folder.finish(result)
+    if rank() == 0:
+        about = {"run": folder.name, "sparsity": result["sparsity"], "kept": result["kept"]}
+        save_network(parts.model, folder.best, about)
+        folder.finish(result)
+    trainer.strategy.barrier()  # the other processes of this run go on from what was just written
     return result
+
+
+def rank() -> int:
+    """Which process of a DDP run this is; 0 everywhere else."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def _failure(folder: RunFolder, error: BaseException) -> BaseException:
@@ -97,11 +110,14 @@ def _failure(folder: RunFolder, error: BaseException) -> BaseException:
         error = UserError(
             f"the disk is full: {folder.path} holds what was saved before; make room and start the same command again"
         )
-    if isinstance(error, (KeyboardInterrupt, SystemExit)):
-        error = UserError("interrupted: start the same command again to go on")
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):  # Lightning turns Ctrl-C into an exit
+        error = KeyboardInterrupt("interrupted: start the same command again to go on")
     line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if rank() != 0:
+        return error
     try:
-        folder.fail(line if isinstance(error, UserError) else f"{type(error).__name__}: {line}", traceback.format_exc())
+        known = isinstance(error, (UserError, KeyboardInterrupt))
+        folder.fail(line if known else f"{type(error).__name__}: {line}", traceback.format_exc())
     except OSError:
         pass  # nothing can be written any more: the error itself still reaches the user
     return error

@@ -46,12 +46,12 @@ class Prune(pl.Callback):
     ) -> None:
         step = self.clock.step
         if self.schedule.due(step):
-            self.to(self.schedule.sparsity(step), pl_module.model, step)  # type: ignore[arg-type]
+            self.to(self.schedule.sparsity(step), pl_module.model, step, trainer.strategy.broadcast)  # type: ignore[arg-type]
 
-    def to(self, sparsity: float, model: nn.Module, step: int) -> None:
-        """Prune `model` to `sparsity` now; `step` seeds random scores."""
+    def to(self, sparsity: float, model: nn.Module, step: int, broadcast: Callable[[Any], Any] = lambda x: x) -> None:
+        """Prune `model` to `sparsity` now; `step` seeds random scores, `broadcast` makes rank 0's masks everyone's."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         view = View(model, self.batches(self.config.batches), generator)
         kept = kept_for(sparsity, self.masks.total())
-        self.masks.set(prune_to(self.masks, kept, self.score(view), self.config.allocation))
+        self.masks.set(broadcast(prune_to(self.masks, kept, self.score(view), self.config.allocation)))
         self.changed()

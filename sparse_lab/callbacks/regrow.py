@@ -59,14 +59,14 @@ class Regrow(pl.Callback):
         step = self.clock.step
         if self.schedule.due(step):
             self.dense.to(pl_module.device)
-            self.to(self.schedule.sparsity(step), pl_module.model, step)  # type: ignore[arg-type]
+            self.to(self.schedule.sparsity(step), pl_module.model, step, trainer.strategy.broadcast)  # type: ignore[arg-type]
 
-    def to(self, sparsity: float, model: nn.Module, step: int) -> None:
-        """Regrow `model` to `sparsity` now; `step` seeds what is random."""
+    def to(self, sparsity: float, model: nn.Module, step: int, broadcast: Callable[[Any], Any] = lambda x: x) -> None:
+        """Regrow `model` to `sparsity` now; `step` seeds chance, `broadcast` makes rank 0's masks everyone's."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         kept = kept_for(sparsity, self.masks.total())
         before = {name: mask.clone() for name, mask in self.masks.masks().items()}
-        after = grow_to(self.masks, kept, self._scores(model, generator), self._order(model))
+        after = broadcast(grow_to(self.masks, kept, self._scores(model, generator), self._order(model)))
         self.masks.set(after)
         grown = {name: after[name] & ~before[name] for name in after}
         start(self.masks.weights(), grown, self.config.value, self.dense, generator)

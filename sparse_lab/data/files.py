@@ -13,6 +13,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 
@@ -69,8 +70,14 @@ def verified(files: FileSet, dataset: DatasetConfig) -> tuple[dict[str, str], bo
         )
     if foreign:
         listed = ", ".join(f"{name} {seen[name]}" for name in foreign)
-        print(f"warning: these {files.title} files are not the official ones: {listed}", file=sys.stderr)
+        _say_once(f"warning: these {files.title} files are not the official ones: {listed}")
     return {f"{files.folder}/{name}": md5 for name, md5 in seen.items()}, not foreign
+
+
+@cache
+def _say_once(line: str) -> None:
+    """A sweep asks for every run; a person reads it once."""
+    print(line, file=sys.stderr)
 
 
 def check(files: FileSet, dataset: DatasetConfig) -> None:

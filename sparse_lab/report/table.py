@@ -42,7 +42,7 @@ MARKS = {
     "§": "in at least one run no path of kept weights leads from the input to the logits",
 }
 _LEVEL = ("level", "sparsity", "kept", "validation_accuracy", "test_accuracy", "best_epoch", "epochs", "seconds")
-_EFFECTIVE = ("kept_on_path", "dead_channels", "channels", "connected", "live_logits")
+_EFFECTIVE = ("effective", "dead_channels", "channels", "connected", "live_logits")
 
 
 def distinct(runs: Iterable[Finished]) -> tuple[list[Finished], list[str]]:
@@ -96,8 +96,6 @@ def levels(runs: Iterable[Finished]) -> pd.DataFrame:
         }
         for level in run.levels:
             effective = section(level, "effective")
-            # The count of weights on a path is written under either name.
-            effective = {"kept_on_path": effective.get("effective"), **effective}
             row = known | {key: level.get(key) for key in _LEVEL} | {key: effective.get(key) for key in _EFFECTIVE}
             rows.append(row)
     columns = ["model", "dataset", "method", "target", "seed", "run", "cell", *_LEVEL, *_EFFECTIVE]

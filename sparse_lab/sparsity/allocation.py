@@ -29,11 +29,10 @@ def share_out(total: int, claims: Sequence[float], least: Sequence[int], most: S
     by_remainder = sorted(range(len(ideal)), key=lambda i: (counts[i] - ideal[i], i))
     short = total - sum(counts)
     while short:
-        step = 1 if short > 0 else -1
-        for i in by_remainder if step > 0 else reversed(by_remainder):
-            if short and least[i] <= counts[i] + step <= most[i]:
-                counts[i] += step
-                short -= step
+        for i in by_remainder:
+            if short and counts[i] < most[i]:
+                counts[i] += 1
+                short -= 1
     return counts
 
 

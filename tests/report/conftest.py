@@ -74,7 +74,7 @@ def make_run(tmp_path: Path) -> MakeRun:
                     "best_epoch": 3,
                     "epochs": 4,
                     "seconds": 1.5,
-                    "effective": {"kept_on_path": 7, "dead_channels": 2, "connected": True, "live_logits": 10},
+                    "effective": {"effective": 7, "dead_channels": 2, "connected": True, "live_logits": 10},
                 }
                 for i, (share, validation, test) in enumerate(levels or [(sparsity, accuracy + 0.5, accuracy)])
             ],

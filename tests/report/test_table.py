@@ -149,7 +149,7 @@ def test_levels_hold_every_level_of_every_run(make_run: Make, tmp_path: Path) ->
     table = levels(read(tmp_path).results)
     assert list(table["level"]) == [1, 2, 3] * 2 and list(table["seed"]) == [1] * 3 + [2] * 3
     assert list(table["test_accuracy"]) == [92.5, 91.5, 90.5] * 2
-    assert set(table["kept_on_path"]) == {7} and set(table["connected"]) == {True}
+    assert set(table["effective"]) == {7} and set(table["connected"]) == {True}
 
 
 @pytest.mark.parametrize(

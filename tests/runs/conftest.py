@@ -39,3 +39,8 @@ def compose(tmp_path: Path) -> Callable[..., Config]:
 @pytest.fixture
 def quiet() -> Console:
     return Console(quiet=True)
+
+
+@pytest.fixture
+def small() -> tuple[str, ...]:
+    return SMALL

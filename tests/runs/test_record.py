@@ -1,0 +1,84 @@
+"""A run's name: what changes it, what does not; and two processes that want the same dense network at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from sparse_lab import stages
+from sparse_lab.record import cell, run_name
+
+
+@pytest.mark.parametrize(
+    "same",
+    ["paths.data=elsewhere", "logger=wandb", "trainer.devices=2", "trainer.accelerator=auto", "dataset.workers=0",
+     "trainer.checkpoint_every=7", "method.regrow.score=random", "schedule.share=0.9"],
+)  # fmt: skip
+def test_what_does_not_matter_does_not_rename_a_run(same, compose):
+    assert run_name(compose("method=oneshot", same)) == run_name(compose("method=oneshot"))
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["seed=9", "sparsity=s98", "training.lr=0.3", "training.finetune.epochs=7", "trainer.precision=bf16-mixed",
+     "sparsity.require_connected=true", "dataset.train_limit=77", "model.width=0.5", "schedule=cubic"],
+)  # fmt: skip
+def test_what_matters_renames_it(other, compose):
+    assert run_name(compose("method=oneshot", other)) != run_name(compose("method=oneshot"))
+
+
+def test_a_dense_run_has_no_sparsity(compose):
+    assert run_name(compose("method=dense", "sparsity=s90")) == run_name(compose("method=dense", "sparsity=s99"))
+
+
+def test_seeds_share_a_cell(compose):
+    assert cell(compose("method=oneshot", "seed=1")) == cell(compose("method=oneshot", "seed=2"))
+    assert cell(compose("method=oneshot")) != cell(compose("method=oneshot", "sparsity=s98"))
+
+
+def test_stages_lead_back_to_runs_that_can_be_asked_for_by_name(compose):
+    child = compose("method=iterative_regrow", "sparsity.target=0.9", "method.regrow.budget=0.04")
+    one_way = stages.parent(child)
+    assert one_way is not None
+    assert run_name(one_way) == run_name(compose("method=iterative", "sparsity.target=0.94"))
+    dense = stages.parent(one_way)
+    assert dense is not None and stages.parent(dense) is None
+    assert run_name(dense) == run_name(compose("method=dense"))
+    extra = compose("method=iterative_extra", "sparsity.target=0.9", "method.regrow.budget=0.04")
+    assert stages.final_sparsity(extra) == 0.94 and run_name(stages.parent(extra)) == run_name(one_way)
+    long = compose("method=iterative_long", "sparsity.target=0.9", "method.regrow.budget=0.04")
+    assert stages.final_sparsity(long) == 0.9
+    assert run_name(stages.parent(long)) == run_name(compose("method=iterative", "sparsity.target=0.9"))
+
+
+def test_a_budget_left_open_starts_with_half_as_many_weights(compose):
+    config = compose("method=oneshot_regrow", "sparsity.target=0.98")
+    assert stages.regrowth_start(config) == 0.99
+    assert stages.regrowth_start(replace(config, sparsity=replace(config.sparsity, target=0.9999))) == 0.99995
+
+
+def test_two_processes_that_start_at_the_same_moment_train_the_dense_network_once(small, tmp_path):
+    commands = [
+        [
+            sys.executable,
+            "-m",
+            "sparse_lab",
+            *small,
+            f"paths.outputs={tmp_path}",
+            "method=oneshot",
+            f"sparsity.target={s}",
+        ]
+        for s in (0.9, 0.95)
+    ]
+    running = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands]
+    outputs = [process.communicate(timeout=240)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    results = [json.loads(path.read_text()) for path in tmp_path.rglob("result.json")]
+    assert sorted(result["method"] for result in results) == ["dense", "oneshot", "oneshot"]
+    dense = next(result["name"] for result in results if result["method"] == "dense")
+    assert sum(f"{dense}: started" in output for output in outputs) == 1
+    assert {result["start"] for result in results} == {None, dense}
