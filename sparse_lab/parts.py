@@ -12,12 +12,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from torch import nn
 
 from sparse_lab import models, stages
 from sparse_lab.callbacks.connectivity_watch import ConnectivityWatch
+from sparse_lab.callbacks.dashboards import Dashboards
 from sparse_lab.callbacks.diverged import StopWhenDiverged
 from sparse_lab.callbacks.history import History
 from sparse_lab.callbacks.keep_masks import KeepMasks
@@ -28,7 +28,7 @@ from sparse_lab.callbacks.rounds import Rounds
 from sparse_lab.callbacks.save_last import SaveLast
 from sparse_lab.config import Config, RecipeConfig
 from sparse_lab.data import Data
-from sparse_lab.record import RunFolder
+from sparse_lab.record import RunFolder, digest, identity
 from sparse_lab.sparsity.masks import Masks, count, kept_for
 from sparse_lab.sparsity.schedules import Constant, Cubic, Iterative, OneShot, Regrowth, Schedule
 from sparse_lab.training.clock import Clock
@@ -44,6 +44,11 @@ class Parts:
     module: Classifier
     rounds: Rounds
     callbacks: list[pl.Callback]
+
+
+def rank() -> int:
+    """Which process of a DDP run this is; 0 everywhere else."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def build_model(config: Config) -> nn.Module:
@@ -96,7 +101,7 @@ def assemble(
     """
 
     def say(line: str) -> None:
-        if rank_zero_only.rank == 0:
+        if rank() == 0:
             console.print(f"  {line}", highlight=False, soft_wrap=True, style="bold red" if "WARNING" in line else None)
 
     model = build_model(config)
@@ -117,10 +122,11 @@ def assemble(
         say,
     )
     keep = [] if masks is None else [KeepMasks(masks)]
-    history = History(folder, rounds, lambda: _kept(model, masks), say)
+    history = History(folder, clock, lambda: {**rounds.row, **_kept(model, masks)})
+    boards = Dashboards(dashboards(config, folder), history.row, say)
     save = SaveLast(folder.last, config.trainer.checkpoint_every, lambda: clock.finished)
     progress = [Progress(label, rounds, console)] if config.trainer.progress else []
-    callbacks = [rounds, *keep, *changes, StopWhenDiverged(), history, *progress, save]
+    callbacks = [rounds, *keep, *changes, StopWhenDiverged(), history, boards, *progress, save]
     return Parts(model, masks, clock, module, rounds, callbacks)
 
 
@@ -160,32 +166,35 @@ def _measure(model: nn.Module, masks: Masks | None, watch: ConnectivityWatch) ->
     return lambda: {**_kept(model, masks), "effective": (watch.last or watch()).as_dict()}
 
 
-def loggers(config: Config, folder: RunFolder, run_id: str) -> list[Logger]:
-    """The dashboards chosen, beside metrics.csv. W&B stays offline unless a key is set, and never asks."""
-    chosen: list[Logger] = []
-    if config.logger.tensorboard:
+def dashboards(config: Config, folder: RunFolder) -> dict[str, Callable[[], Logger]]:
+    """How to open the dashboards chosen. W&B stays offline unless a key is set, and never asks."""
+
+    def tensorboard() -> Logger:
         from pytorch_lightning.loggers import TensorBoardLogger
 
-        chosen.append(TensorBoardLogger(folder.path, name="tensorboard", version=""))
-    if config.logger.wandb:
+        return TensorBoardLogger(folder.path, name="tensorboard", version="")
+
+    def wandb() -> Logger:
         from pytorch_lightning.loggers import WandbLogger
 
         os.environ.setdefault("WANDB_SILENT", "true")
-        chosen.append(
-            WandbLogger(
-                name=folder.name,
-                id=run_id,
-                project=config.logger.project,
-                save_dir=folder.path,
-                group=f"{config.method.name}-{stages.final_sparsity(config):g}",
-                offline="WANDB_API_KEY" not in os.environ,
-                resume="allow",
-            )
+        logger = WandbLogger(
+            name=folder.name,
+            id=digest(identity(config)),
+            project=config.logger.project,
+            save_dir=folder.path,
+            group=f"{config.method.name}-{stages.final_sparsity(config):g}",
+            offline="WANDB_API_KEY" not in os.environ,
+            resume="allow",
         )
-    return chosen
+        logger.experiment.config.update(identity(config))
+        return logger
+
+    chosen = {"tensorboard": (config.logger.tensorboard, tensorboard), "wandb": (config.logger.wandb, wandb)}
+    return {name: factory for name, (wanted, factory) in chosen.items() if wanted}
 
 
-def make_trainer(config: Config, parts: Parts, folder: RunFolder, run_id: str) -> pl.Trainer:
+def make_trainer(config: Config, parts: Parts, folder: RunFolder) -> pl.Trainer:
     """A Lightning trainer that writes nothing of its own: what a run leaves on disk is ours."""
     trainer = config.trainer
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -203,7 +212,7 @@ def make_trainer(config: Config, parts: Parts, folder: RunFolder, run_id: str) -
         max_epochs=parts.clock.total_epochs,
         gradient_clip_val=parts.module.recipe.clip_norm,
         callbacks=parts.callbacks,
-        logger=loggers(config, folder, run_id),
+        logger=False,
         profiler=profiler,
         num_sanity_val_steps=0,
         enable_checkpointing=False,

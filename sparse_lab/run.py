@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import traceback
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,8 +15,8 @@ from rich.console import Console
 from sparse_lab import data, stages
 from sparse_lab.config import Config, UserError
 from sparse_lab.outcome import outcome, reset_peak_memory
-from sparse_lab.parts import assemble, make_trainer
-from sparse_lab.record import RunFolder, digest, identity
+from sparse_lab.parts import assemble, make_trainer, rank
+from sparse_lab.record import RunFolder
 from sparse_lab.training.files import load, save_network
 
 
@@ -84,7 +83,7 @@ def _fit(
     processes = config.trainer.devices if config.trainer.strategy == "ddp" else 1
     batches = data.build(config.dataset, config.training, config.seed, rank=rank(), world_size=processes)
     parts = assemble(config, batches, folder, starts, console, label)
-    trainer = make_trainer(config, parts, folder, digest(identity(config)))
+    trainer = make_trainer(config, parts, folder)
     resume = None
     if folder.last.is_file():
         load(folder.last)  # a torn or foreign file is said in one line here
@@ -97,11 +96,6 @@ def _fit(
         folder.finish(result)
     trainer.strategy.barrier()  # the other processes of this run go on from what was just written
     return result
-
-
-def rank() -> int:
-    """Which process of a DDP run this is; 0 everywhere else."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def _failure(folder: RunFolder, error: BaseException) -> BaseException:

@@ -18,6 +18,7 @@ def notes(runs: Sequence[Finished]) -> list[str]:
         *left_out,
         *_unofficial(counted),
         *_selected_on_test(counted),
+        *_subsets(counted),
         *_missed(counted),
         *_uneven(counted),
         *changing(counted, labels(counted)),
@@ -38,6 +39,18 @@ def _unofficial(runs: Sequence[Finished]) -> list[str]:
 def _selected_on_test(runs: Sequence[Finished]) -> list[str]:
     count = sum(run.result.get("selected_on") == "test" for run in runs)
     return [f"selected on test in {_runs(count)}: these accuracies are optimistic"] if count else []
+
+
+def _subsets(runs: Sequence[Finished]) -> list[str]:
+    counts: dict[tuple[str, object], int] = defaultdict(int)
+    for run in runs:
+        limit = section(section(run.result, "config"), "dataset").get("train_limit")
+        if limit is not None:
+            counts[run.result["dataset"], limit] += 1
+    return [
+        f"{name}: {_runs(count)} trained on {limit} images only; published numbers are for the whole training set"
+        for (name, limit), count in counts.items()
+    ]
 
 
 def _missed(runs: Sequence[Finished]) -> list[str]:

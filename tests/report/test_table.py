@@ -163,3 +163,10 @@ def test_a_setting_is_shown_with_the_digits_that_a_person_typed(make_run: Make, 
     make_run(settings={"training.lr": 0.1 * 3})
     make_run(settings={"training.lr": 0.0003})
     assert set(tabulate(tmp_path)["method"]) == {"oneshot (training.lr=0.3)", "oneshot (training.lr=0.0003)"}
+
+
+def test_runs_on_a_subset_are_named(make_run: Make, tmp_path: Path) -> None:
+    make_run(seed=1, settings={"dataset.train_limit": 77})
+    make_run(method="whole", seed=1)
+    said = [line for line in notes(read(tmp_path).results) if "trained on" in line]
+    assert len(said) == 1 and said[0].startswith("cifar10: 1 run trained on 77 images only")
