@@ -17,6 +17,7 @@ VERBS = {
     "report": "sparse_lab.report.cli:main",
     "status": "sparse_lab.report.cli:status_main",
     "methods": "sparse_lab.gallery:main",
+    "keys": "sparse_lab.keys:main",
     "bench": "sparse_lab.bench:main",
     "export": "sparse_lab.deploy.export:main",
     "doctor": "sparse_lab.doctor:main",

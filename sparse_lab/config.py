@@ -222,8 +222,7 @@ class MethodConfig:
 @dataclass
 class TrainerConfig:
     accelerator: str = key("auto", "cpu, gpu or auto", choices=("auto", "cpu", "gpu"), identity=False)
-    devices: int = key(1, "devices (processes) of one run", low=1, identity=False)
-    strategy: str = key("auto", "auto, or ddp for several devices", choices=("auto", "ddp"), identity=False)
+    devices: int = key(1, "devices of one run, a process each (DDP) where there are several", low=1, identity=False)
     precision: str = key("32-true", "arithmetic of a step", choices=("32-true", "bf16-mixed", "16-mixed", "64-true"))
     deterministic: bool = key(True, "only deterministic kernels", identity=False)
     checkpoint_every: int = key(1, "epochs between two saves of checkpoints/last.ckpt", low=1, identity=False)
@@ -276,7 +275,16 @@ def _check_number(name: str, value: float, meta: dict[str, Any]) -> None:
     below = low is not None and (value < low or (meta["open_low"] and value == low))
     above = high is not None and (value > high or (meta["open_high"] and value == high))
     if below or above or not math.isfinite(value):
-        left = "(" if low is None or meta["open_low"] else "["
-        right = ")" if high is None or meta["open_high"] else "]"
-        span = f"{left}{'-inf' if low is None else f'{low:g}'}, {'inf' if high is None else f'{high:g}'}{right}"
-        raise UserError(f"{name}={value:g} is outside {span}: {meta['help']}")
+        raise UserError(f"{name}={value:g} is outside {span(meta)}: {meta['help']}")
+
+
+def span(meta: dict[str, Any]) -> str:
+    """A key's choices as a|b|c, its range as [low, high), round where an end is open; empty where all is allowed."""
+    if meta["choices"]:
+        return "|".join(meta["choices"])
+    low, high = meta["low"], meta["high"]
+    if low is None and high is None:
+        return ""
+    left = "(-inf" if low is None else f"{'(' if meta['open_low'] else '['}{low:g}"
+    right = "inf)" if high is None else f"{high:g}{')' if meta['open_high'] else ']'}"
+    return f"{left}, {right}"

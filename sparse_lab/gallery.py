@@ -51,9 +51,9 @@ def main(argv: list[str]) -> int:
             print(f"| `{row['name']}` | {row['starts_from']} | {row['parts']} | {row['summary']} |")
         return 0
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("method", "starts from", "parts (score)", "what it does")
+    table = Table(Column("method", no_wrap=True), Column("starts from", no_wrap=True), "parts (score)", "what it does")
     for row in rows:
         table.add_row(row["name"], row["starts_from"], row["parts"], row["summary"])
     Console().print(table)

@@ -206,7 +206,7 @@ def make_trainer(config: Config, parts: Parts, folder: RunFolder) -> pl.Trainer:
     return pl.Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
-        strategy=trainer.strategy,
+        strategy="ddp" if trainer.devices > 1 else "auto",
         precision=trainer.precision,  # type: ignore[arg-type]
         deterministic=trainer.deterministic,
         max_epochs=parts.clock.total_epochs,

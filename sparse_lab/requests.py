@@ -115,7 +115,7 @@ class Request:
         from sparse_lab.check import check
 
         composed = self._read_experiment_axes()
-        if self.axes and composed.trainer.strategy == "ddp":
+        if self.axes and composed.trainer.devices > 1:
             raise UserError(
                 "a sweep with trainer=ddp would start itself again in every process: run its lines one by one"
             )

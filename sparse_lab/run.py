@@ -80,7 +80,7 @@ def _fit(
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     pl.seed_everything(config.seed, verbose=False)
     reset_peak_memory()
-    processes = config.trainer.devices if config.trainer.strategy == "ddp" else 1
+    processes = config.trainer.devices
     batches = data.build(config.dataset, config.training, config.seed, rank=rank(), world_size=processes)
     parts = assemble(config, batches, folder, starts, console, label)
     trainer = make_trainer(config, parts, folder)

@@ -58,3 +58,12 @@ def test_export_writes_one_file_that_loads_into_a_plain_network(tmp_path, capsys
     assert 0 < live <= payload["about"]["kept"] == round(0.1 * payload["about"]["total"])
     assert main(["export", str(tmp_path), "--out", str(tmp_path / "x.pt")]) == 2
     assert "not a finished run" in capsys.readouterr().err
+
+
+def test_keys_shows_range_and_meaning_of_what_is_asked_for(capsys):
+    assert main(["keys", "sparsity.target"]) == 0
+    out = capsys.readouterr().out
+    assert "[0, 1)" in out and "0.99" in out and "zero" in out
+    with pytest.raises(SystemExit) as stop:
+        main(["keys", "sparsty"])
+    assert stop.value.code == 2 and "did you mean" in capsys.readouterr().err

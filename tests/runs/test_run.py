@@ -302,3 +302,18 @@ def test_learning_rate_rewinding_runs_the_dense_recipe_again(compose, quiet):
 
     steps = 2 * 2  # two epochs of two batches: the rate written is that of step 2 of 4 (counted from 0: 1)
     assert float(rate) == pytest.approx(0.05 * 0.5 * (1 + math.cos(math.pi * 1 / steps)))
+
+
+@pytest.mark.parametrize("model", ["resnet34", "resnet50", "mobilenet_v2"])
+def test_other_networks_prune_and_regrow_exactly(model, compose, quiet):
+    request = (f"model={model}", "model.width=0.0625", "method=oneshot_regrow", "sparsity.target=0.9")
+    result = run(compose(*request, "training.epochs=1", "training.limit_batches=1"), "x", quiet)
+    assert result["kept"] == round(0.1 * result["total"])
+    assert sum(layer["kept"] for layer in result["layers"]) == result["kept"]
+    assert min(layer["kept"] for layer in result["layers"]) >= 1
+
+
+def test_double_precision_runs(compose, quiet):
+    config = compose("method=oneshot_regrow", "sparsity.target=0.9", "trainer.precision=64-true")
+    run(config, "x", quiet)
+    assert load_network(RunFolder(config).best)["features.0.weight"].dtype == torch.float64
