@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from sparse_lab.report.records import Records
+from sparse_lab.report.records import Finished, Records, is_number
 from sparse_lab.report.table import COLUMNS, accuracy, marks, panels, percent, wide
 
+_ORIGIN = ("command", "commit", "device")
 _NOT_SHOWN = ("std", "published_std", "base")  # on the page these are part of another column
 
 PICTURE = (
@@ -28,6 +30,7 @@ def page(table: pd.DataFrame, records: Records, notes: Sequence[str], plot: str)
         parts.append(_grid(wide(table, model, dataset).reset_index()))
     if len(table):
         parts += [_legend(table), f"![Accuracy against sparsity]({plot})", PICTURE, "## Every cell", _cells(table)]
+    parts += _origins(records)
     parts += _unfinished(records)
     if notes:
         parts += ["## Data notes", _bullets(notes)]
@@ -84,6 +87,26 @@ def _cells(table: pd.DataFrame) -> str:
         shown[name] = [_yes(value) for value in table[name]]
     shown["published_source"] = ["" if pd.isna(source) else source for source in table["published_source"]]
     return _grid(shown.rename(columns={"mean": "mean ± std", "published": "published ± std"}))
+
+
+def _origins(records: Records) -> list[str]:
+    """Who made these numbers: each command, commit and device, with the seeds and the time of its runs."""
+    groups: dict[tuple[str, str, str], list[Finished]] = defaultdict(list)
+    for run in records.results:
+        groups[tuple(str(run.result.get(key) or "not recorded") for key in _ORIGIN)].append(run)  # type: ignore[index]
+    rows = []
+    for origin, runs in groups.items():
+        seconds = sum(run.result["seconds"] for run in runs if is_number(run.result.get("seconds")))
+        seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in runs}))
+        rows.append(
+            {
+                **dict(zip(_ORIGIN, origin, strict=True)),
+                "runs": len(runs),
+                "seeds": seeds,
+                "minutes": f"{seconds / 60:.1f}",
+            }
+        )
+    return ["## Where the numbers come from", _grid(pd.DataFrame(rows).astype(object))] if rows else []
 
 
 def _unfinished(records: Records) -> list[str]:

@@ -134,3 +134,14 @@ def test_the_shown_table_is_never_cut(make_run: Make, tmp_path: Path, width: int
     for i, _ in enumerate(shares):
         for number in epochs:
             assert sum(f"{60.0 + i + number / 10:.2f}" in line for line in lines) == 1
+
+
+def test_the_page_says_who_made_the_numbers(make_run: Make, tmp_path: Path) -> None:
+    known = {"command": "sparse-lab -m seed=1,2", "commit": "abc123", "device": "cpu: one", "seconds": 90}
+    for seed in (1, 2):
+        make_run(seed=seed, **known)
+    make_run(method="other", seed=3, **{**known, "commit": "def456", "seconds": 30})
+    lines = write([tmp_path / "runs"], tmp_path / "out").report.read_text().splitlines()
+    rows = [cells(line) for line in lines if "sparse-lab -m" in line]
+    assert ["sparse-lab -m seed=1,2", "abc123", "cpu: one", "2", "1, 2", "3.0"] in rows
+    assert ["sparse-lab -m seed=1,2", "def456", "cpu: one", "1", "3", "0.5"] in rows
