@@ -85,7 +85,7 @@ def test_every_line_of_a_table_has_as_many_cells_as_its_head(make_run: Make, tmp
     make_run(settings={"training.note": "a|b"})
     make_run(settings={"training.note": "c|d"})
     tables = re.findall(r"(?:^\|.*\n)+", write([tmp_path], tmp_path).report.read_text(), flags=re.M)
-    assert len(tables) == 2
+    assert len(tables) == 3
     for table in tables:
         assert len({len(cells(line)) for line in table.splitlines()}) == 1
     assert r"oneshot (training.note=a\|b)" in tables[0]
