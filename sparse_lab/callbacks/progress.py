@@ -7,7 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from sparse_lab.callbacks.rounds import Rounds
@@ -32,11 +32,9 @@ class Progress(pl.Callback):
         clock = self.rounds.clock
         self.bar = Bar(
             TextColumn("  {task.fields[figures]}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            TimeRemainingColumn(compact=True),
             console=self.console,
             transient=True,
         )
