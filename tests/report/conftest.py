@@ -13,6 +13,41 @@ import pytest
 MakeRun = Callable[..., Path]
 
 
+def config_of(
+    model: str, width: float, dataset: str, method: str, sparsity: float, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """A config as a run records it; `settings` are dotted keys."""
+    config: dict[str, Any] = {
+        "model": {"name": model, "width": width},
+        "dataset": {"name": dataset},
+        "method": {"name": method},
+        "sparsity": {"target": sparsity},
+        "training": {"epochs": 160, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0005},
+    }
+    for key, value in settings.items():
+        *path, last = key.split(".")
+        part = config
+        for name in path:
+            part = part.setdefault(name, {})
+        part[last] = value
+    return config
+
+
+def level(number: int, sparsity: float, validation: float, test: float | None) -> dict[str, Any]:
+    """One level that a run passed."""
+    return {
+        "level": number,
+        "sparsity": sparsity,
+        "kept": round(921344 * (1 - sparsity)),
+        "validation_accuracy": validation,
+        "test_accuracy": test,
+        "best_epoch": 3,
+        "epochs": 4,
+        "seconds": 1.5,
+        "effective": {"effective": 7, "dead_channels": 2, "connected": True, "live_logits": 10},
+    }
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
     """Writes a finished run under tmp_path/runs and returns its folder; `settings` are dotted config keys."""
@@ -32,19 +67,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         updated: str = "2026-01-02T03:04:05+00:00",
         **result: Any,
     ) -> Path:
-        config: dict[str, Any] = {
-            "model": {"name": model, "width": width},
-            "dataset": {"name": dataset},
-            "method": {"name": method},
-            "sparsity": {"target": sparsity},
-            "training": {"epochs": 160, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0005},
-        }
-        for key, value in (settings or {}).items():
-            *path, last = key.split(".")
-            part = config
-            for name in path:
-                part = part.setdefault(name, {})
-            part[last] = value
+        config = config_of(model, width, dataset, method, sparsity, settings or {})
         matters = {name: part for name, part in config.items() if name not in ("paths", "logger")}
         cell = hashlib.sha256(json.dumps(matters).encode()).hexdigest()[:10]
         name = f"{model}-{dataset}-{method}-{100 * sparsity:g}-seed{seed}-{cell}"
@@ -65,17 +88,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             "validation_accuracy": accuracy + 0.5,
             "selected_on": "validation",
             "levels": [
-                {
-                    "level": i + 1,
-                    "sparsity": share,
-                    "kept": round(921344 * (1 - share)),
-                    "validation_accuracy": validation,
-                    "test_accuracy": test,
-                    "best_epoch": 3,
-                    "epochs": 4,
-                    "seconds": 1.5,
-                    "effective": {"effective": 7, "dead_channels": 2, "connected": True, "live_logits": 10},
-                }
+                level(i + 1, share, validation, test)
                 for i, (share, validation, test) in enumerate(levels or [(sparsity, accuracy + 0.5, accuracy)])
             ],
             "data": {"md5": {"train.gz": "0123abcd"}, "official": True},

@@ -237,7 +237,8 @@ def test_a_full_disk_stops_with_one_line_and_keeps_what_was_saved(compose, quiet
     config = compose("method=dense")
     with pytest.raises(UserError, match="disk is full"):
         run(config, "x", quiet)
-    torch.load(RunFolder(config).last, weights_only=True)
+    last = RunFolder(config).last
+    assert torch.load(last, weights_only=True)["epoch"] == 0
     assert not list(RunFolder(config).path.rglob("*.tmp"))
 
 
@@ -317,3 +318,20 @@ def test_double_precision_runs(compose, quiet):
     config = compose("method=oneshot_regrow", "sparsity.target=0.9", "trainer.precision=64-true")
     run(config, "x", quiet)
     assert load_network(RunFolder(config).best)["features.0.weight"].dtype == torch.float64
+
+
+def test_a_new_score_is_one_function(compose, quiet, monkeypatch):
+    """The README's example: nothing else changes, and the run prunes by it."""
+    from sparse_lab.sparsity import scores
+
+    monkeypatch.setattr(scores, "SCORES", dict(scores.SCORES))
+
+    @scores.score
+    def movement(view):
+        gradients = view.gradients()
+        return {name: -weight * gradients[name] for name, weight in view.weights().items()}
+
+    request = ("method=oneshot", "sparsity.target=0.9", "method.prune.score=movement")
+    result = run(compose(*request, "method.prune.allocation=uniform"), "x", quiet)
+    assert result["kept"] == round(0.1 * result["total"])
+    assert result["layers"][5]["kept"] / result["layers"][5]["total"] == pytest.approx(0.1, abs=0.01)
