@@ -28,8 +28,21 @@ def check(config: Config) -> None:
     check_regrowth(config)
     if config.model.weights not in (None, "torchvision"):
         load(str(config.model.weights))
-    data.check(config.dataset)
+    for name, numbers in (("mean", config.dataset.mean), ("std", config.dataset.std)):
+        if len(numbers) != 3 or (name == "std" and min(numbers) <= 0):
+            raise UserError(f"dataset.{name}={list(numbers)}: three numbers, one a channel, std above 0")
+    _check_data(repr(config.dataset), config)
     check_outputs(Path(config.paths.outputs))
+
+
+CHECKED: set[str] = set()
+
+
+def _check_data(request: str, config: Config) -> None:
+    """Once a process for each data set: a sweep's jobs all ask for the same files."""
+    if request not in CHECKED:
+        data.check(config.dataset)
+        CHECKED.add(request)
 
 
 def check_parts(config: Config) -> None:
@@ -39,6 +52,14 @@ def check_parts(config: Config) -> None:
         raise UserError(f"method.parts={parts}: known lists are {', '.join(str(list(one)) for one in PARTS)}")
     if config.method.goes_on and config.method.starts_from is None:
         raise UserError(f"method {config.method.name!r}: method.starts_from must name the pruning method before it")
+    if not config.method.goes_on and config.method.starts_from not in (None, "dense"):
+        raise UserError(
+            f"method.starts_from={config.method.starts_from}: pruning starts from dense, or from scratch (null)"
+        )
+    if config.method.name == "dense" and parts:
+        raise UserError(
+            f"method.parts={parts}: a method that does more than dense training needs a method.name of its own"
+        )
     if config.method.prunes:
         find(config.method.prune.score)
     if config.schedule.name == "cubic" and config.schedule.begin >= config.schedule.end:
@@ -103,10 +124,19 @@ def check_regrowth(config: Config) -> None:
     if regrow.reference is not None:
         load(regrow.reference)
     with torch.device("meta"):
-        check_layers(
-            regrow,
-            models.build(config.model.name, config.dataset.num_classes, config.model.width, config.dataset.image_size),
+        model = models.build(
+            config.model.name, config.dataset.num_classes, config.model.width, config.dataset.image_size
         )
+    check_layers(regrow, model)
+    if regrow.layers == "given":
+        sizes = {name: module.weight.numel() for name, module in layers(model).items()}
+        growth = kept_for(config.sparsity.target, sum(sizes.values()))
+        growth -= kept_for(stages.regrowth_start(config), sum(sizes.values()))
+        room = sum(sizes[name] for name in set(regrow.given))
+        if room < growth:
+            raise UserError(
+                f"method.regrow.given={list(regrow.given)} have {room} weights, {growth} are to regrow: name more"
+            )
 
 
 def check_outputs(outputs: Path) -> None:

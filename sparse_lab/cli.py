@@ -59,7 +59,7 @@ def _hydra(argv: list[str]) -> int:
     def job(cfg: DictConfig) -> None:
         sweep.run(cfg)
 
-    sys.argv = [sys.argv[0], *argv]  # Hydra reads it, and DDP starts its other processes by it
+    sys.argv = [sys.argv[0], *request.argv]  # Hydra reads it, and DDP starts its other processes by it
     hydra.main(version_base="1.3", config_path=str(request.conf), config_name="config")(job)()
     return sweep.finish()
 

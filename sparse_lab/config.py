@@ -227,7 +227,9 @@ class TrainerConfig:
     deterministic: bool = key(True, "only deterministic kernels", identity=False)
     checkpoint_every: int = key(1, "epochs between two saves of checkpoints/last.ckpt", low=1, identity=False)
     progress: bool = key(True, "a progress bar in a terminal, plain lines elsewhere", identity=False)
-    profiler: str | None = key(None, "simple, advanced or null; its report lands in the run's folder", identity=False)
+    profiler: str | None = key(
+        None, "its report lands in the run's folder", choices=("simple", "advanced"), identity=False
+    )
 
 
 @dataclass

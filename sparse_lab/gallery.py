@@ -11,12 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 from sparse_lab.config import conf_dir
 
 
-def methods() -> list[dict[str, Any]]:
+def methods(user_conf: Path | None = None) -> list[dict[str, Any]]:
     """One dict a method: name, starts_from, parts, summary; a file's `defaults` are followed."""
-    folder = conf_dir() / "method"
+    folders = [folder / "method" for folder in (conf_dir(), user_conf) if folder is not None]
+    files = {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
     rows = []
-    for path in sorted(folder.glob("*.yaml")):
-        config = _load(path)
+    for _, path in sorted(files.items()):
+        config = _load(path, files)
         parts = [f"{part} ({config[part]['score']})" if part in config else part for part in config.get("parts", [])]
         rows.append(
             {
@@ -29,11 +30,11 @@ def methods() -> list[dict[str, Any]]:
     return rows
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, files: dict[str, Path]) -> dict[str, Any]:
     config = OmegaConf.load(path)
     assert isinstance(config, DictConfig)
     bases = [base for base in config.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
-    merged = OmegaConf.merge(*(OmegaConf.create(_load(path.with_name(f"{base}.yaml"))) for base in bases), config)
+    merged = OmegaConf.merge(*(OmegaConf.create(_load(files[base], files)) for base in bases), config)
     plain = OmegaConf.to_container(merged)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
@@ -43,8 +44,11 @@ def main(argv: list[str]) -> int:
     """Print the gallery as a table, or as Markdown for the README."""
     parser = argparse.ArgumentParser(prog="sparse-lab methods", description="The methods that method=NAME takes.")
     parser.add_argument("--markdown", action="store_true", help="a Markdown table")
+    parser.add_argument(
+        "--config-dir", type=Path, metavar="DIR", help="a folder of your own with method/NAME.yaml files"
+    )
     args = parser.parse_args(argv)
-    rows = methods()
+    rows = methods(args.config_dir)
     if args.markdown:
         print("| method | starts from | parts (score) | what it does |\n| --- | --- | --- | --- |")
         for row in rows:

@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 from sparse_lab import stages
 from sparse_lab.config import Config, UserError
 
+RESULT_KEYS = {"name", "test_accuracy", "kept", "total", "seconds"}
 SCHEDULE_KEYS = {
     "one_shot": (),
     "constant": (),
@@ -33,8 +34,15 @@ SCHEDULE_KEYS = {
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """What matters in a config: no paths, loggers or devices, and no key of a part that the method does not use."""
+    """What matters in a config: no paths, loggers or devices, and no part or schedule that the method does not use.
+
+    A file that a run starts from counts by its content.
+    """
     plain = _matters(config)
+    for group, key in (("model", "weights"), ("regrow", "reference")):
+        part = plain["model"] if group == "model" else plain["method"]["regrow"]
+        if part[key] not in (None, "torchvision"):
+            part[key] = _fingerprint(part[key])
     method = config.method
     if not method.prunes:
         for group, key in (("training", "finetune"), ("method", "prune")):
@@ -48,6 +56,15 @@ def identity(config: Config) -> dict[str, Any]:
     if not method.regrows:
         plain["method"]["regrow"] = {"steps": method.regrow.steps} if method.goes_on else {}
     return plain
+
+
+def _fingerprint(path: str) -> str:
+    """SHA-256 of a file's content; the path itself where there is none to read (the request is refused elsewhere)."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return path
 
 
 def _matters(part: Any) -> dict[str, Any]:
@@ -110,9 +127,10 @@ class RunFolder:
         """The result of a finished run, or None. A run is finished when its result and its network are there."""
         try:
             result = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        except (OSError, ValueError):  # a torn file is no result: the run is finished again from its checkpoint
             return None
-        return result if self.best.is_file() else None
+        whole = isinstance(result, dict) and result.keys() >= RESULT_KEYS and self.best.is_file()
+        return result if whole else None
 
     @contextmanager
     def claim(self, say: Callable[[str], None]) -> Iterator[None]:

@@ -6,7 +6,9 @@ not train for a day first.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import itertools
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +32,8 @@ ANSWERS = ("help", "hydra_help", "cfg", "info", "shell_completion")
 
 def to_config(cfg: DictConfig) -> Config:
     """The composed config as plain dataclasses. Raises UserError when a value is missing or of the wrong type."""
-    groups = {name: cfg[name] for name in Config.__dataclass_fields__}
     try:
+        groups = {name: cfg[name] for name in Config.__dataclass_fields__}
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), groups))
     except OmegaConfBaseException as error:
         raise UserError(_first_line(error)) from None
@@ -53,11 +55,14 @@ class Request:
     @classmethod
     def read(cls, argv: list[str]) -> Request:
         """Parse with Hydra's own grammar. Raises UserError for what it cannot read."""
-        args = get_args_parser().parse_args(argv)
+        args = _parse(argv)
+        argv = _flags_first(argv, args.overrides)
         conf = conf_dir()
         user_conf = Path(args.config_dir).resolve() if args.config_dir else None
         if user_conf is not None and not user_conf.is_dir():
             raise UserError(f"--config-dir {args.config_dir}: no such folder")
+        if args.config_name or args.config_path:
+            raise UserError("--config-name and --config-path would leave sparse_lab's own config: use --config-dir DIR")
         runs = not any(getattr(args, name) for name in ANSWERS)
         request = cls(argv, conf, user_conf, runs, [], {})
         if args.shell_completion:  # completes half-typed overrides: nothing to read yet
@@ -75,6 +80,8 @@ class Request:
         if request.axes and runs and not args.multirun:
             key, values = next(iter(request.axes.items()))
             raise UserError(f"{key}={','.join(values)} is a sweep: add -m")
+        if args.cfg or args.info:
+            request.compose([])
         return request
 
     @property
@@ -98,7 +105,9 @@ class Request:
     def _check_names(self, override: Override) -> None:
         """Unknown groups, choices and keys, each with the nearest known name."""
         key = override.key_or_group
-        if key.startswith("hydra") or override.is_delete():
+        if not key or override.is_delete():
+            raise UserError(f"{override.input_line}: give keys a value, as in seed=1; nothing can be taken out")
+        if key.startswith("hydra"):
             return
         choices = self.choices(key)
         if choices:
@@ -107,33 +116,27 @@ class Request:
                 name = str(value)
                 if name not in choices and name not in ("None", "null"):
                     raise UserError(f"unknown {key} {name!r}; {nearest(name, choices)}")
-        elif not override.is_add():
+        else:
             check_key(key)
 
     def check(self) -> None:
-        """Compose the jobs and check each value of each axis, the others at their first. Raises UserError."""
+        """Compose every job and check it, before the first one starts. Raises UserError."""
         from sparse_lab.check import check
 
-        composed = self._read_experiment_axes()
-        if self.axes and composed.trainer.devices > 1:
+        if self.read_experiment_axes().trainer.devices > 1 and self.axes:
             raise UserError(
                 "a sweep with trainer=ddp would start itself again in every process: run its lines one by one"
             )
-        seen: set[tuple[str, ...]] = set()
-        first = {key: values[0] for key, values in self.axes.items()}
-        for key, values in self.axes.items() or [("", [""])]:
-            for value in values:
-                swept = first if not key else {**first, key: value}
-                line = tuple(f"{name}={choice}" for name, choice in swept.items())
-                if line not in seen:
-                    seen.add(line)
-                    check(to_config(self._compose([*self.fixed, *line])))
+        for values in itertools.product(*self.axes.values()):
+            config = to_config(self.compose([f"{key}={value}" for key, value in zip(self.axes, values, strict=True)]))
+            if config.method.goes_on and config.method.starts_from not in self.choices("method"):
+                known = nearest(str(config.method.starts_from), self.choices("method"))
+                raise UserError(f"method.starts_from={config.method.starts_from}: {known}")
+            check(config)
 
-    def _read_experiment_axes(self) -> DictConfig:
+    def read_experiment_axes(self) -> DictConfig:
         """An experiment file may hold a sweep of its own; a list on the command line replaces the file's list."""
-        composed = self._compose(
-            [*self.fixed, *(f"{key}={values[0]}" for key, values in self.axes.items())], hydra=True
-        )
+        composed = self.compose([f"{key}={values[0]}" for key, values in self.axes.items()], hydra=True)
         params = composed.hydra.sweeper.get("params") or {}
         if not params or str(composed.hydra.get("mode")) == "RunMode.RUN":
             return composed
@@ -145,7 +148,9 @@ class Request:
                 self.axes[key] = list(override.sweep_string_iterator())  # type: ignore[arg-type]
         return composed
 
-    def _compose(self, overrides: list[str], hydra: bool = False) -> DictConfig:
+    def compose(self, swept: list[str], hydra: bool = False) -> DictConfig:
+        """The config of one job: what is fixed, and one value of each axis. Raises UserError."""
+        overrides = [*self.fixed, *swept]
         if self.user_conf is not None:
             overrides = [f"hydra.searchpath=[file://{self.user_conf}]", *overrides]
         try:
@@ -153,6 +158,24 @@ class Request:
                 return compose("config", overrides, return_hydra_config=hydra)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_first_line(error.__cause__ or error)) from None
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    """Hydra's own flags; overrides may stand before, between and after them."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> typing.NoReturn:
+        raise UserError(f"cannot read the command line: {message}; see sparse-lab --help")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser.parse_intermixed_args(argv)
+
+
+def _flags_first(argv: list[str], overrides: list[str]) -> list[str]:
+    """The same request in the order that Hydra can read."""
+    left = list(overrides)
+    flags = [word for word in argv if not (word in left and (left.remove(word) or True))]  # type: ignore[func-returns-value]
+    return [*flags, *overrides]
 
 
 def check_key(key: str) -> None:

@@ -19,6 +19,8 @@ from sparse_lab.parts import assemble, make_trainer, rank
 from sparse_lab.record import RunFolder
 from sparse_lab.training.files import load, save_network
 
+RESUMABLE = {"state_dict", "callbacks", "optimizer_states", "random_state", "pytorch-lightning_version"}
+
 
 def run(config: Config, command: str, console: Console, label: str = "") -> dict[str, Any]:
     """Make the run that `config` asks for, with the runs that it starts from, and return its record.
@@ -86,7 +88,10 @@ def _fit(
     trainer = make_trainer(config, parts, folder)
     resume = None
     if folder.last.is_file():
-        load(folder.last)  # a torn or foreign file is said in one line here
+        if not load(folder.last).keys() >= RESUMABLE:  # a torn or foreign file is said in one line here
+            raise UserError(
+                f"{folder.last} is not a checkpoint of this run: remove it and start the same command again"
+            )
         resume = folder.last
     trainer.fit(parts.module, batches.train, batches.validation, ckpt_path=resume, weights_only=True)
     result = outcome(config, parts, batches, folder, parent, command)

@@ -6,6 +6,7 @@ weights of its best epoch come back, the test set is read, and the level is writ
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from sparse_lab.config import UserError
 from sparse_lab.training.clock import Clock
 from sparse_lab.training.evaluate import accuracy
 from sparse_lab.training.module import Classifier
@@ -86,6 +88,11 @@ class Rounds(pl.Callback):
             "validation_loss": loss,
             "validation_accuracy": validation,
         }
+        if not math.isfinite(loss):
+            # the last step may have broken the weights after its own loss was still a number
+            raise UserError(
+                f"the validation loss is NaN or infinite after step {trainer.global_step}: lower training.lr"
+            )
         self.clock.end_epoch()
         self._keep_best(trainer, pl_module, validation)
         if self.clock.epoch_in_round >= self.clock.epochs_a_round or self._out_of_patience():

@@ -24,14 +24,14 @@ def export(run: Path, out: Path) -> dict[str, Any]:
     """
     try:
         result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        config = result["config"]
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{run} is not a finished run: it has no readable result.json") from None
     state = {
         name: value
         for name, value in load_network(run / "checkpoints" / "best.ckpt").items()
         if not name.endswith(".mask")
     }
-    config = result["config"]
     build = {
         "name": config["model"]["name"],
         "num_classes": config["dataset"]["num_classes"],

@@ -40,10 +40,13 @@ def load(path: str | Path) -> dict[str, Any]:
         raise UserError(f"no checkpoint at {path}") from None
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path} holds more than tensors and plain values, or is corrupt: it was not unpickled"
+            f"{path} is corrupt or holds more than tensors and plain values; it was not unpickled: remove it "
+            "or name another"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__})") from None
+        raise UserError(
+            f"{path} is not a readable checkpoint ({type(error).__name__}): remove it or name another"
+        ) from None
     if not isinstance(payload, dict):
         raise UserError(f"{path} is not a sparse_lab checkpoint (it holds a {type(payload).__name__})")
     return payload

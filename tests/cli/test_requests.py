@@ -16,7 +16,7 @@ from sparse_lab.requests import Request, to_config
 
 def composed(*argv: str):
     request = Request.read(list(argv))
-    return to_config(request._compose(request.fixed))
+    return to_config(request.compose([]))
 
 
 BAD = {
@@ -46,6 +46,21 @@ BAD = {
         "scores every pruned weight 0",
     ),
     "a sweep without -m": (["seed=1,2"], "add -m"),
+    "an added key that is none": (["+foo=1"], "unknown key 'foo'"),
+    "a key taken out": (["~seed"], "nothing can be taken out"),
+    "no key": (["=3"], "nothing can be taken out"),
+    "unknown flag": (["--nonsense"], "cannot read the command line"),
+    "another config": (["--config-name", "x"], "--config-dir"),
+    "a bad last corner of a sweep": (["-m", "method=dense,oneshot", "sparsity.target=0.9,0.9999999"], "empties some"),
+    "unknown start": (["method=oneshot_regrow", "method.starts_from=bogus"], "method.starts_from=bogus"),
+    "pruning from elsewhere": (["method=oneshot", "method.starts_from=iterative"], "pruning starts from dense"),
+    "dense that prunes": (["method=dense", "method.parts=[prune]"], "a method.name of its own"),
+    "unknown profiler": (["trainer.profiler=foo"], "known: advanced, simple"),
+    "too small for the regrowth": (
+        ["method=oneshot_regrow", "sparsity=s90", "method.regrow.layers=given", "method.regrow.given=[features.0]"],
+        "are to regrow",
+    ),
+    "statistics": (["dataset.std=[0,1,1]"], "dataset.std"),
     "grammar": (["seed=[1"], "cannot read the command line"),
     "no such config dir": (["--config-dir", "nowhere"], "no such folder"),
     "missing checkpoint": (["model.weights=nowhere.pt"], "no checkpoint at nowhere.pt"),
@@ -125,7 +140,7 @@ def test_the_papers_points():
     assert (config.schedule.share, config.schedule.round_epochs, config.training.epochs) == (0.2, 40, 200)
     assert config.training.finetune.optimizer == "adamw" and config.training.regrow.patience == 50
     request = Request.read(["experiment=paper/bidirectional_oneshot"])
-    request._read_experiment_axes()
+    request.read_experiment_axes()
     assert request.axes["sparsity.target"] == ["0.9639", "0.9296"] and len(request.axes["seed"]) == 3
 
 
@@ -146,7 +161,7 @@ def test_every_choice_of_every_group_composes():
     tried = 0
     for group in groups:
         for choice in request.choices(group):
-            to_config(request._compose([f"{group}={choice}"]))
+            to_config(request.compose([f"{group}={choice}"]))
             tried += 1
     assert tried > 45
 
@@ -157,13 +172,13 @@ def test_a_users_own_folder_adds_choices(tmp_path):
         "defaults: [oneshot, _self_]\nname: mine\nprune: {score: magnitude}\n"
     )
     request = Request.read(["--config-dir", str(tmp_path), "method=mine"])
-    config = to_config(request._compose(request.fixed))
+    config = to_config(request.compose([]))
     assert (config.method.name, config.method.prune.score, config.schedule.name) == ("mine", "magnitude", "one_shot")
 
 
 def test_a_command_line_list_replaces_an_experiments_list():
     request = Request.read(["-m", "experiment=demo", "seed=5,6,7", "method=dense"])
-    request._read_experiment_axes()
+    request.read_experiment_axes()
     assert request.axes["seed"] == ["5", "6", "7"] and "method" not in request.axes
     assert request.jobs == 3 * 2
 
@@ -213,3 +228,10 @@ def test_a_sweep_runs_on_past_a_failing_run_and_ends_non_zero(tmp_path, capfd):
     assert "2 runs: 1 done, 1 failed" in out and "the loss became NaN" in error
     assert len(list(tmp_path.rglob("result.json"))) == 1
     assert len(list(tmp_path.rglob("error.txt"))) == 1
+
+
+def test_overrides_may_stand_on_both_sides_of_a_flag(tmp_path, capsys):
+    request = Request.read(["method=dense", "-m", "seed=range(1,4)"])
+    assert request.axes == {"seed": ["1", "2", "3"]} and request.argv[0] == "-m"
+    assert main(["seed=3", "--cfg", "job", "hydra/launcher=nope"]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -31,7 +31,7 @@ def compose(tmp_path: Path) -> Callable[..., Config]:
 
     def make(*overrides: str) -> Config:
         request = Request.read([])
-        return to_config(request._compose([*SMALL, f"paths.outputs={tmp_path}", *overrides]))
+        return to_config(request.compose([*SMALL, f"paths.outputs={tmp_path}", *overrides]))
 
     return make
 

@@ -242,6 +242,49 @@ def test_a_full_disk_stops_with_one_line_and_keeps_what_was_saved(compose, quiet
     assert not list(RunFolder(config).path.rglob("*.tmp"))
 
 
+def test_a_last_step_that_breaks_the_weights_is_no_result(compose, quiet, monkeypatch):
+    """The loss is computed before the step: only the validation loss can tell."""
+    from sparse_lab.callbacks.rounds import Rounds
+
+    original = Rounds.on_train_start
+
+    def break_after_the_last_step(self, trainer, module):
+        original(self, trainer, module)
+        steps = self.clock.total_epochs * self.clock.steps_an_epoch
+
+        def after(*_):
+            if trainer.global_step == steps - 1:
+                next(module.model.parameters()).data.fill_(float("nan"))
+
+        trainer.optimizers[0].register_step_post_hook(after)
+
+    monkeypatch.setattr(Rounds, "on_train_start", break_after_the_last_step)
+    config = compose("method=dense")
+    with pytest.raises(UserError, match="validation loss is NaN"):
+        run(config, "x", quiet)
+    assert not RunFolder(config).best.exists() and RunFolder(config).result() is None
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "\x00\xff", '{"name"'])
+def test_a_damaged_result_is_made_again(content, compose, quiet):
+    config = compose("method=dense")
+    first = run(config, "x", quiet)
+    (RunFolder(config).path / "result.json").write_text(content)
+    again = run(config, "x", quiet)
+    assert again["test_accuracy"] == first["test_accuracy"] and again["levels"] == first["levels"]
+
+
+def test_a_file_that_a_run_starts_from_counts_by_its_content(compose, tmp_path):
+    from sparse_lab.record import run_name
+
+    names = []
+    for folder, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "w.pt").write_bytes(content)
+        names.append(run_name(compose(f"model.weights={tmp_path / folder / 'w.pt'}")))
+    assert names[0] == names[1] != names[2]
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 torn"])
 def test_a_torn_last_checkpoint_is_named_in_one_line(content, compose, quiet):
     config = compose("method=dense")
