@@ -1,13 +1,17 @@
 """Copy the records of finished runs, without their checkpoints, so that a table can be made again from a small folder.
 
-python scripts/keep_records.py outputs results/NAME
+    python scripts/keep_records.py outputs results/NAME
+
+The folders that the runs were told to use (paths.data, paths.outputs) become DATA and OUTPUTS in the copies: they name one
+machine and mean nothing on another. Nothing else is changed.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
+
+from omegaconf import OmegaConf
 
 KEPT = ("config.yaml", "status.json", "metrics.csv", "result.json")
 
@@ -17,8 +21,13 @@ def keep(source: Path, target: Path) -> int:
     runs = sorted(path.parent for path in source.rglob("result.json"))
     for run in runs:
         (target / "runs" / run.name).mkdir(parents=True, exist_ok=True)
+        paths = OmegaConf.load(run / "config.yaml").paths
         for name in KEPT:
-            shutil.copyfile(run / name, target / "runs" / run.name / name)
+            text = (run / name).read_text(encoding="utf-8")
+            for folder, neutral in ((paths.outputs, "OUTPUTS"), (paths.data, "DATA")):
+                if Path(folder).is_absolute():
+                    text = text.replace(folder, neutral)
+            (target / "runs" / run.name / name).write_text(text, encoding="utf-8")
     return len(runs)
 
 
