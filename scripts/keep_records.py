@@ -2,8 +2,8 @@
 
     python scripts/keep_records.py outputs results/NAME
 
-The folders that the runs were told to use (paths.data, paths.outputs) become DATA and OUTPUTS in the copies: they name one
-machine and mean nothing on another. Nothing else is changed.
+The folders that the runs were told to use (paths.data, paths.outputs) become DATA and OUTPUTS in the copies: they name
+one machine and mean nothing on another. Nothing else is changed.
 """
 
 from __future__ import annotations

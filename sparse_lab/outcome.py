@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import resource
 import subprocess
@@ -88,6 +89,7 @@ def flops(costs: list[LayerCost], levels: list[dict[str, Any]], images_an_epoch:
 
 def reset_peak_memory() -> None:
     """Start the peak anew, so that a run in a sweep does not report the one before it (Linux)."""
+    gc.collect()  # trainers and callbacks hold each other: the run before would stay in memory for a while
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:

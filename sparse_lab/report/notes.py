@@ -48,7 +48,7 @@ def _subsets(runs: Sequence[Finished]) -> list[str]:
         if limit is not None:
             counts[run.result["dataset"], limit] += 1
     return [
-        f"{name}: {_runs(count)} trained on {limit} images only; published numbers are for the whole training set"
+        f"{name}: {_runs(count)} trained on {limit} images only, not on the whole training set"
         for (name, limit), count in counts.items()
     ]
 
