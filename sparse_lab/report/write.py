@@ -22,7 +22,7 @@ from sparse_lab.report.records import Records, read
 from sparse_lab.report.table import levels, long, marks, panels, wide
 
 NAME_COLUMN = 30  # the methods' column may be folded down to so many characters
-PIPE_COLUMNS = 100  # a pipe has no width of its own
+PIPE_COLUMNS = 120  # a pipe has no width of its own
 
 
 @dataclass(frozen=True)
