@@ -21,7 +21,7 @@ def prune_to(masks: Masks, kept: int, scores: Mapping[str, Tensor], allocation: 
     alive = masks.masks()
     if kept > masks.kept():
         raise UserError(f"cannot prune to {kept} weights: only {masks.kept()} are alive; regrowth is what adds weights")
-    ranked = {name: score.masked_fill(~alive[name], -torch.inf) for name, score in scores.items()}
+    ranked = {name: _only(score, alive[name]) for name, score in scores.items()}
     counts = allocate(allocation, kept, masks.weights(), ranked, alive)
     return top_k_each(ranked, counts)
 
@@ -50,6 +50,11 @@ def grow_to(masks: Masks, kept: int, scores: Mapping[str, Tensor], order: Sequen
         raise UserError(
             f"the layers chosen for regrowth can take {growth - left} weights, not {growth}: name more of them"
         )
-    ranked = {name: score.masked_fill(alive[name], -torch.inf) for name, score in scores.items()}
+    ranked = {name: _only(score, ~alive[name]) for name, score in scores.items()}
     grown = top_k_each(ranked, counts)
     return {name: alive[name] | grown[name] for name in alive}
+
+
+def _only(score: Tensor, allowed: Tensor) -> Tensor:
+    """-inf wherever a position must not be picked, and only there: a score of -inf becomes the lowest finite number."""
+    return score.clamp(min=torch.finfo(score.dtype).min).masked_fill(~allowed, -torch.inf)

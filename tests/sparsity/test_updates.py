@@ -175,3 +175,17 @@ def test_growth_after_pruning_is_exact_whatever_the_numbers(data: st.DataObject)
     cut = data.draw(st.integers(0, 3))
     masks.set(grow_to(masks, more, scores, [order[:cut], order[cut:]]))
     assert masks.kept() == more
+
+
+@pytest.mark.parametrize("allocation", ["global", "uniform", "erk"])
+def test_scores_of_minus_infinity_revive_nothing_and_lose_no_count(allocation: str) -> None:
+    """A log-type score can be -inf where a weight is alive; what is pruned must still never tie with it."""
+    masks = _masks({"0": 10, "1": 8, "2": 3})
+    before = {name: mask.clone() for name, mask in masks.masks().items()}
+    lowest = {name: torch.full(mask.shape, -torch.inf) for name, mask in before.items()}
+    pruned = prune_to(masks, 15, lowest, allocation)
+    assert sum(int(mask.sum()) for mask in pruned.values()) == 15
+    assert all(not (pruned[name] & ~before[name]).any() for name in before)
+    grown = grow_to(masks, 30, lowest, [list(before)])
+    assert sum(int(mask.sum()) for mask in grown.values()) == 30
+    assert all((grown[name] | ~before[name]).all() for name in before)
