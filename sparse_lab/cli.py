@@ -10,8 +10,14 @@ import os
 import shlex
 import sys
 import traceback
+from typing import TYPE_CHECKING
 
 from sparse_lab.config import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from sparse_lab.requests import Request
 
 VERBS = {
     "report": "sparse_lab.report.cli:main",
@@ -47,7 +53,6 @@ def main(argv: list[str] | None = None) -> int:
 def _hydra(argv: list[str]) -> int:
     """Look at the request as a whole, then let Hydra compose and start each job."""
     import hydra
-    from omegaconf import DictConfig
 
     from sparse_lab.requests import Request
 
@@ -67,12 +72,12 @@ def _hydra(argv: list[str]) -> int:
 class Sweep:
     """Runs the jobs of one command in this process; one that fails does not stop the others."""
 
-    def __init__(self, request) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, request: Request) -> None:
         self.request = request
         self.started = 0
         self.failed: list[str] = []
 
-    def run(self, cfg) -> None:  # type: ignore[no-untyped-def]
+    def run(self, cfg: DictConfig) -> None:
         from rich.console import Console
 
         from sparse_lab.check import check

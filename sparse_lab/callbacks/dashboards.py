@@ -31,7 +31,7 @@ class Dashboards(pl.Callback):
                 self._drop(name, error)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        row = self.row()
+        row = self.row() if self.open else {}
         for name, logger in list(self.open.items()):
             try:
                 logger.log_metrics({key: float(value) for key, value in row.items()}, step=row["step"])

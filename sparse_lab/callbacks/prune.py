@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -51,7 +52,7 @@ class Prune(pl.Callback):
     def to(self, sparsity: float, model: nn.Module, step: int, broadcast: Callable[[Any], Any] = lambda x: x) -> None:
         """Prune `model` to `sparsity` now; `step` seeds random scores, `broadcast` makes rank 0's masks everyone's."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        view = View(model, self.batches(self.config.batches), generator)
+        view = View(model, partial(self.batches, self.config.batches), generator)
         kept = kept_for(sparsity, self.masks.total())
         self.masks.set(broadcast(prune_to(self.masks, kept, self.score(view), self.config.allocation)))
         self.changed()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,12 +14,10 @@ from torch import Tensor, nn
 from sparse_lab.config import RegrowConfig, UserError, nearest
 from sparse_lab.sparsity.masks import Masks, kept_for, layers
 from sparse_lab.sparsity.schedules import Schedule
-from sparse_lab.sparsity.scores import Scores, View, find
+from sparse_lab.sparsity.scores import Batches, Scores, View, find
 from sparse_lab.sparsity.similarity import attention_maps, least_similar
 from sparse_lab.sparsity.updates import grow_to
 from sparse_lab.training.clock import Clock
-
-Batches = Sequence[tuple[Tensor, Tensor]]
 
 
 class Regrow(pl.Callback):
@@ -73,7 +72,7 @@ class Regrow(pl.Callback):
         self.changed()
 
     def _scores(self, model: nn.Module, generator: torch.Generator) -> Scores:
-        batches = self.batches(self.config.batches)
+        batches = partial(self.batches, self.config.batches)  # made only by a score that asks
         if self.config.score_on == "sparse":
             return self.score(View(model, batches, generator, self.reference))
         if self._dense_scores is None or self.config.score == "random":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ class SaveLast(pl.Callback):
     Must stand last in the list of callbacks: what the others change at an epoch's end is then inside.
     """
 
-    def __init__(self, path: Path, every: int, finished: Any) -> None:
+    def __init__(self, path: Path, every: int, finished: Callable[[], bool]) -> None:
         self.path = path
         self.every = every
         self.finished = finished

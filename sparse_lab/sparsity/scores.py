@@ -18,6 +18,7 @@ from sparse_lab.config import UserError, nearest
 from sparse_lab.sparsity.masks import layers
 
 Scores = dict[str, Tensor]
+Batches = Sequence[tuple[Tensor, Tensor]]
 
 
 @contextmanager
@@ -34,10 +35,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @dataclass
 class View:
-    """What a score may look at: the network, batches of (images, labels), and a random generator (on the CPU)."""
+    """What a score may look at: the network, batches of (images, labels), and a random generator (on the CPU).
+
+    `batches` may be a function that makes them: decoding photos for a score of weights alone would be for nothing.
+    """
 
     model: nn.Module
-    batches: Sequence[tuple[Tensor, Tensor]] = ()
+    batches: Batches | Callable[[], Batches] = ()
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
     reference: Scores | None = None
 
@@ -49,19 +53,20 @@ class View:
 
         The network is in evaluation mode, so that BatchNorm's running statistics are used and not moved.
         """
-        if not self.batches:
+        batches = self.batches() if callable(self.batches) else self.batches
+        if not batches:
             raise ValueError("this score needs batches")
         found = layers(self.model)
         weight = next(iter(found.values())).weight
         sums = {name: torch.zeros_like(module.weight) for name, module in found.items()}
         with evaluating(self.model):
-            for images, labels in self.batches:
+            for images, labels in batches:
                 with torch.enable_grad():
                     loss = functional.cross_entropy(self.model(images.to(weight)), labels.to(weight.device))
                     grads = torch.autograd.grad(loss, [module.weight for module in found.values()])
                 for total, grad in zip(sums.values(), grads, strict=True):
                     total += grad.pow(power)
-        return {name: total / len(self.batches) for name, total in sums.items()}
+        return {name: total / len(batches) for name, total in sums.items()}
 
 
 SCORES: dict[str, Callable[[View], Scores]] = {}

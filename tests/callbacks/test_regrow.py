@@ -121,3 +121,11 @@ def test_given_layers_are_checked_by_name():
         check_layers(RegrowConfig(layers="given", given=["22"]), net(0))
     with pytest.raises(UserError, match="needs"):
         check_layers(RegrowConfig(layers="given"), net(0))
+
+
+def test_a_score_of_weights_alone_asks_for_no_batches():
+    """Decoding photos for nothing would cost minutes on ImageNet."""
+    callback, masks, _, sparse, _ = regrow_with(RegrowConfig(score="magnitude"))
+    callback.batches = lambda count: pytest.fail("batches were made")
+    callback.to(0.8, sparse, step=0)
+    assert masks.kept() == round(0.2 * masks.total())
