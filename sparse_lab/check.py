@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from sparse_lab import data, models, stages
 from sparse_lab.callbacks.regrow import check_layers
-from sparse_lab.config import PARTS, Config, UserError, check_ranges, nearest
-from sparse_lab.sparsity.masks import kept_for, layers
+from sparse_lab.config import PARTS, Config, CyclesConfig, RewireConfig, UserError, check_ranges, nearest
+from sparse_lab.models import weight_sharing
+from sparse_lab.parts import alter
+from sparse_lab.sparsity.allocation import CLAIMS
+from sparse_lab.sparsity.masks import count, kept_for, layers
 from sparse_lab.sparsity.scores import SCORES, find
+from sparse_lab.timetable import recipe_of
 from sparse_lab.training.files import load
 
 NEEDS_WEIGHTS = ("taylor", "magnitude", "lamp")
@@ -24,6 +29,7 @@ def check(config: Config) -> None:
     if config.model.name not in models.names():
         raise UserError(f"unknown model {config.model.name!r}; {nearest(config.model.name, models.names())}")
     check_parts(config)
+    check_sparse_training(config)
     check_counts(config)
     check_regrowth(config)
     if config.model.weights not in (None, "torchvision"):
@@ -60,6 +66,10 @@ def check_parts(config: Config) -> None:
         raise UserError(
             f"method.parts={parts}: a method that does more than dense training needs a method.name of its own"
         )
+    if config.method.name == "dense" and config.method.dyrelu:
+        raise UserError(
+            "method.dyrelu=true: a method that does more than dense training needs a method.name of its own"
+        )
     if config.method.prunes:
         find(config.method.prune.score)
     if config.schedule.name == "cubic" and config.schedule.begin >= config.schedule.end:
@@ -77,13 +87,85 @@ def check_parts(config: Config) -> None:
         )
 
 
+def check_sparse_training(config: Config) -> None:
+    """Can the network be rewired, shared, phased and cycled as the method asks?"""
+    method = config.method
+    with torch.device("meta"):
+        model, data = config.model, config.dataset
+        alter(models.build(model.name, data.num_classes, model.width, data.image_size), config)
+    asked = {"sharing": method.sharing, "cyclic": method.cyclic, "dyrelu": method.dyrelu}
+    asked_for = [f"method.{name}=true" for name, wanted in asked.items() if wanted]
+    asked_for += ["rewire in method.parts"] if method.rewires else []
+    if asked_for and not method.from_scratch:
+        raise UserError(
+            f"{asked_for[0]} is for training from scratch: method.starts_from={method.starts_from}, not null"
+        )
+    if (method.sharing or method.cyclic) and not method.prunes:
+        raise UserError(f"{asked_for[0]} needs a sparse network: method.parts={method.parts} does not prune")
+    fitting = ("constant",) if method.cyclic else ("constant", "cubic", "one_shot")
+    if asked_for and method.prunes and config.schedule.name not in fitting:
+        raise UserError(f"{asked_for[0]} works with schedule={' or '.join(fitting)}, not {config.schedule.name}")
+    if config.sparsity.connect and method.prunes and not (method.from_scratch and config.schedule.name == "constant"):
+        raise UserError(
+            f"sparsity.connect=true is for methods that start sparse (static, set, rigl, east), not {method.name}"
+        )
+    if method.rewires:
+        _check_scores("method.rewire", method.rewire)
+    if method.cyclic:
+        _check_scores("method.cycles", method.cycles)
+        _check_cycles(config)
+    if method.dyrelu:
+        _check_phasing(config)
+
+
+def _check_scores(group: str, scores: RewireConfig | CyclesConfig) -> None:
+    for name in (scores.drop, scores.grow):
+        find(name)
+        if name == "reference":
+            raise UserError(f"{group} cannot look at a reference network: choose another score than reference")
+    if scores.grow in NEEDS_WEIGHTS:
+        raise UserError(f"{group}.grow={scores.grow} scores every pruned weight 0: use gradient or random")
+
+
+def _check_cycles(config: Config) -> None:
+    cycles, epochs = config.method.cycles, recipe_of(config).epochs
+    listed = f"method.cycles.lengths={list(cycles.lengths)} ({cycles.unit})"
+    if not cycles.lengths or min(cycles.lengths) <= 0:
+        raise UserError(f"{listed}: give the length of each cycle, above 0")
+    if sum(cycles.lengths) >= (1.0 if cycles.unit == "share" else epochs):
+        raise UserError(
+            f"{listed}: together as long as the training ({epochs} epochs) or longer, but its end must be at the target"
+        )
+    if config.method.prune.allocation not in CLAIMS:
+        raise UserError(
+            f"method.cyclic=true splits each density anew: method.prune.allocation={config.method.prune.allocation} "
+            f"must be one of {', '.join(CLAIMS)}"
+        )
+    size = counted(config)
+    most = cycles.multiplier * kept_for(config.sparsity.target, size.total)
+    if most > size.unique:
+        raise UserError(
+            f"method.cycles.multiplier={cycles.multiplier:g}: density would pass 1.0 ({most:,.0f} weights of "
+            f"{size.unique:,}): use at most {size.unique / (most / cycles.multiplier):.4g}, or a higher sparsity.target"
+        )
+
+
+def _check_phasing(config: Config) -> None:
+    phasing, epochs = config.method.phasing, recipe_of(config).epochs
+    if phasing.begin > phasing.end:
+        raise UserError(f"method.phasing.begin={phasing.begin:g} lies after method.phasing.end={phasing.end:g}")
+    if phasing.end >= (1.0 if phasing.unit == "share" else epochs):
+        raise UserError(
+            f"method.phasing.end={phasing.end:g} ({phasing.unit}): DyReLU must be ReLU before the training ends "
+            f"({epochs} epochs)"
+        )
+
+
 def check_counts(config: Config) -> None:
     """Would a sparsity on the way empty a layer?"""
     if not config.method.prunes:
         return
-    total, number = counted(
-        config.model.name, config.dataset.num_classes, config.model.width, config.dataset.image_size
-    )
+    size = counted(config)
     target = config.sparsity.target
     start = stages.regrowth_start(config)
     if start >= 1.0:
@@ -92,20 +174,41 @@ def check_counts(config: Config) -> None:
             f"down to sparsity.target={target:g} "
             f"would have to start at {start:g}: use a smaller method.regrow.budget or a lower sparsity.target"
         )
-    kept = kept_for(start, total)
-    if kept < number:
+    kept = kept_for(start, size.total)
+    if kept < size.layers:
         raise UserError(
-            f"sparsity {start:g} keeps {kept} of {total:,} weights, which empties some of the network's "
-            f"{number} layers: the highest sparsity here is {1 - number / total:.6f}"
+            f"sparsity {start:g} keeps {kept} of {size.total:,} weights, which empties some of the network's "
+            f"{size.layers} layers: the highest sparsity here is {1 - size.layers / size.total:.6f}"
+        )
+    if kept > size.unique:
+        raise UserError(
+            f"sparsity {start:g} keeps {kept:,} weights, but with method.sharing=true only {size.unique:,} exist: "
+            f"the lowest sparsity here is {1 - size.unique / size.total:.6f}"
         )
 
 
+class Size(NamedTuple):
+    """Counted weights before sharing, those that exist, and the layers that hold them."""
+
+    total: int
+    unique: int
+    layers: int
+
+
+def counted(config: Config) -> Size:
+    """The size of the network that the method trains, without its memory."""
+    model, data = config.model, config.dataset
+    return _size(model.name, data.num_classes, model.width, data.image_size, config.method.sharing)
+
+
 @cache
-def counted(name: str, num_classes: int, width: float, image_size: int) -> tuple[int, int]:
-    """Counted weights and layers of a network, without its memory."""
+def _size(name: str, num_classes: int, width: float, image_size: int, sharing: bool) -> Size:
     with torch.device("meta"):
-        found = layers(models.build(name, num_classes, width, image_size))
-    return sum(module.weight.numel() for module in found.values()), len(found)
+        model = models.build(name, num_classes, width, image_size)
+        if sharing:
+            weight_sharing.share(model)
+    found = layers(model).values()
+    return Size(count(model), sum(module.weight.numel() for module in found), len(found))
 
 
 def check_regrowth(config: Config) -> None:

@@ -65,7 +65,8 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_SCHEDULES = ("constant", "cosine", "step")
 SELECTIONS = ("validation_best", "last", "test_best")
 ALLOCATIONS = ("global", "uniform", "er", "erk", "lamp")
-PARTS = ((), ("prune",), ("prune", "regrow"), ("prune", "finetune"))
+PARTS = ((), ("prune",), ("prune", "rewire"), ("prune", "regrow"), ("prune", "finetune"))
+UNITS = ("share", "epochs")
 SCHEDULES = ("one_shot", "iterative", "cubic", "constant")
 
 
@@ -142,6 +143,9 @@ class SparsityConfig:
     target: float = key(
         0.99, "share of conv and linear weights that are zero at the end", low=0.0, high=1.0, open_high=True
     )
+    connect: bool = key(
+        False, "a sparse start lays paths from the image to the logits first, as many as each layer's budget carries"
+    )
     require_connected: bool = key(False, "fail, instead of warn, when a mask cuts the network from input to logits")
 
 
@@ -197,17 +201,71 @@ class RegrowConfig:
 
 
 @dataclass
+class RewireConfig:
+    """Drop and grow: every so many steps each layer exchanges a fraction of its weights."""
+
+    drop: str = key("magnitude", "the lowest by this score go")
+    grow: str = key("gradient", "the highest pruned ones by this score come: gradient (RigL) or random (SET)")
+    fraction: float = key(0.3, "share of each layer's weights exchanged at first", low=0.0, high=1.0, open_low=True)
+    fraction_end: float = key(0.0, "the share when rewiring ends", low=0.0, high=1.0)
+    fraction_shape: str = key("cosine", "how the share falls from step 0 on", choices=("cosine", "linear", "constant"))
+    every: int = key(100, "steps between two exchanges", low=1)
+    end: float = key(0.75, "the last exchange lies before this share of the training", low=0.0, high=1.0, open_low=True)
+
+
+@dataclass
+class CyclesConfig:
+    """Cyclic sparsity: in each cycle density rises to `multiplier` times the target's and falls back."""
+
+    shape: str = key("cosine", "how density moves in a cycle", choices=("cosine", "triangular"))
+    lengths: list[float] = key(lambda: [0.2, 0.4], "length of each cycle, one number a cycle")
+    unit: str = key("share", "what lengths count: shares of the training, or epochs", choices=UNITS)
+    multiplier: float = key(3.0, "highest density of a cycle, in densities of the target", low=1.0)
+    every: int = key(100, "steps between two changes", low=1)
+    drop: str = key("magnitude", "while density falls the lowest by this score go")
+    grow: str = key("gradient", "while density rises the highest pruned ones by this score come")
+
+
+@dataclass
+class PhasingConfig:
+    """DyReLU phasing: when DyReLU begins to fade, and when it is ReLU."""
+
+    begin: float = key(0.25, "DyReLU in full up to here", low=0.0)
+    end: float = key(0.496, "plain ReLU from here on", low=0.0)
+    unit: str = key("share", "what begin and end count: shares of the training, or epochs", choices=UNITS)
+
+
+@dataclass
 class MethodConfig:
     name: str = key("dense", "the method's name in tables")
     summary: str = key("", "one line for the gallery", identity=False)
-    parts: list[str] = key(list, "what follows the dense training, in order: prune, then regrow or finetune")
+    parts: list[str] = key(list, "what happens to the masks, in order: prune, then rewire, regrow or finetune")
     starts_from: str | None = key(None, "the method whose run this one starts from; null: from scratch")
+    dyrelu: bool = key(False, "DyReLU at every ReLU early in training, fading as method.phasing says")
+    sharing: bool = key(False, "blocks from the third of a residual stage on share the second block's convolutions")
+    cyclic: bool = key(False, "density rises and falls in cycles first, as method.cycles says")
+    gradients: str = key(
+        "after_clipping",
+        "the step's gradients that rewiring and cycles see",
+        choices=("after_clipping", "before_clipping"),
+    )
     prune: PruneConfig = field(default_factory=PruneConfig)
+    rewire: RewireConfig = field(default_factory=RewireConfig)
+    cycles: CyclesConfig = field(default_factory=CyclesConfig)
+    phasing: PhasingConfig = field(default_factory=PhasingConfig)
     regrow: RegrowConfig = field(default_factory=RegrowConfig)
 
     @property
     def prunes(self) -> bool:
         return "prune" in self.parts
+
+    @property
+    def from_scratch(self) -> bool:
+        return self.starts_from is None
+
+    @property
+    def rewires(self) -> bool:
+        return "rewire" in self.parts
 
     @property
     def regrows(self) -> bool:
@@ -233,6 +291,13 @@ class TrainerConfig:
 
 
 @dataclass
+class DiagnosticsConfig:
+    layers: bool = key(False, "density and effective weights of every layer at every mask change", identity=False)
+    activations: bool = key(False, "share of positive pre-activations of every layer, each epoch", identity=False)
+    gradients: bool = key(False, "gradient norm of every part of the network, a mean an epoch", identity=False)
+
+
+@dataclass
 class LoggerConfig:
     wandb: bool = key(False, "log to Weights & Biases as well (offline unless WANDB_API_KEY is set)", identity=False)
     tensorboard: bool = key(False, "write TensorBoard event files as well", identity=False)
@@ -254,6 +319,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     seed: int = key(1, "seed of weights, split, data order and random scores", low=0)

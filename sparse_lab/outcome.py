@@ -18,7 +18,7 @@ from sparse_lab.data import Data
 from sparse_lab.parts import Parts
 from sparse_lab.record import RunFolder, cell, digest, identity
 from sparse_lab.sparsity.cost import LayerCost, layer_costs
-from sparse_lab.sparsity.masks import COUNTING
+from sparse_lab.sparsity.masks import COUNTING, count
 
 PACKAGES = (
     "sparse_lab",
@@ -52,12 +52,16 @@ def outcome(
         "sparsity_target": stages.final_sparsity(config),
         "sparsity": last["sparsity"],
         "kept": last["kept"],
-        "total": sum(cost.total for cost in costs),
+        "kept_with_reuse": parts.masks.kept_with_reuse() if parts.masks else last["kept"],
+        "unique": sum(cost.total for cost in costs),
+        "total": count(parts.model),
         "counting": COUNTING,
         "test_accuracy": last["test_accuracy"],
         "validation_accuracy": last["validation_accuracy"],
         "selected_on": SELECTED_ON[config.training.select],
         "start": start,
+        "explored": parts.log.explored,
+        "dead_layers": last["effective"]["dead_layers"],
         "levels": levels,
         "layers": [{"name": c.name, "kept": c.kept, "total": c.total, "macs": c.macs} for c in costs],
         "flops": flops(costs, levels, len(data.train) * config.training.batch_size),

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from sparse_lab import models, stages
-from sparse_lab.callbacks.connectivity_watch import ConnectivityWatch
+from sparse_lab.callbacks.activations import Activations
+from sparse_lab.callbacks.cyclic import CyclicSparsity
 from sparse_lab.callbacks.dashboards import Dashboards
 from sparse_lab.callbacks.diverged import StopWhenDiverged
+from sparse_lab.callbacks.dyrelu_phasing import DyReLUPhasing
+from sparse_lab.callbacks.gradient_norms import GradientNorms
 from sparse_lab.callbacks.history import History
 from sparse_lab.callbacks.keep_masks import KeepMasks
+from sparse_lab.callbacks.mask_log import MaskLog
 from sparse_lab.callbacks.progress import Progress
-from sparse_lab.callbacks.prune import Prune
+from sparse_lab.callbacks.prune import Prune, Reserve
 from sparse_lab.callbacks.regrow import Regrow, check_layers
+from sparse_lab.callbacks.rewire import Rewire
 from sparse_lab.callbacks.rounds import Rounds
 from sparse_lab.callbacks.save_last import SaveLast
-from sparse_lab.config import Config, RecipeConfig
+from sparse_lab.config import Config, UserError
 from sparse_lab.data import Data
+from sparse_lab.models import dyrelu, weight_sharing
 from sparse_lab.record import RunFolder, digest, identity
 from sparse_lab.sparsity.masks import Masks, count, kept_for
-from sparse_lab.sparsity.schedules import Constant, Cubic, Iterative, OneShot, Regrowth, Schedule
+from sparse_lab.sparsity.paths import connected_start
+from sparse_lab.sparsity.schedules import Constant
+from sparse_lab.timetable import clock_of, cycles_of, idle, phasing_of, recipe_of, rewiring_of, schedule_of
 from sparse_lab.training.clock import Clock
 from sparse_lab.training.files import into, load_network
 from sparse_lab.training.module import Classifier
@@ -43,6 +51,7 @@ class Parts:
     clock: Clock
     module: Classifier
     rounds: Rounds
+    log: MaskLog
     callbacks: list[pl.Callback]
 
 
@@ -57,40 +66,19 @@ def build_model(config: Config) -> nn.Module:
     return models.build(model.name, data.num_classes, model.width, data.image_size, model.weights)
 
 
-def recipe_of(config: Config) -> RecipeConfig:
-    """The recipe of the run's last part."""
-    if config.method.goes_on:
-        return config.training.regrow
-    if not config.method.prunes:
-        return config.training
-    if config.method.prune.rewind_lr:
-        return replace(config.training, epochs=config.training.finetune.epochs)
-    return config.training.finetune
-
-
-def clock_of(config: Config, steps_an_epoch: int) -> Clock:
-    """How many rounds of how many epochs the run's last part has."""
-    epochs = recipe_of(config).epochs
-    if config.method.goes_on:
-        return Clock(config.method.regrow.steps, epochs, steps_an_epoch)
-    if config.method.prunes and config.schedule.name == "iterative":
-        rounds = Iterative(config.sparsity.target, config.schedule.share, every=1).rounds()
-        return Clock(rounds, config.schedule.round_epochs or max(1, epochs // rounds), steps_an_epoch)
-    return Clock(1, epochs, steps_an_epoch)
-
-
-def schedule_of(config: Config, clock: Clock) -> Schedule:
-    """When the masks of the run's last part change."""
-    target, chosen, steps = config.sparsity.target, config.schedule, clock.steps_a_round
-    if config.method.goes_on:
-        start, end = stages.regrowth_start(config), stages.final_sparsity(config)
-        return Regrowth(start, end, config.method.regrow.steps, steps)
-    if chosen.name == "iterative":
-        return Iterative(target, chosen.share, every=steps)
-    if chosen.name == "cubic":
-        end = min(math.floor(chosen.end * steps), steps - 1)
-        return Cubic(target, math.floor(chosen.begin * steps), end, chosen.every, chosen.initial)
-    return Constant(target) if chosen.name == "constant" else OneShot(target)
+def alter(model: nn.Module, config: Config) -> nn.Module:
+    """The method's surgery on a plain network, in place. Raises UserError when the two do not go together."""
+    name = ""
+    try:
+        if config.method.sharing:
+            name = "sharing"
+            weight_sharing.share(model)
+        if config.method.dyrelu:
+            name = "dyrelu"
+            dyrelu.install(model, config.dataset.image_size)
+    except ValueError as error:
+        raise UserError(f"method.{name}=true does not fit {config.model.name}: {error}") from None
+    return model
 
 
 def assemble(
@@ -104,41 +92,75 @@ def assemble(
         if rank() == 0:
             console.print(f"  {line}", highlight=False, soft_wrap=True, style="bold red" if "WARNING" in line else None)
 
-    model = build_model(config)
+    model = alter(build_model(config), config)
     masks = Masks(model) if config.method.prunes else None
     if "parent" in starts:
         into(model, load_network(starts["parent"]), starts["parent"])
     clock = clock_of(config, len(data.train))
     module = Classifier(model, recipe_of(config), clock, config.training.label_smoothing)
-    watch = ConnectivityWatch(model, config.dataset.image_size, config.sparsity.require_connected, say)
-    changes = _mask_changes(config, data, masks, clock, starts, watch)
+    log = MaskLog(
+        model,
+        masks,
+        clock,
+        folder,
+        say,
+        image_size=config.dataset.image_size,
+        require_connected=config.sparsity.require_connected,
+        explore=config.method.rewires or config.method.cyclic,
+        by_layer=config.diagnostics.layers,
+    )
     rounds = Rounds(
         clock,
         config.training.select,
         module.recipe.patience,
         data.test,
-        _at_target(config, masks, clock),
-        _measure(model, masks, watch),
+        _at_target(config, model, masks, clock),
+        _measure(model, masks, log),
         say,
     )
-    keep = [] if masks is None else [KeepMasks(masks)]
+    keep = [] if masks is None else [KeepMasks(masks), log]
+    phasing = [DyReLUPhasing(*phasing_of(config, clock), clock, say)] if config.method.dyrelu else []
+    changes = _mask_changes(config, data, masks, clock, starts, log)
+    diagnostics = _diagnostics(config, folder, data, masks)
     history = History(folder, clock, lambda: {**rounds.row, **_kept(model, masks)})
     boards = Dashboards(dashboards(config, folder), history.row, say)
     save = SaveLast(folder.last, config.trainer.checkpoint_every, lambda: clock.finished)
     progress = [Progress(label, rounds, console)] if config.trainer.progress else []
-    callbacks = [rounds, *keep, *changes, StopWhenDiverged(), history, boards, *progress, save]
-    return Parts(model, masks, clock, module, rounds, callbacks)
+    for line in idle(config, clock):
+        say(f"WARNING: {line}")
+    order = [rounds, *keep, *phasing, *changes, StopWhenDiverged(), *diagnostics, history, boards, *progress, save]
+    return Parts(model, masks, clock, module, rounds, log, order)
 
 
 def _mask_changes(
-    config: Config, data: Data, masks: Masks | None, clock: Clock, starts: dict[str, Path], watch: ConnectivityWatch
+    config: Config, data: Data, masks: Masks | None, clock: Clock, starts: dict[str, Path], log: MaskLog
 ) -> list[pl.Callback]:
-    method, regrow = config.method, config.method.regrow
-    if masks is None or (method.goes_on and (not method.regrows or regrow.score == "none")):
+    method = config.method
+    if masks is None or (method.goes_on and (not method.regrows or method.regrow.score == "none")):
         return []
-    schedule = schedule_of(config, clock)
-    if not method.regrows:
-        return [Prune(method.prune, schedule, masks, clock, data.train.fixed, config.seed, watch)]
+    if method.regrows:
+        return [_regrowth(config, data, masks, clock, starts, log)]
+    start = Constant(config.sparsity.target) if method.cyclic else schedule_of(config, clock)
+    reserve = _paths(log.model, config.dataset.image_size) if config.sparsity.connect else None
+    changes: list[pl.Callback] = [Prune(method.prune, start, masks, clock, data.train.fixed, config.seed, log, reserve)]
+    after = (method.gradients, masks, clock, config.seed, log)
+    if method.cyclic:
+        cycles = cycles_of(config, clock)
+        changes.append(CyclicSparsity(cycles, method.prune.allocation, method.cycles, *after))
+    if method.rewires:
+        changes.append(Rewire(rewiring_of(config, clock), method.rewire, *after))
+    return changes
+
+
+def _paths(model: nn.Module, image_size: int) -> Reserve:
+    def reserve(generator: torch.Generator, counts: Mapping[str, int]) -> dict[str, Tensor]:
+        return connected_start(model, counts, generator, image_size)
+
+    return reserve
+
+
+def _regrowth(config: Config, data: Data, masks: Masks, clock: Clock, starts: dict[str, Path], log: MaskLog) -> Regrow:
+    regrow = config.method.regrow
     dense_model = build_model(config)
     check_layers(regrow, dense_model)
     into(dense_model, load_network(starts["dense"]), starts["dense"])
@@ -146,14 +168,29 @@ def _mask_changes(
     if "reference" in starts:
         state = load_network(starts["reference"])
         reference = {name: state[f"{name}.weight"] for name in masks.layers}
-    return [Regrow(regrow, schedule, masks, clock, dense_model, reference, data.train.fixed, config.seed, watch)]
+    schedule = schedule_of(config, clock)
+    return Regrow(regrow, schedule, masks, clock, dense_model, reference, data.train.fixed, config.seed, log)
 
 
-def _at_target(config: Config, masks: Masks | None, clock: Clock) -> Callable[[], bool]:
+def _diagnostics(config: Config, folder: RunFolder, data: Data, masks: Masks | None) -> list[pl.Callback]:
+    chosen = config.diagnostics
+    callbacks: list[pl.Callback] = (
+        [Activations(folder, data.validation, config.method.dyrelu)] if chosen.activations else []
+    )
+    return [*callbacks, GradientNorms(folder, masks)] if chosen.gradients else callbacks
+
+
+def _at_target(config: Config, model: nn.Module, masks: Masks | None, clock: Clock) -> Callable[[], bool]:
+    """Is the network what this round is to end with: as sparse, and without DyReLU?"""
     if masks is None:
         return lambda: True
     schedule, total = schedule_of(config, clock), masks.total()
-    return lambda: masks.kept() == kept_for(schedule.sparsity((clock.round + 1) * clock.steps_a_round - 1), total)
+
+    def at_target() -> bool:
+        wanted = kept_for(schedule.sparsity((clock.round + 1) * clock.steps_a_round - 1), total)
+        return masks.kept() == wanted and not dyrelu.activations(model)
+
+    return at_target
 
 
 def _kept(model: nn.Module, masks: Masks | None) -> dict[str, Any]:
@@ -162,8 +199,8 @@ def _kept(model: nn.Module, masks: Masks | None) -> dict[str, Any]:
     return {"sparsity": 1.0 - kept / total, "kept": kept}
 
 
-def _measure(model: nn.Module, masks: Masks | None, watch: ConnectivityWatch) -> Callable[[], dict[str, Any]]:
-    return lambda: {**_kept(model, masks), "effective": (watch.last or watch()).as_dict()}
+def _measure(model: nn.Module, masks: Masks | None, log: MaskLog) -> Callable[[], dict[str, Any]]:
+    return lambda: {**_kept(model, masks), "effective": log.look().as_dict()}
 
 
 def dashboards(config: Config, folder: RunFolder) -> dict[str, Callable[[], Logger]]:
@@ -206,7 +243,10 @@ def make_trainer(config: Config, parts: Parts, folder: RunFolder) -> pl.Trainer:
     return pl.Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
-        strategy="ddp" if trainer.devices > 1 else "auto",
+        # DyReLU's parameters leave in the middle of the training, and DDP would wait for their gradients
+        strategy=("ddp_find_unused_parameters_true" if config.method.dyrelu else "ddp")
+        if trainer.devices > 1
+        else "auto",
         precision=trainer.precision,  # type: ignore[arg-type]
         deterministic=trainer.deterministic,
         max_epochs=parts.clock.total_epochs,

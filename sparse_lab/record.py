@@ -22,7 +22,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sparse_lab import stages
-from sparse_lab.config import Config, UserError
+from sparse_lab.config import Config, MethodConfig, UserError
 
 RESULT_KEYS = {"name", "test_accuracy", "kept", "total", "seconds"}
 SCHEDULE_KEYS = {
@@ -51,11 +51,26 @@ def identity(config: Config) -> dict[str, Any]:
     else:
         used = SCHEDULE_KEYS[config.schedule.name]
         plain["schedule"] = {key: value for key, value in plain["schedule"].items() if key in ("name", *used)}
+        if method.from_scratch:
+            del plain["training"]["finetune"]
+        if not config.sparsity.connect:
+            del plain["sparsity"]["connect"]
     if not method.goes_on:
         del plain["training"]["regrow"]
     if not method.regrows:
         plain["method"]["regrow"] = {"steps": method.regrow.steps} if method.goes_on else {}
+    for key in _unused(method):
+        del plain["method"][key]
     return plain
+
+
+def _unused(method: MethodConfig) -> list[str]:
+    """Keys of the method that what it does not do would read."""
+    unused = [] if method.rewires else ["rewire"]
+    unused += [] if method.cyclic else ["cyclic", "cycles"]
+    unused += [] if method.dyrelu else ["dyrelu", "phasing"]
+    unused += [] if method.sharing else ["sharing"]
+    return unused + ([] if method.rewires or method.cyclic else ["gradients"])
 
 
 def _fingerprint(path: str) -> str:
@@ -194,9 +209,22 @@ class RunFolder:
 
     def cut_metrics(self, epochs: int) -> None:
         """Keep only the first `epochs` rows: later ones were written after the checkpoint that the run goes on from."""
-        path = self.path / "metrics.csv"
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_whole(path, "".join(lines[: epochs + 1] if epochs else []))
-            if not epochs:
-                path.unlink()
+        _keep_lines(self.path / "metrics.csv", epochs + 1 if epochs else 0)
+
+    def add_line(self, name: str, row: dict[str, Any]) -> None:
+        """Append one line to NAME.jsonl."""
+        with open(self.path / f"{name}.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def cut_lines(self, name: str, number: int) -> None:
+        """Keep only the first `number` lines of NAME.jsonl, as `cut_metrics` does."""
+        _keep_lines(self.path / f"{name}.jsonl", number)
+
+
+def _keep_lines(path: Path, number: int) -> None:
+    if not path.exists():
+        return
+    if number:
+        write_whole(path, "".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:number]))
+    else:
+        path.unlink()

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from sparse_lab import data, stages
 from sparse_lab.config import Config, UserError
+from sparse_lab.models.weight_sharing import unshared
 from sparse_lab.outcome import outcome, reset_peak_memory
 from sparse_lab.parts import assemble, make_trainer, rank
 from sparse_lab.record import RunFolder
@@ -97,7 +98,7 @@ def _fit(
     result = outcome(config, parts, batches, folder, parent, command)
     if rank() == 0:
         about = {"run": folder.name, "sparsity": result["sparsity"], "kept": result["kept"]}
-        save_network(parts.model, folder.best, about)
+        save_network(unshared(parts.model), folder.best, about)  # loads into a plain network of the same name
         folder.finish(result)
     trainer.strategy.barrier()  # the other processes of this run go on from what was just written
     return result

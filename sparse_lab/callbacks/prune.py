@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,10 +17,12 @@ from sparse_lab.sparsity.scores import View, find
 from sparse_lab.sparsity.updates import prune_to
 from sparse_lab.training.clock import Clock
 
+Reserve = Callable[[torch.Generator, Mapping[str, int]], Mapping[str, Tensor]]
+
 
 class Prune(pl.Callback):
     """Before a batch on which `schedule` is due, keep the best weights by `config.score`, split by
-    `config.allocation`.
+    `config.allocation`. `reserve` may name positions that come first, given the layers' counts.
     """
 
     def __init__(
@@ -31,7 +33,8 @@ class Prune(pl.Callback):
         clock: Clock,
         batches: Callable[[int], Sequence[tuple[Tensor, Tensor]]],
         seed: int,
-        changed: Callable[[], Any],
+        changed: Callable[[str, int], None],
+        reserve: Reserve | None = None,
     ) -> None:
         self.score = find(config.score)
         self.config = config
@@ -41,6 +44,7 @@ class Prune(pl.Callback):
         self.batches = batches
         self.seed = seed
         self.changed = changed
+        self.reserve = reserve
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -54,5 +58,6 @@ class Prune(pl.Callback):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         view = View(model, partial(self.batches, self.config.batches), generator)
         kept = kept_for(sparsity, self.masks.total())
-        self.masks.set(broadcast(prune_to(self.masks, kept, self.score(view), self.config.allocation)))
-        self.changed()
+        first = None if self.reserve is None else partial(self.reserve, generator)
+        self.masks.set(broadcast(prune_to(self.masks, kept, self.score(view), self.config.allocation, first)))
+        self.changed("prune", kept)

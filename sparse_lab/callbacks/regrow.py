@@ -38,7 +38,7 @@ class Regrow(pl.Callback):
         reference: Scores | None,
         batches: Callable[[int], Batches],
         seed: int,
-        changed: Callable[[], Any],
+        changed: Callable[[str, int], None],
     ) -> None:
         self.score = find(config.score)
         self.config = config
@@ -69,7 +69,7 @@ class Regrow(pl.Callback):
         self.masks.set(after)
         grown = {name: after[name] & ~before[name] for name in after}
         start(self.masks.weights(), grown, self.config.value, self.dense, generator)
-        self.changed()
+        self.changed("regrow", kept)
 
     def _scores(self, model: nn.Module, generator: torch.Generator) -> Scores:
         batches = partial(self.batches, self.config.batches)  # made only by a score that asks

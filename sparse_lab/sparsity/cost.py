@@ -13,8 +13,8 @@ from sparse_lab.sparsity.scores import evaluating
 
 @dataclass(frozen=True)
 class LayerCost:
-    """`macs`: multiply-adds of one image with all weights; `sparse_macs`: with the kept ones. Padding counts as
-    real.
+    """`macs`: multiply-adds of one image with all weights; `sparse_macs`: with the kept ones. Padding counts as real;
+    a shared weight multiplies in every place that uses it, and stands here once.
     """
 
     name: str

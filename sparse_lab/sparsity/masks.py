@@ -1,11 +1,15 @@
 """Masks: a bool buffer beside each counted weight, and the promise that what is masked is zero.
 
-Counted are the weights of convolutions and linear layers. Biases and BatchNorm stay dense and are not counted.
+Counted are the weights of convolutions and linear layers. Biases and BatchNorm stay dense and are not counted, and
+neither is anything inside a module that says `counted = False` (a dynamic activation's own layers).
+
+A weight that several places of the network share (a module whose `shares` names the layer that lends it) exists once
+and has one mask. Sparsity is a share of `total`, the weights of the network before sharing: each use counts there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +23,32 @@ Counted = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 def layers(model: nn.Module) -> dict[str, Counted]:
     """The layers whose weights are counted, by name, in the model's own order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, COUNTED)}
+    return dict(_counted(model, ""))
+
+
+def _counted(module: nn.Module, name: str) -> Iterator[tuple[str, Counted]]:
+    if isinstance(module, COUNTED):
+        yield name, module
+    elif getattr(module, "counted", True):
+        for child_name, child in module.named_children():
+            yield from _counted(child, f"{name}.{child_name}" if name else child_name)
+
+
+def uses(model: nn.Module) -> dict[str, int]:
+    """How many places of the network use each counted layer's weight: 1, and one more for each that shares it."""
+    names = {module: name for name, module in layers(model).items()}
+    times = dict.fromkeys(names.values(), 1)
+    for module in model.modules():
+        lender = getattr(module, "shares", None)
+        if lender is not None:
+            times[names[lender]] += 1
+    return times
 
 
 def count(model: nn.Module) -> int:
-    """Number of counted weights, kept or not."""
-    return sum(module.weight.numel() for module in layers(model).values())
+    """Number of counted weights, kept or not, each shared one as often as it is used: what sparsity is a share of."""
+    found = layers(model)
+    return sum(times * found[name].weight.numel() for name, times in uses(model).items())
 
 
 def kept_for(sparsity: float, total: int) -> int:
@@ -45,6 +69,7 @@ class Masks:
             if not isinstance(getattr(module, "mask", None), Tensor):
                 module.register_buffer("mask", torch.ones_like(module.weight, dtype=torch.bool))
         self._factors: list[Tensor] = []
+        self._uses = uses(model)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.layers[name].get_buffer("mask")
@@ -64,19 +89,30 @@ class Masks:
     def kept_by_layer(self) -> dict[str, int]:
         return {name: int(mask.sum()) for name, mask in self.masks().items()}
 
-    def total(self) -> int:
+    def kept_with_reuse(self) -> int:
+        """Number of kept weights where each shared one counts as often as it is used."""
+        return sum(self._uses[name] * kept for name, kept in self.kept_by_layer().items())
+
+    def unique(self) -> int:
+        """Number of counted weights that exist, kept or not: each shared one once."""
         return sum(module.weight.numel() for module in self.layers.values())
 
+    def total(self) -> int:
+        """Number of counted weights of the network before sharing, kept or not."""
+        return sum(self._uses[name] * module.weight.numel() for name, module in self.layers.items())
+
     def sparsity(self) -> float:
-        """Share of counted weights that are masked."""
+        """1 - kept / total."""
         return 1.0 - self.kept() / self.total()
 
-    def set(self, new: Mapping[str, Tensor]) -> None:
-        """Take new masks (by layer name, shape of the weight). Weights outside them become zero at once."""
+    def set(self, new: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Take new masks (by layer name, shape of the weight). Weights outside them become zero at once, and so does
+        their state in `optimizer`.
+        """
         for name, mask in new.items():
             self[name].copy_(mask)
         self.refresh()
-        self.enforce()
+        self.enforce(optimizer)
 
     def refresh(self) -> None:
         """Make the multipliers anew: after masks were loaded, moved or changed from outside."""

@@ -107,3 +107,69 @@ class Regrowth:
     def sparsity(self, step: int) -> float:
         done = min(step // self.every + 1, self.steps)
         return self.target if done == self.steps else self.start + (self.target - self.start) * done / self.steps
+
+
+@dataclass(frozen=True)
+class Cyclic:
+    """Density rises and falls in cycles, then stays (EAST, arXiv 2411.13545). `lengths`: steps of each cycle.
+
+    In a cycle density moves from 1 - target up to `multiplier` times that and back: along a cosine,
+    d_min + (d_max - d_min) (1 - cos 2 pi p) / 2 at position p, or straight up and straight down ('triangular'). The
+    mask changes every `every` steps of a cycle, and at the end of each cycle to exactly the target.
+    """
+
+    target: float
+    lengths: tuple[int, ...]
+    multiplier: float
+    every: int
+    shape: str = "cosine"
+
+    @property
+    def end(self) -> int:
+        """The step at which the last cycle is over."""
+        return sum(self.lengths)
+
+    def _position(self, step: int) -> tuple[int, int]:
+        """(steps since the current cycle began, its length); both 0 after the last one."""
+        since = step
+        for length in self.lengths:
+            if since < length:
+                return since, length
+            since -= length
+        return 0, 0
+
+    def due(self, step: int) -> bool:
+        return 0 < step <= self.end and self._position(step)[0] % self.every == 0
+
+    def sparsity(self, step: int) -> float:
+        since, length = self._position(step)
+        if since == 0:
+            return self.target
+        p = since / length
+        rise = 0.5 * (1.0 - math.cos(2.0 * math.pi * p)) if self.shape == "cosine" else 1.0 - abs(2.0 * p - 1.0)
+        return 1.0 - (1.0 - self.target) * (1.0 + (self.multiplier - 1.0) * rise)
+
+
+@dataclass(frozen=True)
+class DropFraction:
+    """When connections are dropped and grown, and which share of each layer's (RigL, arXiv 1911.11134; ITOP,
+    2102.02887).
+
+    Every `every` steps after step `begin` and before step `end`. The share falls from `first` to `last` along a
+    cosine or a line from step 0 to step `end`, or is constant.
+    """
+
+    every: int
+    begin: int
+    end: int
+    first: float
+    last: float = 0.0
+    shape: str = "cosine"
+
+    def due(self, step: int) -> bool:
+        return self.begin < step < self.end and step % self.every == 0
+
+    def fraction(self, step: int) -> float:
+        p = min(step / self.end, 1.0)
+        left = {"cosine": 0.5 * (1.0 + math.cos(math.pi * p)), "linear": 1.0 - p, "constant": 1.0}[self.shape]
+        return self.last + (self.first - self.last) * left

@@ -38,12 +38,14 @@ class View:
     """What a score may look at: the network, batches of (images, labels), and a random generator (on the CPU).
 
     `batches` may be a function that makes them: decoding photos for a score of weights alone would be for nothing.
+    `taken`: dense gradients that are at hand already (those of a training step); then no batch is looked at.
     """
 
     model: nn.Module
     batches: Batches | Callable[[], Batches] = ()
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
     reference: Scores | None = None
+    taken: Scores | None = None
 
     def weights(self) -> Scores:
         return {name: module.weight.detach() for name, module in layers(self.model).items()}
@@ -53,6 +55,8 @@ class View:
 
         The network is in evaluation mode, so that BatchNorm's running statistics are used and not moved.
         """
+        if self.taken is not None:
+            return {name: grad.pow(power) for name, grad in self.taken.items()}
         batches = self.batches() if callable(self.batches) else self.batches
         if not batches:
             raise ValueError("this score needs batches")

@@ -1,8 +1,11 @@
-"""One mask change: prune to a number of weights, or grow to one. Scores, allocation and selection put together."""
+"""One mask change: prune to a number of weights, grow to one, move to one, or drop and grow at one. Scores, allocation
+and selection put together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,11 +13,20 @@ from torch import Tensor
 from sparse_lab.config import UserError
 from sparse_lab.sparsity.allocation import allocate, share_out
 from sparse_lab.sparsity.masks import Masks
-from sparse_lab.sparsity.selection import top_k_each
+from sparse_lab.sparsity.selection import top_k, top_k_each
 
 
-def prune_to(masks: Masks, kept: int, scores: Mapping[str, Tensor], allocation: str) -> dict[str, Tensor]:
+def prune_to(
+    masks: Masks,
+    kept: int,
+    scores: Mapping[str, Tensor],
+    allocation: str,
+    first: Callable[[dict[str, int]], Mapping[str, Tensor]] | None = None,
+) -> dict[str, Tensor]:
     """New masks with exactly `kept` of the weights that are alive now: the best by `scores`, split by `allocation`.
+
+    `first` is told how many weights each layer keeps and answers with bool masks of positions that come before all
+    others.
 
     Raises UserError when fewer than `kept` are alive (pruning never revives a weight) or a layer would be emptied.
     """
@@ -23,6 +35,9 @@ def prune_to(masks: Masks, kept: int, scores: Mapping[str, Tensor], allocation: 
         raise UserError(f"cannot prune to {kept} weights: only {masks.kept()} are alive; regrowth is what adds weights")
     ranked = {name: _only(score, alive[name]) for name, score in scores.items()}
     counts = allocate(allocation, kept, masks.weights(), ranked, alive)
+    if first is not None:
+        reserved = first(counts)
+        ranked = {name: score.masked_fill(reserved[name], torch.inf) for name, score in ranked.items()}
     return top_k_each(ranked, counts)
 
 
@@ -53,6 +68,46 @@ def grow_to(masks: Masks, kept: int, scores: Mapping[str, Tensor], order: Sequen
     ranked = {name: _only(score, ~alive[name]) for name, score in scores.items()}
     grown = top_k_each(ranked, counts)
     return {name: alive[name] | grown[name] for name in alive}
+
+
+def move_to(
+    masks: Masks, kept: int, drop: Mapping[str, Tensor], grow: Mapping[str, Tensor], allocation: str
+) -> dict[str, Tensor]:
+    """New masks with exactly `kept` weights, split anew by `allocation` ('uniform', 'er' or 'erk').
+
+    A layer that is to hold more grows its best pruned weights by `grow`; one that is to hold fewer keeps its best by
+    `drop`; no layer does both.
+    """
+    alive = masks.masks()
+    everything = {name: torch.ones_like(mask) for name, mask in alive.items()}
+    counts = allocate(allocation, kept, masks.weights(), drop, everything)
+    new = {}
+    for name, mask in alive.items():
+        change = counts[name] - int(mask.sum())
+        if change >= 0:
+            new[name] = mask | top_k(_only(grow[name], ~mask), change)
+        else:
+            new[name] = top_k(_only(drop[name], mask), counts[name])
+    return new
+
+
+def drop_and_grow(
+    masks: Masks, fraction: float, drop: Mapping[str, Tensor], grow: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """New masks with as many weights in each layer: its worst by `drop` go, the best of those pruned before by `grow`
+    come.
+
+    Each layer exchanges ceil(fraction * alive), as ITOP's authors do (a layer of three weights still explores), but no
+    more than it has pruned positions to offer. What was dropped does not come back in the same change.
+    """
+    new = {}
+    for name, mask in masks.masks().items():
+        kept = int(mask.sum())
+        # 0.1 * 30 is a hair above 3
+        exchanged = min(math.ceil(fraction * kept - 1e-9), mask.numel() - kept)
+        stay = top_k(_only(drop[name], mask), kept - exchanged)
+        new[name] = stay | top_k(_only(grow[name], ~mask), exchanged)
+    return new
 
 
 def _only(score: Tensor, allowed: Tensor) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sparse_lab.config import RecipeConfig
+from sparse_lab.models import dyrelu
 from sparse_lab.training.clock import Clock
 from sparse_lab.training.recipes import learning_rate, make_optimizer
 
@@ -28,6 +31,9 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return make_optimizer(self.model.parameters(), self.recipe)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        dyrelu.match(self.model, [name.removeprefix("model.") for name in checkpoint["state_dict"]])
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         rate = learning_rate(self.recipe, self.clock.progress)

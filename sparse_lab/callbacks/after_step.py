@@ -1,0 +1,86 @@
+"""Mask changes right after an optimizer step, by the dense gradients of that very step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pytorch_lightning as pl
+import torch
+
+from sparse_lab.sparsity.masks import Masks
+from sparse_lab.sparsity.scores import Scores, View, find
+from sparse_lab.training.clock import Clock
+
+
+class DropAndGrowScores(Protocol):
+    """The part of a config that names the scores: what goes last and what comes first."""
+
+    drop: str
+    grow: str
+
+
+class AfterStep(pl.Callback):
+    """Asks `due(steps done)` after every optimizer step that really happened, and then takes the masks that `change`
+    makes of the two scores. What grows starts at zero, with fresh optimizer state.
+
+    Masked dense arithmetic computes the gradients of pruned weights anyway, so an update costs no extra pass. They are
+    unscaled; gradients: 'after_clipping' reads them as the step used them, 'before_clipping' as they were before.
+    """
+
+    name: str
+
+    def __init__(
+        self,
+        scores: DropAndGrowScores,
+        gradients: str,
+        masks: Masks,
+        clock: Clock,
+        seed: int,
+        changed: Callable[[str, int], None],
+    ) -> None:
+        self.drop, self.grow = find(scores.drop), find(scores.grow)
+        self.gradients = gradients
+        self.masks = masks
+        self.clock = clock
+        self.seed = seed
+        self.changed = changed
+        self._copied: Scores | None = None
+
+    def due(self, steps_done: int) -> bool:
+        raise NotImplementedError
+
+    def change(self, steps_done: int, drop: Scores, grow: Scores) -> tuple[int, Scores]:
+        """(how many weights are to be kept, the new masks)."""
+        raise NotImplementedError
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            if self.due(self.clock.step_in_round):
+                self._update(pl_module, optimizer, trainer.strategy.broadcast)
+
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_post_hook(after_step)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if self.gradients == "before_clipping" and self.due(self.clock.step_in_round + 1):
+            self._copied = {name: gradient.clone() for name, gradient in self._dense_gradients().items()}
+
+    @torch.no_grad()
+    def _update(
+        self, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer, broadcast: Callable[[Any], Any]
+    ) -> None:
+        step = self.clock.step_in_round
+        taken = self._dense_gradients() if self._copied is None else self._copied
+        self._copied = None
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        view = View(pl_module.model, generator=generator, taken=taken)  # type: ignore[arg-type]
+        kept, new = self.change(step, self.drop(view), self.grow(view))
+        self.masks.set(broadcast(new), optimizer)
+        self.changed(self.name, kept)
+
+    def _dense_gradients(self) -> Scores:
+        weights = self.masks.weights().items()
+        return {name: torch.zeros_like(weight) if weight.grad is None else weight.grad for name, weight in weights}

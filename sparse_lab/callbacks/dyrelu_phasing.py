@@ -1,0 +1,50 @@
+"""DyReLU early in training, fading into ReLU (EAST, arXiv 2411.13545)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+
+from sparse_lab.models import dyrelu
+from sparse_lab.training.clock import Clock
+
+
+def beta(step: int, begin: int, end: int) -> float:
+    """How much DyReLU there is at optimizer step `step`: 1 up to `begin`, then linear down to 0 at `end`."""
+    if step >= end:
+        return 0.0
+    return 1.0 if step <= begin else (end - step) / (end - begin)
+
+
+class DyReLUPhasing(pl.Callback):
+    """Sets beta before every step; at 0 it puts plain ReLUs there, and the optimizer forgets what is gone.
+
+    begin, end: steps. The network's answer is the same before and after the replacement.
+    """
+
+    def __init__(self, begin: int, end: int, clock: Clock, say: Callable[[str], None]) -> None:
+        self.begin = begin
+        self.end = end
+        self.clock = clock
+        self.say = say
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        network = pl_module.get_submodule("model")
+        if not dyrelu.activations(network):
+            return
+        step = self.clock.step_in_round
+        dyrelu.fade(network, beta(step, self.begin, self.end))
+        if step < self.end:
+            return
+        gone = dyrelu.remove(network)
+        dead = {id(parameter) for parameter in gone}
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in dead]
+            for parameter in gone:
+                optimizer.state.pop(parameter, None)
+        self.say(f"step {step}: DyReLU has faded into ReLU, its {sum(p.numel() for p in gone):,} parameters are gone")

@@ -1,0 +1,73 @@
+"""Diagnostic: the gradient's norm in every part of the network, a mean an epoch (EAST's figure 5)."""
+
+from __future__ import annotations
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from sparse_lab.models.dyrelu import DyReLU
+from sparse_lab.models.weight_sharing import SharedConv2d
+from sparse_lab.record import RunFolder
+from sparse_lab.sparsity.masks import Masks, layers
+
+FILE = "gradients"
+
+
+class GradientNorms(pl.Callback):
+    """Adds up, on the device, each step's L2 norms before clipping; reads them once an epoch."""
+
+    def __init__(self, folder: RunFolder, masks: Masks | None) -> None:
+        self.folder = folder
+        self.masks = masks
+        self.sums: dict[str, Tensor] = {}
+        self.steps: dict[str, int] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.folder.cut_lines(FILE, trainer.current_epoch)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        for part, norm in part_norms(pl_module.get_submodule("model"), self.masks).items():
+            self.sums[part] = self.sums[part] + norm if part in self.sums else norm
+            self.steps[part] = self.steps.get(part, 0) + 1
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        means = {part: float(total) / self.steps[part] for part, total in self.sums.items()}
+        self.sums, self.steps = {}, {}
+        if trainer.is_global_zero:
+            self.folder.add_line(FILE, {"epoch": trainer.current_epoch + 1, "parts": means})
+
+
+@torch.no_grad()
+def part_norms(network: nn.Module, masks: Masks | None) -> dict[str, Tensor]:
+    """L2 norm of the gradient of each part that the network has, as 0-D tensors in float32.
+
+    Parts: 'live weights' and 'pruned positions' of the counted weights, 'BatchNorm', 'DyReLU', 'sharing scales',
+    'biases'.
+    """
+    squares: dict[str, list[Tensor]] = {}
+    names = {id(module.weight): name for name, module in layers(network).items()}
+    dynamic = {id(p) for module in network.modules() if isinstance(module, DyReLU) for p in module.parameters()}
+    for module in network.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.grad is None:
+                continue
+            square = parameter.grad.float().square()
+            if id(parameter) in names and masks is not None:
+                mask = masks[names[id(parameter)]]
+                squares.setdefault("pruned positions", []).append(square.masked_fill(mask, 0.0).sum())
+                square = square.masked_fill(~mask, 0.0)
+            part = "DyReLU" if id(parameter) in dynamic else _part(module, id(parameter) in names)
+            squares.setdefault(part, []).append(square.sum())
+    return {part: torch.stack(values).sum().sqrt() for part, values in squares.items()}
+
+
+def _part(module: nn.Module, counted: bool) -> str:
+    if counted:
+        return "live weights"
+    if isinstance(module, SharedConv2d):
+        return "sharing scales"
+    return "BatchNorm" if isinstance(module, nn.modules.batchnorm._BatchNorm) else "biases"

@@ -1,0 +1,113 @@
+"""A sparse start that is connected: paths from the image to the logits are laid first, within each layer's budget.
+
+At 99.99% random positions cut a network through, and gradient growth has nothing to follow. Here as many paths as the
+layers' budgets carry are reserved, so that every layer lies on at least one; the other positions stay to chance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sparse_lab.sparsity.connectivity import on_paths
+from sparse_lab.sparsity.masks import Counted, layers
+
+IMAGE = 3  # channels of an image
+
+
+def connected_start(
+    model: nn.Module, counts: Mapping[str, int], generator: torch.Generator, image_size: int
+) -> dict[str, Tensor]:
+    """Bool masks (shape of each counted weight) of positions to keep first: at most `counts` in a layer, at least one,
+    every one on a path from an input pixel to a logit.
+
+    Channels are drawn once for every number of channels, so what a residual branch adds to, its shortcut carries too.
+    Path t in [0, 1) takes channel order[floor(t * k)] of a tensor of which k channels are used; a layer between tensors
+    with k and m used channels then needs k + m - gcd(k, m) weights for all paths together. Kernel taps are random where
+    that leaves the weight on a path (near the border of a small map it may not), else central. For networks whose
+    convolutions are plain or depthwise.
+    """
+    found = layers(model)
+    ends = _ends(found)
+    used = _used_channels(ends, counts)
+    order = {size: torch.randperm(size, generator=generator) for size in used}
+    masks, taps = {}, {}
+    for name, module in found.items():
+        shape = _three_d(module, ends[name])
+        rows, columns = _pairs(ends[name], used, order)
+        columns = columns if shape[1] == ends[name][0] else torch.zeros_like(columns)  # depthwise: one input a channel
+        taps[name] = torch.randint(shape[2], (len(rows),), generator=generator)
+        masks[name] = (rows, columns, shape)
+    for _ in range(_longest(taps)):
+        laid = {name: _mask(found[name], *masks[name], taps[name]) for name in found}
+        crossed, _ = on_paths(model, image_size, laid)
+        missed = {name: ~_at(crossed[name], *masks[name], taps[name]) for name in found}
+        if not any(bool(one.any()) for one in missed.values()):
+            break
+        for name, one in missed.items():
+            taps[name][one] = masks[name][2][2] // 2
+    return {name: mask.to(found[name].weight.device) for name, mask in laid.items()}
+
+
+def _ends(found: Mapping[str, Counted]) -> dict[str, tuple[int, int]]:
+    """(channels in, channels out) of every layer; a linear layer on a flattened map counts that map's channels."""
+    ends, before = {}, IMAGE
+    for name, module in found.items():
+        if isinstance(module, nn.Linear):
+            flattened = module.in_features % before == 0
+            ends[name] = (before if flattened else module.in_features, module.out_features)
+        else:
+            ends[name] = (module.in_channels, module.out_channels)
+        before = ends[name][1]
+    return ends
+
+
+def _used_channels(ends: Mapping[str, tuple[int, int]], counts: Mapping[str, int]) -> dict[int, int]:
+    """How many channels of the tensors of each size the paths use: the most that every layer's budget allows."""
+    used = {size: size for pair in ends.values() for size in pair}
+    short = True
+    while short:
+        short = False
+        for name, (inputs, outputs) in ends.items():
+            while _cost(used[inputs], used[outputs]) > counts[name]:
+                used[inputs if used[inputs] > used[outputs] else outputs] -= 1
+                short = True
+    return used
+
+
+def _cost(k: int, m: int) -> int:
+    """Weights of a layer that all paths need between k and m used channels."""
+    return k + m - math.gcd(k, m)
+
+
+def _pairs(ends: tuple[int, int], used: Mapping[int, int], order: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+    """Output and input channel of every weight that the paths need."""
+    k, m = used[ends[0]], used[ends[1]]
+    whole = math.lcm(k, m)
+    # a new pair begins wherever one of the two moves on to its next channel
+    begins = torch.tensor(sorted({*range(0, whole, whole // k), *range(0, whole, whole // m)}))
+    return order[ends[1]][begins * m // whole], order[ends[0]][begins * k // whole]
+
+
+def _three_d(module: Counted, ends: tuple[int, int]) -> tuple[int, int, int]:
+    """The weight as (outputs, inputs, taps); the taps of a linear layer are the positions of the map before it."""
+    inputs = ends[0] if isinstance(module, nn.Linear) else module.weight.shape[1]
+    return module.weight.shape[0], inputs, module.weight[0].numel() // inputs
+
+
+def _mask(module: Counted, rows: Tensor, columns: Tensor, shape: tuple[int, int, int], taps: Tensor) -> Tensor:
+    mask = torch.zeros(shape, dtype=torch.bool)
+    mask[rows, columns, taps] = True
+    return mask.reshape(module.weight.shape)
+
+
+def _at(mask: Tensor, rows: Tensor, columns: Tensor, shape: tuple[int, int, int], taps: Tensor) -> Tensor:
+    return mask.reshape(shape)[rows, columns, taps]
+
+
+def _longest(taps: Mapping[str, Tensor]) -> int:
+    """Rounds that are enough: each moves at least one tap of those left to the centre, and there it stays on a path."""
+    return 1 + sum(len(one) for one in taps.values())
