@@ -18,16 +18,25 @@ def methods(user_conf: Path | None = None) -> list[dict[str, Any]]:
     rows = []
     for _, path in sorted(files.items()):
         config = _load(path, files)
-        parts = [f"{part} ({config[part]['score']})" if part in config else part for part in config.get("parts", [])]
         rows.append(
             {
                 "name": path.stem,
                 "starts_from": config.get("starts_from") or "-",
-                "parts": ", ".join(parts) or "-",
+                "parts": ", ".join(_parts(config)) or "-",
                 "summary": config.get("summary", ""),
             }
         )
     return rows
+
+
+def _parts(config: dict[str, Any]) -> list[str]:
+    """The surgery and the parts that a method has, each with its score or its two (what goes, what comes)."""
+    named = [name for name in ("dyrelu", "sharing", "cyclic") if config.get(name)]
+    for part in config.get("parts", []):
+        chosen = config.get(part, {})
+        scores = [str(chosen[key]) for key in ("score", "drop", "grow") if key in chosen]
+        named.append(f"{part} ({', '.join(scores)})" if scores else part)
+    return named
 
 
 def _load(path: Path, files: dict[str, Path]) -> dict[str, Any]:

@@ -114,6 +114,44 @@ def make_run(tmp_path: Path) -> MakeRun:
 
 
 @pytest.fixture
+def update() -> Callable[..., dict[str, Any]]:
+    """One line of updates.jsonl of a network of 10,000 weights, 100 of them kept and 60 with an effect."""
+
+    def make(epoch: float, kept: int = 100, **values: Any) -> dict[str, Any]:
+        return {
+            "step": round(100 * epoch),
+            "epoch": epoch,
+            "change": "rewire",
+            "asked": kept,
+            "kept": kept,
+            "total": 10_000,
+            "unique": 10_000,
+            "sparsity": 1 - kept / 10_000,
+            "effective": 60,
+            "connected": True,
+            "live_logits": 10,
+            "logits": 10,
+            "dead_channels": 5,
+            "channels": 50,
+            "dead_layers": [],
+            "explored": 0.02,
+            **values,
+        }
+
+    return make
+
+
+@pytest.fixture
+def put_lines() -> Callable[..., None]:
+    """Writes NAME.jsonl into a run's folder; `torn` is what stands after the last whole line."""
+
+    def put(folder: Path, name: str, rows: list[dict[str, Any]], torn: str = "") -> None:
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + torn)
+
+    return put
+
+
+@pytest.fixture
 def make_status(tmp_path: Path) -> Callable[..., Path]:
     """Writes a run that has only a status.json and returns its folder."""
 

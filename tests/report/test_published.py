@@ -32,6 +32,14 @@ def test_lists_of_points_and_single_entries_are_both_read() -> None:
     assert number is not None and number.std == 0.90 and "second-hand" in number.source
 
 
+def test_a_number_may_stand_under_several_of_our_names() -> None:
+    assert top1("rigl", 0.999, "resnet34") == top1("rigl_itop", 0.999, "resnet34") == 85.71
+    assert top1("set", 0.9995, "resnet34") == top1("set_itop", 0.9995, "resnet34") == 70.84
+    assert top1("rigl_itop", 0.99, "resnet50") == 92.75 and top1("rigl_itop", 0.9995, "resnet34", "cifar100") == 38.44
+    assert top1("synflow_itop", 0.99, "resnet34") is None
+    assert all(isinstance(number.method, str) for number in load())
+
+
 def test_nothing_else_matches() -> None:
     assert top1("oneshot", 0.99) == 91.03
     assert top1("oneshot", 0.99 + 4.9e-5) == 91.03

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Callable
@@ -170,3 +171,27 @@ def test_runs_on_a_subset_are_named(make_run: Make, tmp_path: Path) -> None:
     make_run(method="whole", seed=1)
     said = [line for line in notes(read(tmp_path).results) if "trained on" in line]
     assert len(said) == 1 and said[0].startswith("cifar10: 1 run trained on 77 images only")
+
+
+def test_effective_explored_and_reused_weights_are_means_and_maxima_over_seeds(make_run: Make, tmp_path: Path) -> None:
+    for seed, (effective, explored, reuse) in enumerate([(30, 0.25, 120), (90, 0.5, 130), (None, None, None)]):
+        said = {"explored": explored, "kept_with_reuse": reuse, "unique": 500}
+        folder = make_run(seed=seed, levels=[(0.5, 90.0, 90.0), (0.99, 80.0, 80.0)], **said)
+        path = folder / "result.json"
+        record = json.loads(path.read_text())
+        record["levels"][0]["effective"] = {"kept": 100, "effective": 1}
+        record["levels"][1]["effective"] = {"kept": 100, "effective": effective}
+        path.write_text(json.dumps(record))
+    make_run(method="old", levels=[(0.99, 80.0, 80.0)])
+    table = tabulate(tmp_path).set_index("method")
+    assert table.loc["oneshot", "effective"] == pytest.approx(0.6)
+    assert table.loc["oneshot", "explored"] == pytest.approx(0.375)
+    assert table.loc["oneshot", "kept_with_reuse"] == 130
+    assert table.loc["old", ["effective", "explored", "kept_with_reuse"]].isna().all()
+
+
+@pytest.mark.parametrize("value", ["much", -0.1, 1.5, True, float("nan"), 10**400])
+def test_senseless_shares_are_not_counted(make_run: Make, tmp_path: Path, value: object) -> None:
+    make_run(explored=value, kept_with_reuse=-1 if value == 1.5 else value)
+    row = tabulate(tmp_path).iloc[0]
+    assert math.isnan(row["explored"]) and pd.isna(row["kept_with_reuse"])

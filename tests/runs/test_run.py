@@ -6,78 +6,14 @@ import json
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from sparse_lab import models, stages
-from sparse_lab.callbacks.diverged import StopWhenDiverged
-from sparse_lab.callbacks.keep_masks import KeepMasks
+from sparse_lab import models
 from sparse_lab.config import UserError
 from sparse_lab.record import RunFolder
 from sparse_lab.run import run
 from sparse_lab.training.files import load_network
-
-METHODS = (
-    "dense",
-    "oneshot",
-    "iterative",
-    "oneshot_regrow",
-    "iterative_regrow",
-    "oneshot_random_regrow",
-    "iterative_random_regrow",
-    "oneshot_extra",
-    "iterative_extra",
-    "oneshot_long",
-    "iterative_long",
-)
-
-
-def test_every_method_of_the_gallery_is_in_the_table_below():
-    from sparse_lab.gallery import methods
-
-    assert {row["name"] for row in methods()} == set(METHODS)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_each_method_keeps_its_promises(method, compose, quiet, monkeypatch):
-    """Exact count; zeros outside the masks after every step; no layer emptied; loads into a plain network."""
-    steps = []
-
-    def watched(self, optimizer, args, kwargs):
-        original(self, optimizer, args, kwargs)
-        for name, module in self.masks.layers.items():
-            mask = self.masks[name]
-            assert not module.weight[~mask].any(), name
-            same_shape = [v for v in optimizer.state[module.weight].values() if v.shape == mask.shape]
-            assert same_shape, "this optimizer keeps no state of the weight's shape"
-            assert not any(value[~mask].any() for value in same_shape), name
-        steps.append(1)
-
-    original = KeepMasks._after_step
-    monkeypatch.setattr(KeepMasks, "_after_step", watched)
-    config = compose(f"method={method}", "sparsity.target=0.9", "method.regrow.budget=0.03", "schedule.share=0.6")
-    result = run(config, "test", quiet)
-    total = result["total"]
-    wanted = 0.93 if method.endswith("_extra") else 0.9
-    state = load_network(RunFolder(config).best)
-    weights = {name: value for name, value in state.items() if name.removesuffix("weight") + "mask" in state}
-    if method == "dense":
-        assert result["kept"] == total and not weights and result["sparsity_target"] == 0
-    else:
-        assert steps
-        assert len(weights) == 14
-        assert (
-            sum(int(np.count_nonzero(state[n.removesuffix("weight") + "mask"].numpy())) for n in weights)
-            == result["kept"]
-        )
-        assert result["kept"] == round((1 - wanted) * total)
-        for name, value in weights.items():
-            mask = state[name.removesuffix("weight") + "mask"].numpy()
-            assert not value.numpy()[~mask].any() and mask.any(), name
-    plain = models.build("vgg16", width=0.0625)
-    plain.load_state_dict({name: value for name, value in state.items() if not name.endswith("mask")})
-
 
 def test_vgg16_at_98_85_keeps_the_exact_number_before_and_after_a_save_and_load(tmp_path):
     from sparse_lab.sparsity.masks import Masks, kept_for
@@ -166,37 +102,6 @@ def test_two_runs_with_one_seed_are_equal_bit_for_bit_and_another_seed_is_not(co
         states.append(load_network(RunFolder(config).best))
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
-
-
-def pull_the_plug(self, trainer, *rest):
-    """In the middle of the third epoch: two batches an epoch."""
-    if trainer.global_step == 5:
-        raise RuntimeError("pulled the plug")
-
-
-@pytest.mark.parametrize("method", ["dense", "iterative", "iterative_regrow"])
-def test_an_interrupted_run_goes_on_to_the_same_bits(method, compose, quiet, tmp_path, monkeypatch):
-    """Stopped by an exception in the middle of an epoch, after a checkpoint: as if it had never stopped."""
-    overrides = (f"method={method}", "sparsity.target=0.9", "method.regrow.budget=0.05", "schedule.share=0.6")
-    longer = ("training.epochs=3", "training.finetune.epochs=6", "training.regrow.epochs=3")
-    whole = compose(*overrides, *longer, f"paths.outputs={tmp_path / 'whole'}")
-    run(whole, "x", quiet)
-    broken = compose(*overrides, *longer, f"paths.outputs={tmp_path / 'broken'}")
-    parent = stages.parent(broken)
-    if parent is not None:
-        run(parent, "x", quiet)
-    with monkeypatch.context() as patch:
-        patch.setattr(StopWhenDiverged, "on_train_batch_end", pull_the_plug)
-        with pytest.raises(RuntimeError, match="pulled the plug"):
-            run(broken, "x", quiet)
-    status = json.loads((RunFolder(broken).path / "status.json").read_text())
-    assert status["state"] == "failed" and "pulled the plug" in status["error"]
-    assert RunFolder(broken).last.is_file()
-    run(broken, "x", quiet)
-    first, second = load_network(RunFolder(whole).best), load_network(RunFolder(broken).best)
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    rows = [(RunFolder(c).path / "metrics.csv").read_text() for c in (whole, broken)]
-    assert rows[0] == rows[1]
 
 
 def test_masks_that_cut_the_network_are_said_aloud_or_refused(compose, capsys):

@@ -1,0 +1,189 @@
+"""The promises that every method of the gallery keeps, one table for all of them. A new method is a line here."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from sparse_lab import models, stages
+from sparse_lab.callbacks.diverged import StopWhenDiverged
+from sparse_lab.callbacks.keep_masks import KeepMasks
+from sparse_lab.callbacks.save_last import SaveLast
+from sparse_lab.record import RunFolder
+from sparse_lab.run import run
+from sparse_lab.training.files import load, load_network
+
+OFTEN = ("method.rewire.every=2",)
+EAST = ("model=resnet34", *OFTEN, "method.cycles.every=1", "method.cycles.lengths=[0.3,0.3]")
+METHODS: dict[str, tuple[str, ...]] = {
+    "dense": (),
+    "oneshot": (),
+    "iterative": (),
+    "oneshot_regrow": (),
+    "iterative_regrow": (),
+    "oneshot_random_regrow": (),
+    "iterative_random_regrow": (),
+    "oneshot_extra": (),
+    "iterative_extra": (),
+    "oneshot_long": (),
+    "iterative_long": (),
+    "static": (),
+    "set": OFTEN,
+    "rigl": OFTEN,
+    "set_itop": OFTEN,
+    "rigl_itop": OFTEN,
+    "east": EAST,
+}
+COMMON = ("sparsity.target=0.9", "method.regrow.budget=0.03", "schedule.share=0.6")
+SIX_EPOCHS = ("training.epochs=6", "training.finetune.epochs=6", "training.regrow.epochs=6")
+
+
+def test_every_method_of_the_gallery_is_in_the_table():
+    from sparse_lab.gallery import methods
+
+    assert {row["name"] for row in methods()} == set(METHODS)
+
+
+@pytest.fixture
+def watched(monkeypatch) -> list[int]:
+    """Looks at the network after everything that follows an optimizer step; one entry a step."""
+    steps: list[int] = []
+
+    def look(optimizer, masks) -> None:
+        for name, module in masks.layers.items():
+            mask = masks[name]
+            assert mask.any(), f"{name} is empty"
+            assert not module.weight[~mask].any(), name
+            same_shape = [v for v in optimizer.state[module.weight].values() if v.shape == mask.shape]
+            assert same_shape, "this optimizer keeps no state of the weight's shape"
+            assert not any(value[~mask].any() for value in same_shape), name
+        steps.append(1)
+
+    def last_of_all(self, trainer, module) -> None:
+        masks = [callback.masks for callback in trainer.callbacks if isinstance(callback, KeepMasks)]
+        for one in masks:
+            trainer.optimizers[0].register_step_post_hook(lambda optimizer, *_: look(optimizer, one))
+
+    monkeypatch.setattr(SaveLast, "on_fit_start", last_of_all)
+    return steps
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_keeps_its_promises(method, compose, quiet, watched):
+    """Trains; exact count; zeros outside the masks after every step; no layer emptied; loads into a plain network."""
+    config = compose(f"method={method}", *COMMON, *SIX_EPOCHS, *METHODS[method])
+    result = run(config, "test", quiet)
+    state = load_network(RunFolder(config).best)
+    masks = {name: value.numpy() for name, value in state.items() if name.endswith(".mask")}
+    kept = sum(int(np.count_nonzero(mask)) for mask in masks.values())
+    if method == "dense":
+        assert result["kept"] == result["total"] and not masks and result["sparsity_target"] == 0
+    else:
+        assert watched
+        wanted = 0.93 if method.endswith("_extra") else 0.9
+        assert result["kept"] == round((1 - wanted) * result["total"])
+        assert kept == result["kept_with_reuse"] and (kept == result["kept"]) is (method != "east")
+        for name, mask in masks.items():
+            assert mask.any() and not state[name.removesuffix("mask") + "weight"].numpy()[~mask].any(), name
+    plain = models.build(config.model.name, width=0.0625)
+    plain.load_state_dict({name: value for name, value in state.items() if not name.endswith("mask")})
+    losses = [float(row["train_loss"]) for row in metrics(config)]
+    assert min(losses[1:]) < losses[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupted_run_goes_on_to_the_same_bits(method, compose, quiet, tmp_path, monkeypatch):
+    compare_with_an_interrupted_run((f"method={method}", *METHODS[method]), 5, compose, quiet, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(("phase", "step"), [("before", 3), ("during", 7), ("after", 9)])
+def test_east_goes_on_from_every_phase_of_dyrelu(phase, step, compose, quiet, tmp_path, monkeypatch):
+    """Two steps an epoch: the checkpoints are those of steps 2, 6 and 8; DyReLU fades from step 3 to step 7."""
+    phasing = ("method.phasing.unit=epochs", "method.phasing.begin=1.5", "method.phasing.end=3.5")
+    checkpoint = compare_with_an_interrupted_run(
+        ("method=east", *EAST, *phasing), step, compose, quiet, tmp_path, monkeypatch
+    )
+    betas = [float(value) for name, value in checkpoint["state_dict"].items() if name.endswith(".beta")]
+    # as the last step before the checkpoint had it, step 1 or step 5
+    assert betas == {"before": [1.0] * 33, "during": [0.5] * 33, "after": []}[phase]
+    scales = [name for name in checkpoint["state_dict"] if name.endswith(".scale")]
+    assert len(scales) == 16
+
+
+def compare_with_an_interrupted_run(overrides, step, compose, quiet, tmp_path, monkeypatch) -> dict:
+    """The same run twice, once stopped by an exception in the middle of an epoch, after a checkpoint; all that they leave
+    must be equal. Returns the checkpoint that the second one went on from.
+    """
+    whole, broken = (
+        compose(*overrides, *COMMON, *SIX_EPOCHS, f"paths.outputs={tmp_path / name}") for name in ("whole", "broken")
+    )
+    run(whole, "x", quiet)
+    parent = stages.parent(broken)
+    if parent is not None:
+        run(parent, "x", quiet)
+
+    def pull_the_plug(self, trainer, *rest):
+        if trainer.global_step == step:
+            raise RuntimeError("pulled the plug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopWhenDiverged, "on_train_batch_end", pull_the_plug)
+        with pytest.raises(RuntimeError, match="pulled the plug"):
+            run(broken, "x", quiet)
+    status = json.loads((RunFolder(broken).path / "status.json").read_text())
+    assert status["state"] == "failed" and "pulled the plug" in status["error"]
+    checkpoint = load(RunFolder(broken).last)
+    assert checkpoint["global_step"] == step // 2 * 2
+    run(broken, "x", quiet)
+    first, second = (load_network(RunFolder(config).best) for config in (whole, broken))
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    first, second = (
+        dict(tensors({key: load(RunFolder(config).last)[key] for key in ("state_dict", "optimizer_states")}))
+        for config in (whole, broken)
+    )
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    for name in ("metrics.csv", "updates.jsonl"):
+        paths = [RunFolder(config).path / name for config in (whole, broken)]
+        assert paths[0].exists() == paths[1].exists()
+        assert not paths[0].exists() or paths[0].read_text() == paths[1].read_text()
+    return checkpoint
+
+
+def tensors(part, path="") -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a nested checkpoint, by its path."""
+    if isinstance(part, torch.Tensor):
+        yield path, part
+    elif isinstance(part, (dict, list)):
+        for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+            yield from tensors(value, f"{path}/{key}")
+
+
+def metrics(config) -> list[dict[str, str]]:
+    with open(RunFolder(config).path / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("on", list(product((True, False), repeat=3)), ids=lambda on: "-".join(map(str, on)))
+def test_all_eight_ablations_of_east_run(on, compose, quiet, watched):
+    dyrelu, sharing, cyclic = on
+    switches = [f"method.{name}={str(value).lower()}" for name, value in zip(("dyrelu", "sharing", "cyclic"), on, strict=True)]
+    config = compose("method=east", *EAST, *switches, *COMMON, "training.epochs=4", "diagnostics.activations=true")
+    result = run(config, "x", quiet)
+    assert len(watched) == 8
+    assert result["total"] == 83_468 and result["kept"] == 8_347
+    assert (result["unique"] < result["total"]) is sharing and (result["kept_with_reuse"] > result["kept"]) is sharing
+    changes = [row["change"] for row in lines(config, "updates")]
+    assert changes[0] == "prune" and changes[-1] == "rewire" and ("cycle" in changes) is cyclic
+    betas = [row["beta"] for row in lines(config, "activations")]
+    assert betas == ([1.0, 0.5, 0.0, 0.0] if dyrelu else [None] * 4)
+    assert not any(".reduce." in name or ".scale" in name for name in load_network(RunFolder(config).best))
+
+
+def lines(config, name) -> list[dict]:
+    return [json.loads(line) for line in (RunFolder(config).path / f"{name}.jsonl").read_text().splitlines()]
