@@ -20,7 +20,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="sparse-lab report",
         description="Tables (mean ± std over seeds, the published number beside them) and a plot from finished runs.",
-        epilog="Writes results.csv (a row a cell), levels.csv (every level of every run), report.md and accuracy.png.",
+        epilog="Writes results.csv (a row a cell), levels.csv (every level of every run), report.md and accuracy.png; "
+        "where runs recorded how they went, also updates.png, layers.png, activations.png, gradients.png.",
     )
     parser.add_argument("roots", metavar="DIR", nargs="+", type=Path, help="folder that holds runs, at any depth")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where the report goes (default: the first DIR)")
@@ -69,7 +70,8 @@ def _tell(written: Written) -> None:
         print(f"note: {note}")
     for warning in written.records.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    print(f"wrote {written.report}, {written.results.name}, {written.levels.name}, {written.plot.name}")
+    beside = [written.results, written.levels, written.plot, *written.pictures]
+    print(f"wrote {written.report}, {', '.join(path.name for path in beside)}")
 
 
 def _list(runs: list[Finished | Unfinished]) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 
 import pandas as pd
 
+from sparse_lab.report.pictures import Picture
 from sparse_lab.report.records import Finished, Records, is_number
 from sparse_lab.report.table import COLUMNS, accuracy, marks, panels, percent, wide
 
 _ORIGIN = ("command", "commit", "device")
 _NOT_SHOWN = ("std", "published_std", "base")  # on the page these are part of another column
+_IF_KNOWN = ("kept_with_reuse", "effective", "explored")
 
 PICTURE = (
     "Markers are means with their standard deviation, dashed lines dense networks, stars published numbers, dotted "
@@ -22,14 +24,19 @@ PICTURE = (
 )
 
 
-def page(table: pd.DataFrame, records: Records, notes: Sequence[str], plot: str) -> str:
-    """The whole page: a wide table a panel, the picture, every cell, unfinished runs, notes, and what columns mean."""
+def page(
+    table: pd.DataFrame, records: Records, notes: Sequence[str], plot: str, pictures: Sequence[Picture] = ()
+) -> str:
+    """The whole page: a wide table a panel, the pictures, every cell, unfinished runs, notes, and what columns mean."""
     parts = ["# Report", _counts(table, records)]
     for model, dataset in panels(table):
         parts += [f"## {escape(model)} on {escape(dataset)}", widths(table, model, dataset)]
         parts.append(_grid(wide(table, model, dataset).reset_index()))
     if len(table):
-        parts += [_legend(table), f"![Accuracy against sparsity]({plot})", PICTURE, "## Every cell", _cells(table)]
+        parts += [_legend(table), f"![Accuracy against sparsity]({plot})", PICTURE]
+        for picture in pictures:
+            parts += [f"## {picture.title}", f"![{picture.title}]({picture.name})", picture.sentence]
+        parts += ["## Every cell", _cells(table)]
     parts += _origins(records)
     parts += _unfinished(records)
     if notes:
@@ -37,7 +44,8 @@ def page(table: pd.DataFrame, records: Records, notes: Sequence[str], plot: str)
     if records.warnings:
         parts += ["## Warnings", _bullets(records.warnings)]
     if len(table):
-        meanings = [f"**{name}**: {text}" for name, text in COLUMNS.items() if name not in _NOT_SHOWN]
+        hidden = _hidden(table)
+        meanings = [f"**{name}**: {text}" for name, text in COLUMNS.items() if name not in hidden]
         parts += ["## What the columns mean", "\n".join(f"- {line}" for line in meanings)]
     return "\n\n".join(parts) + "\n"
 
@@ -73,9 +81,12 @@ def _legend(table: pd.DataFrame) -> str:
 
 
 def _cells(table: pd.DataFrame) -> str:
-    shown = table.drop(columns=list(_NOT_SHOWN)).astype(object)
+    shown = table.astype(object)
     shown["sparsity"] = table["sparsity"].map(percent)
-    shown["kept"] = [f"{int(kept):,}" if pd.notna(kept) else "" for kept in table["kept"]]
+    for name in ("kept", "kept_with_reuse"):
+        shown[name] = [f"{int(kept):,}" if pd.notna(kept) else "" for kept in table[name]]
+    for name in ("effective", "explored"):
+        shown[name] = ["" if math.isnan(share) else f"{100 * share:.1f}%" for share in table[name]]
     shown["mean"] = [accuracy(*pair) for pair in zip(table["mean"], table["std"], strict=True)]
     pairs = zip(table["published"], table["published_std"], strict=True)
     shown["published"] = ["" if math.isnan(mean) else accuracy(mean, std) for mean, std in pairs]
@@ -86,7 +97,12 @@ def _cells(table: pd.DataFrame) -> str:
     for name in ("official_data", "connected"):
         shown[name] = [_yes(value) for value in table[name]]
     shown["published_source"] = ["" if pd.isna(source) else source for source in table["published_source"]]
+    shown = shown.drop(columns=_hidden(table))
     return _grid(shown.rename(columns={"mean": "mean ± std", "published": "published ± std"}))
+
+
+def _hidden(table: pd.DataFrame) -> list[str]:
+    return [*_NOT_SHOWN, *(name for name in _IF_KNOWN if table[name].isna().all())]
 
 
 def _origins(records: Records) -> list[str]:

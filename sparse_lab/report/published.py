@@ -32,17 +32,18 @@ def load() -> list[Published]:
 
 
 def _numbers(entry: dict[str, Any]) -> Iterator[Published]:
-    method = entry.get("ours", entry["method"])
-    points = [(method, *point) for point in entry.get("points", [])]
+    ours = entry.get("ours", entry["method"])
+    points = [(ours, *point) for point in entry.get("points", [])]
     if entry.get("sparsity") is not None:
-        points.append((method, entry["sparsity"], entry["top1"], entry.get("std")))
+        points.append((ours, entry["sparsity"], entry["top1"], entry.get("std")))
     if start := entry.get("start"):
         points.append((start["ours"], start["sparsity"], start["top1"], start.get("std")))
     source = entry["paper"]
     if entry.get("second_hand") and "second-hand" not in source:
         source += ", second-hand"
-    for name, sparsity, top1, std in points:
-        yield Published(name, entry["model"], entry["dataset"], sparsity, top1, std, source)
+    for names, sparsity, top1, std in points:
+        for name in [names] if isinstance(names, str) else names:
+            yield Published(name, entry["model"], entry["dataset"], sparsity, top1, std, source)
 
 
 def find(

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -123,7 +124,15 @@ def read(*roots: Path) -> Records:
 
 def is_number(value: object) -> TypeGuard[int | float]:
     """True for a finite int or float; a bool is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # A whole number in JSON may be larger than any float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def share(part: object, whole: object) -> float:
+    """part / whole where that lies in 0..1; NaN where it does not, or where either is no number."""
+    if is_number(part) and is_number(whole) and 0 <= part <= whole and whole > 0:
+        return part / whole
+    return math.nan
 
 
 def section(record: dict[str, Any], name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from sparse_lab.report.labels import labels
 from sparse_lab.report.published import Published, find
-from sparse_lab.report.records import Finished, is_number, section
+from sparse_lab.report.records import Finished, is_number, section, share
 
 COLUMNS = {
     "model": "network",
@@ -20,6 +20,7 @@ COLUMNS = {
     "method": "method; where several settings of it were run, the settings that differ stand in brackets",
     "sparsity": "share of conv and linear weights that was asked to be zero; 0 for dense",
     "kept": "weights that are not masked (biases and BatchNorm are dense and not counted)",
+    "kept_with_reuse": "kept weights counted as often as the network uses them; empty where no weights are shared",
     "seeds": "number of seeds that the row averages over",
     "mean": "mean top-1 test accuracy over seeds, %",
     "std": "sample standard deviation over seeds (n - 1), %; empty with one seed",
@@ -31,6 +32,10 @@ COLUMNS = {
     "official_data": "the md5 of the data files is the official one in every run of the row",
     "selected_on": "what chose the epoch whose weights were tested: validation, last epoch, or test (optimistic)",
     "connected": "a path of kept weights leads from the input to the logits in every run; empty where not recorded",
+    "effective": "share of the kept weights that lie on a path from input to logits at the end: mean over the "
+    "seeds that recorded it",
+    "explored": "share of the weights that were ever alive (in-time over-parameterisation rate): mean over "
+    "the seeds that recorded it",
     "width": "factor on every channel count",
     "base": "the method's name without settings",
     "published_source": "where the published number stands",
@@ -41,6 +46,7 @@ MARKS = {
     "‡": "the data files are not the official ones",
     "§": "in at least one run no path of kept weights leads from the input to the logits",
 }
+_MOST = 2**53  # weights; what is more is damage
 _LEVEL = ("level", "sparsity", "kept", "validation_accuracy", "test_accuracy", "best_epoch", "epochs", "seconds")
 _EFFECTIVE = ("effective", "dead_channels", "channels", "connected", "live_logits")
 
@@ -76,7 +82,7 @@ def long(runs: Iterable[Finished], published: Sequence[Published]) -> pd.DataFra
     for run in counted:
         cells[run.cell].append(run)
     rows = [_row(group, names[cell], published) for cell, group in cells.items()]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"kept_with_reuse": "Int64"})
     return _sorted(table, ["sparsity", "cell"])
 
 
@@ -152,13 +158,13 @@ def _row(group: Sequence[Finished], name: str, published: Sequence[Published]) -
         sparsity=first.sparsity,
         width=first.width,
     )
-    kept = [int(run.result["kept"]) for run in group if is_number(run.result.get("kept"))]
     return {
         "model": result["model"],
         "dataset": result["dataset"],
         "method": name,
         "sparsity": first.sparsity,
-        "kept": max(kept, default=None),
+        "kept": _most(group, "kept"),
+        "kept_with_reuse": _most(group, "kept_with_reuse"),
         "seeds": len(group),
         "mean": mean,
         "std": float(values.std(ddof=1)),
@@ -170,6 +176,8 @@ def _row(group: Sequence[Finished], name: str, published: Sequence[Published]) -
         "official_data": all(section(run.result, "data").get("official") is True for run in group),
         "selected_on": ", ".join(sorted({str(run.result.get("selected_on", "not recorded")) for run in group})),
         "connected": _connected(group),
+        "effective": _mean(share(end.get("effective"), end.get("kept")) for end in _ends(group)),
+        "explored": _mean(share(run.result.get("explored"), 1.0) for run in group),
         "width": first.width,
         "base": result["method"],
         "published_source": number.source if number else None,
@@ -177,8 +185,21 @@ def _row(group: Sequence[Finished], name: str, published: Sequence[Published]) -
     }
 
 
+def _most(group: Iterable[Finished], name: str) -> int | None:
+    numbers = [run.result.get(name) for run in group]
+    return max((int(number) for number in numbers if is_number(number) and 0 <= number < _MOST), default=None)
+
+
+def _mean(shares: Iterable[float]) -> float:
+    return float(pd.Series(list(shares), dtype=float).mean())
+
+
+def _ends(group: Iterable[Finished]) -> list[dict[str, Any]]:
+    return [section(run.levels[-1], "effective") if run.levels else {} for run in group]
+
+
 def _connected(group: Iterable[Finished]) -> bool | None:
-    ends = [section(run.levels[-1], "effective").get("connected") if run.levels else None for run in group]
+    ends = [end.get("connected") for end in _ends(group)]
     if False in ends:
         return False
     return None if None in ends else True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,8 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from sparse_lab.config import UserError
+from sparse_lab.report.dynamics import traces
 from sparse_lab.report.notes import notes
 from sparse_lab.report.page import page, widths
+from sparse_lab.report.pictures import NAMES, pictures
 from sparse_lab.report.plot import draw
 from sparse_lab.report.published import load
 from sparse_lab.report.records import Records, read
@@ -27,7 +29,7 @@ PIPE_COLUMNS = 120  # a pipe has no width of its own
 
 @dataclass(frozen=True)
 class Written:
-    """The files of a report, and what they were made from."""
+    """The files of a report, and what they were made from. `pictures`: those of how runs went, where there are any."""
 
     results: Path
     levels: Path
@@ -36,10 +38,14 @@ class Written:
     table: pd.DataFrame
     records: Records
     notes: list[str]
+    pictures: list[Path] = field(default_factory=list)
 
 
 def write(roots: list[Path], out: Path) -> Written:
     """Reads every run under the roots and writes results.csv, levels.csv, report.md and accuracy.png into `out`.
+
+    Where runs have recorded how they went, the pictures of `pictures.NAMES` come with it; one that an earlier report
+    left and this one does not draw goes.
 
     Raises UserError if there is no record at all, or if `out` cannot be written.
     """
@@ -49,6 +55,9 @@ def write(roots: list[Path], out: Path) -> Written:
         raise UserError(f"no records under {listed}: give a folder that holds runs (result.json, status.json)")
     published = load()
     table, passed, remarks = long(records.results, published), levels(records.results), notes(records.results)
+    found, warnings = traces(records.results)
+    records = replace(records, warnings=[*records.warnings, *warnings])
+    drawn = pictures(found, table)
     written = Written(
         results=out / "results.csv",
         levels=out / "levels.csv",
@@ -57,14 +66,19 @@ def write(roots: list[Path], out: Path) -> Written:
         table=table,
         records=records,
         notes=remarks,
+        pictures=[out / picture.name for picture in drawn],
     )
-    text = page(table, records, remarks, written.plot.name)
+    text = page(table, records, remarks, written.plot.name, drawn)
     try:
         out.mkdir(parents=True, exist_ok=True)
         _whole(written.results, lambda path: table.round(6).to_csv(path, index=False))
         _whole(written.levels, lambda path: passed.to_csv(path, index=False))
         _whole(written.plot, lambda path: draw(table, passed, published, path))
+        for picture in drawn:
+            _whole(out / picture.name, picture.draw)
         _whole(written.report, lambda path: path.write_text(text, encoding="utf-8"))
+        for name in set(NAMES) - {picture.name for picture in drawn}:
+            (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"the report cannot be written to {out} ({error.strerror}): choose another --out") from error
     return written
