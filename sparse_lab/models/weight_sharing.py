@@ -21,7 +21,7 @@ class SharedConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.rand(()))
+        self.scale = nn.Parameter(torch.rand((), dtype=conv.weight.dtype, device=conv.weight.device))
         self._lender = (conv,)  # in a tuple, for torch must not take it as a part of this module
 
     @property
@@ -43,7 +43,7 @@ def share(model: nn.Module) -> None:
         raise ValueError("no stage of it has blocks that repeat the second one")
     for block, name, conv in found:
         parent, _, last = name.rpartition(".")
-        setattr(block.get_submodule(parent), last, SharedConv2d(conv))
+        setattr(block.get_submodule(parent), last, SharedConv2d(conv).train(conv.training))
 
 
 def unshared(model: nn.Module) -> nn.Module:
@@ -56,7 +56,8 @@ def unshared(model: nn.Module) -> nn.Module:
     for name, module in list(plain.named_modules()):
         if isinstance(module, SharedConv2d):
             own = copy.deepcopy(module.shares)
-            own.weight.data.mul_(module.scale.detach())
+            for parameter in own.parameters():
+                parameter.data.mul_(module.scale.detach())
             parent, _, last = name.rpartition(".")
             setattr(plain.get_submodule(parent), last, own)
     return plain
@@ -83,7 +84,7 @@ def _repeats(stage: nn.Sequential) -> list[tuple[nn.Module, str, nn.Conv2d]]:
 
 
 def _convolutions(block: nn.Module) -> dict[str, nn.Conv2d]:
-    return {name: module for name, module in block.named_modules() if isinstance(module, nn.Conv2d)}
+    return {name: module for name, module in block.named_modules() if name and isinstance(module, nn.Conv2d)}
 
 
 def _likeness(conv: nn.Conv2d) -> tuple[object, ...]:

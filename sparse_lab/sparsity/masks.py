@@ -9,7 +9,7 @@ and has one mask. Sparsity is a share of `total`, the weights of the network bef
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +23,10 @@ Counted = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 def layers(model: nn.Module) -> dict[str, Counted]:
     """The layers whose weights are counted, by name, in the model's own order."""
-    return dict(_counted(model, ""))
-
-
-def _counted(module: nn.Module, name: str) -> Iterator[tuple[str, Counted]]:
-    if isinstance(module, COUNTED):
-        yield name, module
-    elif getattr(module, "counted", True):
-        for child_name, child in module.named_children():
-            yield from _counted(child, f"{name}.{child_name}" if name else child_name)
+    inside = {part for module in model.modules() if not getattr(module, "counted", True) for part in module.modules()}
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, COUNTED) and module not in inside
+    }
 
 
 def uses(model: nn.Module) -> dict[str, int]:

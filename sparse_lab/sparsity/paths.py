@@ -41,15 +41,17 @@ def connected_start(
         columns = columns if shape[1] == ends[name][0] else torch.zeros_like(columns)  # depthwise: one input a channel
         taps[name] = torch.randint(shape[2], (len(rows),), generator=generator)
         masks[name] = (rows, columns, shape)
-    for _ in range(_longest(taps)):
+    while True:
         laid = {name: _mask(found[name], *masks[name], taps[name]) for name in found}
         crossed, _ = on_paths(model, image_size, laid)
         missed = {name: ~_at(crossed[name], *masks[name], taps[name]) for name in found}
         if not any(bool(one.any()) for one in missed.values()):
-            break
+            return {name: mask.to(found[name].weight.device) for name, mask in laid.items()}
+        centre = {name: masks[name][2][2] // 2 for name in found}
+        # a central tap may be cut off by others that look away: then all of them go to the centre, where none is
+        stuck = all(bool((taps[name][one] == centre[name]).all()) for name, one in missed.items())
         for name, one in missed.items():
-            taps[name][one] = masks[name][2][2] // 2
-    return {name: mask.to(found[name].weight.device) for name, mask in laid.items()}
+            taps[name][one | stuck] = centre[name]
 
 
 def _ends(found: Mapping[str, Counted]) -> dict[str, tuple[int, int]]:
@@ -106,8 +108,3 @@ def _mask(module: Counted, rows: Tensor, columns: Tensor, shape: tuple[int, int,
 
 def _at(mask: Tensor, rows: Tensor, columns: Tensor, shape: tuple[int, int, int], taps: Tensor) -> Tensor:
     return mask.reshape(shape)[rows, columns, taps]
-
-
-def _longest(taps: Mapping[str, Tensor]) -> int:
-    """Rounds that are enough: each moves at least one tap of those left to the centre, and there it stays on a path."""
-    return 1 + sum(len(one) for one in taps.values())

@@ -37,7 +37,7 @@ def prune_to(
     counts = allocate(allocation, kept, masks.weights(), ranked, alive)
     if first is not None:
         reserved = first(counts)
-        ranked = {name: score.masked_fill(reserved[name], torch.inf) for name, score in ranked.items()}
+        ranked = {name: score.masked_fill(reserved[name] & alive[name], torch.inf) for name, score in ranked.items()}
     return top_k_each(ranked, counts)
 
 

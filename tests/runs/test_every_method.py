@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -66,9 +67,12 @@ def watched(monkeypatch) -> list[int]:
         steps.append(1)
 
     def last_of_all(self, trainer, module) -> None:
-        masks = [callback.masks for callback in trainer.callbacks if isinstance(callback, KeepMasks)]
-        for one in masks:
-            trainer.optimizers[0].register_step_post_hook(lambda optimizer, *_: look(optimizer, one))
+        for callback in trainer.callbacks:
+            if isinstance(callback, KeepMasks):
+                trainer.optimizers[0].register_step_post_hook(partial(after, callback.masks))
+
+    def after(masks, optimizer, *_) -> None:
+        look(optimizer, masks)
 
     monkeypatch.setattr(SaveLast, "on_fit_start", last_of_all)
     return steps
@@ -117,8 +121,8 @@ def test_east_goes_on_from_every_phase_of_dyrelu(phase, step, compose, quiet, tm
 
 
 def compare_with_an_interrupted_run(overrides, step, compose, quiet, tmp_path, monkeypatch) -> dict:
-    """The same run twice, once stopped by an exception in the middle of an epoch, after a checkpoint; all that they leave
-    must be equal. Returns the checkpoint that the second one went on from.
+    """The same run twice, once stopped by an exception in the middle of an epoch, after a checkpoint; all that they
+    leave must be equal. Returns the checkpoint that the second one went on from.
     """
     whole, broken = (
         compose(*overrides, *COMMON, *SIX_EPOCHS, f"paths.outputs={tmp_path / name}") for name in ("whole", "broken")
@@ -172,7 +176,9 @@ def metrics(config) -> list[dict[str, str]]:
 @pytest.mark.parametrize("on", list(product((True, False), repeat=3)), ids=lambda on: "-".join(map(str, on)))
 def test_all_eight_ablations_of_east_run(on, compose, quiet, watched):
     dyrelu, sharing, cyclic = on
-    switches = [f"method.{name}={str(value).lower()}" for name, value in zip(("dyrelu", "sharing", "cyclic"), on, strict=True)]
+    switches = [
+        f"method.{name}={str(value).lower()}" for name, value in zip(("dyrelu", "sharing", "cyclic"), on, strict=True)
+    ]
     config = compose("method=east", *EAST, *switches, *COMMON, "training.epochs=4", "diagnostics.activations=true")
     result = run(config, "x", quiet)
     assert len(watched) == 8
