@@ -14,15 +14,16 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 KEPT = ("config.yaml", "status.json", "metrics.csv", "result.json")
+WHERE_THERE = ("updates.jsonl", "activations.jsonl", "gradients.jsonl")
 
 
 def keep(source: Path, target: Path) -> int:
-    """Copy the four small files of every finished run below `source`; returns how many runs that were."""
+    """Copy the small files of every finished run below `source`; returns how many runs that were."""
     runs = sorted(path.parent for path in source.rglob("result.json"))
     for run in runs:
         (target / "runs" / run.name).mkdir(parents=True, exist_ok=True)
         paths = OmegaConf.load(run / "config.yaml").paths
-        for name in KEPT:
+        for name in (*KEPT, *(name for name in WHERE_THERE if (run / name).exists())):
             text = (run / name).read_text(encoding="utf-8")
             for folder, neutral in ((paths.outputs, "OUTPUTS"), (paths.data, "DATA")):
                 if Path(folder).is_absolute():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from functools import cache
 from pathlib import Path
@@ -102,7 +103,7 @@ def check_sparse_training(config: Config) -> None:
         )
     if (method.sharing or method.cyclic) and not method.prunes:
         raise UserError(f"{asked_for[0]} needs a sparse network: method.parts={method.parts} does not prune")
-    fitting = ("constant",) if method.cyclic else ("constant", "cubic", "one_shot")
+    fitting = ("constant",) if method.cyclic or method.sharing else ("constant", "cubic", "one_shot")
     if asked_for and method.prunes and config.schedule.name not in fitting:
         raise UserError(f"{asked_for[0]} works with schedule={' or '.join(fitting)}, not {config.schedule.name}")
     if config.sparsity.connect and method.prunes and not (method.from_scratch and config.schedule.name == "constant"):
@@ -142,11 +143,13 @@ def _check_cycles(config: Config) -> None:
             f"must be one of {', '.join(CLAIMS)}"
         )
     size = counted(config)
-    most = cycles.multiplier * kept_for(config.sparsity.target, size.total)
+    density = 1.0 - config.sparsity.target
+    most = kept_for(1.0 - cycles.multiplier * density, size.total)
     if most > size.unique:
+        highest = math.floor(1000 * size.unique / (density * size.total)) / 1000
         raise UserError(
-            f"method.cycles.multiplier={cycles.multiplier:g}: density would pass 1.0 ({most:,.0f} weights of "
-            f"{size.unique:,}): use at most {size.unique / (most / cycles.multiplier):.4g}, or a higher sparsity.target"
+            f"method.cycles.multiplier={cycles.multiplier:g}: density would pass 1.0 ({most:,} weights of "
+            f"{size.unique:,}): use at most {highest:g}, or a higher sparsity.target"
         )
 
 

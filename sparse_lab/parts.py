@@ -182,13 +182,14 @@ def _diagnostics(config: Config, folder: RunFolder, data: Data, masks: Masks | N
 
 def _at_target(config: Config, model: nn.Module, masks: Masks | None, clock: Clock) -> Callable[[], bool]:
     """Is the network what this round is to end with: as sparse, and without DyReLU?"""
-    if masks is None:
-        return lambda: True
-    schedule, total = schedule_of(config, clock), masks.total()
+    schedule = schedule_of(config, clock)
+    settled = cycles_of(config, clock).end if config.method.cyclic else 0
 
     def at_target() -> bool:
-        wanted = kept_for(schedule.sparsity((clock.round + 1) * clock.steps_a_round - 1), total)
-        return masks.kept() == wanted and not dyrelu.activations(model)
+        if dyrelu.activations(model) or clock.step_in_round < settled:
+            return False
+        last = (clock.round + 1) * clock.steps_a_round - 1
+        return masks is None or masks.kept() == kept_for(schedule.sparsity(last), masks.total())
 
     return at_target
 

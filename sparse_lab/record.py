@@ -209,22 +209,29 @@ class RunFolder:
 
     def cut_metrics(self, epochs: int) -> None:
         """Keep only the first `epochs` rows: later ones were written after the checkpoint that the run goes on from."""
-        _keep_lines(self.path / "metrics.csv", epochs + 1 if epochs else 0)
+        path = self.path / "metrics.csv"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_whole(path, "".join(lines[: epochs + 1] if epochs else []))
+            if not epochs:
+                path.unlink()
 
     def add_line(self, name: str, row: dict[str, Any]) -> None:
         """Append one line to NAME.jsonl."""
         with open(self.path / f"{name}.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
-    def cut_lines(self, name: str, number: int) -> None:
-        """Keep only the first `number` lines of NAME.jsonl, as `cut_metrics` does."""
-        _keep_lines(self.path / f"{name}.jsonl", number)
-
-
-def _keep_lines(path: Path, number: int) -> None:
-    if not path.exists():
-        return
-    if number:
-        write_whole(path, "".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:number]))
-    else:
-        path.unlink()
+    def cut_lines(self, name: str, keep: Callable[[int, dict[str, Any]], bool]) -> None:
+        """Keep only the lines of NAME.jsonl of which `keep(number from 0, row)` is true, and none that is torn."""
+        path = self.path / f"{name}.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True)):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if keep(number, row):
+                kept.append(line)
+        write_whole(path, "".join(kept))

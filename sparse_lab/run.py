@@ -38,7 +38,7 @@ def run(config: Config, command: str, console: Console, label: str = "") -> dict
     with folder.claim(say) if rank() == 0 else nullcontext():
         done = folder.result()
         if done is not None:
-            say(f"done already, test {done['test_accuracy']:.2f}%")
+            say(f"done already, test {done['test_accuracy']:.2f}%{_not_watched(config, folder)}")
             return done
         try:
             if rank() == 0:
@@ -53,6 +53,13 @@ def run(config: Config, command: str, console: Console, label: str = "") -> dict
         f"{result['seconds']:.0f} s"
     )
     return result
+
+
+def _not_watched(config: Config, folder: RunFolder) -> str:
+    """A finished run cannot be watched afterwards: which diagnostics are asked for and were not written."""
+    asked = {"activations": config.diagnostics.activations, "gradients": config.diagnostics.gradients}
+    missing = [name for name, wanted in asked.items() if wanted and not (folder.path / f"{name}.jsonl").exists()]
+    return f"; made without diagnostics of {', '.join(missing)}: remove its folder to make it again" if missing else ""
 
 
 def _starts(config: Config, command: str, console: Console) -> tuple[dict[str, Path], str | None]:
@@ -97,7 +104,7 @@ def _fit(
     trainer.fit(parts.module, batches.train, batches.validation, ckpt_path=resume, weights_only=True)
     result = outcome(config, parts, batches, folder, parent, command)
     if rank() == 0:
-        about = {"run": folder.name, "sparsity": result["sparsity"], "kept": result["kept"]}
+        about = {"run": folder.name, **{key: result[key] for key in ("sparsity", "kept", "kept_with_reuse")}}
         save_network(unshared(parts.model), folder.best, about)  # loads into a plain network of the same name
         folder.finish(result)
     trainer.strategy.barrier()  # the other processes of this run go on from what was just written

@@ -83,7 +83,7 @@ def idle(config: Config, clock: Clock) -> list[str]:
     lines, steps = [], f"the training has {clock.steps_a_round:,} steps"
     rewiring = rewiring_of(config, clock)
     if config.method.rewires and not any(rewiring.due(step) for step in range(1, clock.steps_a_round)):
-        first = max(rewiring.every, rewiring.begin + 1)
+        first = (rewiring.begin // rewiring.every + 1) * rewiring.every
         lines.append(
             f"nothing is ever rewired: the first time would be step {first:,} and {steps}: lower method.rewire.every"
         )

@@ -19,7 +19,8 @@ ACTIVATIONS = (nn.ReLU, nn.ReLU6, DyReLU)
 class Activations(pl.Callback):
     """After each epoch, one fixed batch of validation images goes through the network in evaluation mode.
 
-    phased: the network has DyReLU at first; the row then says how much of it is left.
+    phased: the network has DyReLU at first; the row then says how much of it is left. The last row looks at the network
+    that the run ends with.
     """
 
     def __init__(self, folder: RunFolder, batches: Iterable[tuple[Tensor, Tensor]], phased: bool) -> None:
@@ -29,7 +30,7 @@ class Activations(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            self.folder.cut_lines(FILE, trainer.current_epoch)
+            self.folder.cut_lines(FILE, lambda _, row: row["epoch"] <= trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:

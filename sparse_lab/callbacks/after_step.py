@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 import torch
 
+from sparse_lab.config import UserError
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sparsity.scores import Scores, View, find
 from sparse_lab.training.clock import Clock
@@ -50,8 +51,8 @@ class AfterStep(pl.Callback):
     def due(self, steps_done: int) -> bool:
         raise NotImplementedError
 
-    def change(self, steps_done: int, drop: Scores, grow: Scores) -> tuple[int, Scores]:
-        """(how many weights are to be kept, the new masks)."""
+    def change(self, steps_done: int, drop: Scores, grow: Scores, chance: torch.Generator) -> tuple[int, Scores]:
+        """(how many weights are to be kept, the new masks). Raises ValueError for scores that are NaN."""
         raise NotImplementedError
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -77,7 +78,12 @@ class AfterStep(pl.Callback):
         self._copied = None
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         view = View(pl_module.model, generator=generator, taken=taken)  # type: ignore[arg-type]
-        kept, new = self.change(step, self.drop(view), self.grow(view))
+        try:
+            kept, new = self.change(step, self.drop(view), self.grow(view), generator)
+        except ValueError as error:
+            raise UserError(
+                f"step {step}: the masks cannot change: {error}: lower training.lr or clip gradients"
+            ) from None
         self.masks.set(broadcast(new), optimizer)
         self.changed(self.name, kept)
 

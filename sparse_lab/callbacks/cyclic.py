@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from sparse_lab.callbacks.after_step import AfterStep
 from sparse_lab.sparsity.masks import kept_for
 from sparse_lab.sparsity.schedules import Cyclic
@@ -26,6 +28,6 @@ class CyclicSparsity(AfterStep):
     def due(self, steps_done: int) -> bool:
         return self.schedule.due(steps_done)
 
-    def change(self, steps_done: int, drop: Scores, grow: Scores) -> tuple[int, Scores]:
+    def change(self, steps_done: int, drop: Scores, grow: Scores, chance: torch.Generator) -> tuple[int, Scores]:
         kept = kept_for(self.schedule.sparsity(steps_done), self.masks.total())
-        return kept, move_to(self.masks, kept, drop, grow, self.allocation)
+        return kept, move_to(self.masks, kept, drop, grow, self.allocation, chance)

@@ -21,22 +21,23 @@ class GradientNorms(pl.Callback):
         self.folder = folder
         self.masks = masks
         self.sums: dict[str, Tensor] = {}
-        self.steps: dict[str, int] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            self.folder.cut_lines(FILE, trainer.current_epoch)
+            self.folder.cut_lines(FILE, lambda _, row: row["epoch"] <= trainer.current_epoch)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         for part, norm in part_norms(pl_module.get_submodule("model"), self.masks).items():
-            self.sums[part] = self.sums[part] + norm if part in self.sums else norm
-            self.steps[part] = self.steps.get(part, 0) + 1
+            # a step that the gradient scaler will skip has infinite gradients, and does not count
+            counts = torch.isfinite(norm)
+            pair = torch.stack([torch.where(counts, norm, 0.0), counts.to(norm)])
+            self.sums[part] = self.sums[part] + pair if part in self.sums else pair
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        means = {part: float(total) / self.steps[part] for part, total in self.sums.items()}
-        self.sums, self.steps = {}, {}
+        means = {part: float(total) / max(float(steps), 1.0) for part, (total, steps) in self.sums.items()}
+        self.sums = {}
         if trainer.is_global_zero:
             self.folder.add_line(FILE, {"epoch": trainer.current_epoch + 1, "parts": means})
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_lab.config import UserError
+from sparse_lab.models import dyrelu
 from sparse_lab.record import RunFolder
 from sparse_lab.sparsity.connectivity import Connectivity, connectivity
 from sparse_lab.sparsity.masks import Masks
@@ -21,7 +22,10 @@ FILE = "updates"
 
 
 class MaskLog(pl.Callback):
-    """Called after each mask change by the callback that made it. Keeps the last finding for the record.
+    """Called after each mask change by the callback that made it.
+
+    Paths are those of weights alone. While DyReLU stands it links the channels of a layer with each other, so a network
+    that is cut still learns; once it has faded only weights are left.
 
     explore: follow which weights were ever alive (the in-time over-parameterisation rate of ITOP, arXiv 2102.02887).
     by_layer: write the kept and effective weights of every layer too.
@@ -48,17 +52,23 @@ class MaskLog(pl.Callback):
         self.image_size = image_size
         self.require_connected = require_connected
         self.by_layer = by_layer
-        self.last: Connectivity | None = None
-        self.lines = 0
+        self.history: list[tuple[int, int]] = []
         self.ever: dict[str, Tensor] = {}
         if explore and masks is not None:
             self.ever = {name: torch.zeros_like(mask) for name, mask in masks.masks().items()}
         self._dead: set[str] = set()
+        self._connected = True
 
     def look(self) -> Connectivity:
         """How the network is connected now."""
-        self.last = connectivity(self.model, self.image_size)
-        return self.last
+        return connectivity(self.model, self.image_size)
+
+    def mean_kept(self) -> float | None:
+        """Kept weights, the mean over the steps done since the first change; None where nothing changed."""
+        ends = [step for step, _ in self.history[1:]] + [self.clock.rounds * self.clock.steps_a_round]
+        spans = [(end - step, kept) for (step, kept), end in zip(self.history, ends, strict=True)] if ends else []
+        steps = sum(span for span, _ in spans)
+        return sum(span * kept for span, kept in spans) / steps if steps else None
 
     @property
     def explored(self) -> float | None:
@@ -73,14 +83,13 @@ class MaskLog(pl.Callback):
         Raises UserError when the network is cut and sparsity.require_connected is set.
         """
         assert self.masks is not None
-        was_connected = self.last is None or self.last.connected
         found = self.look()
         for name, ever in self.ever.items():
             ever |= self.masks[name].to(ever.device)
-        self.lines += 1
         if self._writes:
             self.folder.add_line(FILE, self._row(change, asked, found, self.masks))
-        self._warn(found, was_connected)
+        self.history.append((self.clock.step, found.kept))
+        self._warn(found)
 
     def _row(self, change: str, asked: int, found: Connectivity, masks: Masks) -> dict[str, Any]:
         row = {
@@ -102,36 +111,46 @@ class MaskLog(pl.Callback):
             }
         return row
 
-    def _warn(self, found: Connectivity, was_connected: bool) -> None:
+    def _warn(self, found: Connectivity) -> None:
+        was_connected, self._connected = self._connected, found.connected
+        newly, self._dead = set(found.dead_layers) - self._dead, set(found.dead_layers)
         if not found.connected:
             line = f"no path leads from the input to a logit: {found.kept} weights are kept, none has an effect"
             if self.require_connected:
                 raise UserError(f"{line} (sparsity.require_connected=true)")
-            if was_connected or self.lines == 1:
-                self.say(
-                    f"WARNING: THE MASK CUTS THE NETWORK: {line}, so its answer is constant and nothing can be learned"
-                )
+            if was_connected:
+                self.say(f"WARNING: THE MASK CUTS THE NETWORK: {line}, {self._meaning()}")
             return
         if not was_connected:
             self.say(f"the network is connected again: {found.live_logits} of {found.logits} logits can be reached")
-        elif found.live_logits < found.logits and self.lines == 1:
+        elif found.live_logits < found.logits and len(self.history) == 1:
             self.say(f"WARNING: only {found.live_logits} of {found.logits} logits can be reached from the input")
-        newly = [name for name in found.dead_layers if name not in self._dead]
-        self._dead.update(newly)
-        if newly:
-            self.say(f"WARNING: at step {self.clock.step} no path crosses {', '.join(newly)}")
+        if newly and was_connected:
+            dead = [name for name in found.dead_layers if name in newly]
+            self.say(f"WARNING: at step {self.clock.step:,} no path crosses {', '.join(dead)} any more")
+
+    def _meaning(self) -> str:
+        if dyrelu.activations(self.model):
+            return "only DyReLU still links its channels, until it has faded"
+        return "so its answer is constant and nothing can be learned"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._writes = trainer.is_global_zero
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._writes:
-            self.folder.cut_lines(FILE, self.lines)
+            self.folder.cut_lines(FILE, lambda number, _: number < len(self.history))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"lines": self.lines, "ever": self.ever, "dead": sorted(self._dead)}
+        return {
+            "history": [list(pair) for pair in self.history],
+            "ever": self.ever,
+            "dead": sorted(self._dead),
+            "connected": self._connected,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.lines = state["lines"]
+        self.history = [(int(step), int(kept)) for step, kept in state["history"]]
         self.ever = {name: torch.as_tensor(mask) for name, mask in state["ever"].items()}
         self._dead = set(state["dead"])
+        self._connected = state["connected"]

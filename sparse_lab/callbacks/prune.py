@@ -45,12 +45,14 @@ class Prune(pl.Callback):
         self.seed = seed
         self.changed = changed
         self.reserve = reserve
+        self._pruned_at: int | None = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         step = self.clock.step
-        if self.schedule.due(step):
+        if self.schedule.due(step) and step != self._pruned_at:  # the same step comes again where the scaler skipped it
+            self._pruned_at = step
             self.to(self.schedule.sparsity(step), pl_module.model, step, trainer.strategy.broadcast)  # type: ignore[arg-type]
 
     def to(self, sparsity: float, model: nn.Module, step: int, broadcast: Callable[[Any], Any] = lambda x: x) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from sparse_lab.callbacks.after_step import AfterStep
 from sparse_lab.sparsity.schedules import DropFraction
 from sparse_lab.sparsity.scores import Scores
@@ -22,5 +24,5 @@ class Rewire(AfterStep):
     def due(self, steps_done: int) -> bool:
         return steps_done < self.clock.steps_a_round and self.schedule.due(steps_done)
 
-    def change(self, steps_done: int, drop: Scores, grow: Scores) -> tuple[int, Scores]:
-        return self.masks.kept(), drop_and_grow(self.masks, self.schedule.fraction(steps_done), drop, grow)
+    def change(self, steps_done: int, drop: Scores, grow: Scores, chance: torch.Generator) -> tuple[int, Scores]:
+        return self.masks.kept(), drop_and_grow(self.masks, self.schedule.fraction(steps_done), drop, grow, chance)

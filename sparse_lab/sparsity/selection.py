@@ -15,8 +15,9 @@ from torch import Tensor
 from sparse_lab.config import UserError
 
 
-def top_k(scores: Tensor, k: int) -> Tensor:
-    """Bool mask, shape of `scores`, with exactly `k` True at the largest scores; equal scores: lowest index first.
+def top_k(scores: Tensor, k: int, chance: torch.Generator | None = None) -> Tensor:
+    """Bool mask, shape of `scores`, with exactly `k` True at the largest scores; equal scores: lowest index first, or
+    whichever `chance` draws.
 
     Raises ValueError for a `k` outside [0, numel] and for NaN scores.
     """
@@ -30,6 +31,8 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     threshold = kth_largest(flat, k)
     picked = flat > threshold
     ties = torch.nonzero(flat == threshold).reshape(-1)
+    if chance is not None:
+        ties = ties[torch.randperm(len(ties), generator=chance).to(ties.device)]
     picked[ties[: k - int(picked.sum())]] = True
     return picked.reshape(scores.shape)
 

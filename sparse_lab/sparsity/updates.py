@@ -71,12 +71,18 @@ def grow_to(masks: Masks, kept: int, scores: Mapping[str, Tensor], order: Sequen
 
 
 def move_to(
-    masks: Masks, kept: int, drop: Mapping[str, Tensor], grow: Mapping[str, Tensor], allocation: str
+    masks: Masks,
+    kept: int,
+    drop: Mapping[str, Tensor],
+    grow: Mapping[str, Tensor],
+    allocation: str,
+    chance: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
     """New masks with exactly `kept` weights, split anew by `allocation` ('uniform', 'er' or 'erk').
 
     A layer that is to hold more grows its best pruned weights by `grow`; one that is to hold fewer keeps its best by
-    `drop`; no layer does both.
+    `drop`; no layer does both. `chance` draws among equal scores: where a mask cuts the network every gradient
+    is zero, and the lowest indices of all layers would join up to a path that no method has found.
     """
     alive = masks.masks()
     everything = {name: torch.ones_like(mask) for name, mask in alive.items()}
@@ -85,28 +91,33 @@ def move_to(
     for name, mask in alive.items():
         change = counts[name] - int(mask.sum())
         if change >= 0:
-            new[name] = mask | top_k(_only(grow[name], ~mask), change)
+            new[name] = mask | top_k(_only(grow[name], ~mask), change, chance)
         else:
-            new[name] = top_k(_only(drop[name], mask), counts[name])
+            new[name] = top_k(_only(drop[name], mask), counts[name], chance)
     return new
 
 
 def drop_and_grow(
-    masks: Masks, fraction: float, drop: Mapping[str, Tensor], grow: Mapping[str, Tensor]
+    masks: Masks,
+    fraction: float,
+    drop: Mapping[str, Tensor],
+    grow: Mapping[str, Tensor],
+    chance: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
     """New masks with as many weights in each layer: its worst by `drop` go, the best of those pruned before by `grow`
     come.
 
     Each layer exchanges ceil(fraction * alive), as ITOP's authors do (a layer of three weights still explores), but no
-    more than it has pruned positions to offer. What was dropped does not come back in the same change.
+    more than it has pruned positions to offer. What was dropped does not come back in the same change. `chance` as in
+    `move_to`.
     """
     new = {}
     for name, mask in masks.masks().items():
         kept = int(mask.sum())
         # 0.1 * 30 is a hair above 3
         exchanged = min(math.ceil(fraction * kept - 1e-9), mask.numel() - kept)
-        stay = top_k(_only(drop[name], mask), kept - exchanged)
-        new[name] = stay | top_k(_only(grow[name], ~mask), exchanged)
+        stay = top_k(_only(drop[name], mask), kept - exchanged, chance)
+        new[name] = stay | top_k(_only(grow[name], ~mask), exchanged, chance)
     return new
 
 

@@ -60,6 +60,63 @@ BAD = {
         ["method=oneshot_regrow", "sparsity=s90", "method.regrow.layers=given", "method.regrow.given=[features.0]"],
         "are to regrow",
     ),
+    "sharing without repeated blocks": (
+        ["method=east", "model=vgg16"],
+        "method.sharing=true does not fit vgg16: no stage of it has blocks that repeat the second one",
+    ),
+    "dyrelu without relu": (
+        ["method=east", "model=mobilenet_v2", "method.sharing=false"],
+        "method.dyrelu=true does not fit mobilenet_v2: its activations are ReLU6",
+    ),
+    "phasing to the very end": (
+        ["method=east", "model=resnet34", "method.phasing.end=1"],
+        "must be ReLU before the training ends",
+    ),
+    "phasing after the training": (
+        ["method=east", "model=resnet34", "method.phasing.unit=epochs", "method.phasing.end=200"],
+        "must be ReLU before the training ends (160 epochs)",
+    ),
+    "phasing backwards": (["method=east", "model=resnet34", "method.phasing.begin=0.6"], "lies after"),
+    "cycles longer than training": (
+        ["method=east", "model=resnet34", "method.cycles.lengths=[0.5,0.5]"],
+        "together as long as the training (160 epochs) or longer",
+    ),
+    "cycles longer than training in epochs": (
+        ["method=east", "model=resnet34", "method.cycles.unit=epochs", "method.cycles.lengths=[100,100]"],
+        "method.cycles.lengths=[100.0, 100.0] (epochs)",
+    ),
+    "no cycles": (["method=east", "model=resnet34", "method.cycles.lengths=[]"], "give the length of each cycle"),
+    "multiplier below 1": (["method=east", "model=resnet34", "method.cycles.multiplier=0.9"], "outside [1, inf)"),
+    "density above 1": (
+        ["method=east", "model=resnet34", "sparsity.target=0.8"],
+        "density would pass 1.0 (12,759,054 weights of 11,164,352): use at most 2.625",
+    ),
+    "more weights than sharing leaves": (
+        ["method=east", "model=resnet34", "method.cyclic=false", "sparsity.target=0.4"],
+        "the lowest sparsity here is 0.474992",
+    ),
+    "cycles by a global ranking": (
+        ["method=east", "model=resnet34", "method.prune.allocation=global"],
+        "method.prune.allocation=global must be one of uniform, er, erk",
+    ),
+    "cycles on a pruning schedule": (
+        ["method=east", "model=resnet34", "schedule=cubic"],
+        "works with schedule=constant, not cubic",
+    ),
+    "rewiring in rounds": (["method=rigl", "schedule=iterative"], "not iterative"),
+    "rewiring a trained network": (["method=rigl", "method.starts_from=dense"], "for training from scratch"),
+    "sharing in a trained network": (["method=oneshot", "method.sharing=true"], "for training from scratch"),
+    "dense with sharing": (["method=dense", "method.sharing=true"], "needs a sparse network"),
+    "dense with dyrelu": (["method=dense", "method.dyrelu=true"], "a method.name of its own"),
+    "a connected start where nothing starts": (
+        ["method=oneshot", "sparsity.connect=true"],
+        "for methods that start sparse",
+    ),
+    "growth that scores nothing": (["method=rigl", "method.rewire.grow=taylor"], "scores every pruned weight 0"),
+    "growth by a reference": (["method=rigl", "method.rewire.grow=reference"], "another score than reference"),
+    "unknown growth": (["method=rigl", "method.rewire.grow=gradiant"], "did you mean 'gradient'?"),
+    "unknown shape": (["method=east", "model=resnet34", "method.cycles.shape=sine"], "did you mean 'cosine'?"),
+    "nothing exchanged": (["method=set", "method.rewire.fraction=0"], "outside (0, 1]"),
     "statistics": (["dataset.std=[0,1,1]"], "dataset.std"),
     "grammar": (["seed=[1"], "cannot read the command line"),
     "no such config dir": (["--config-dir", "nowhere"], "no such folder"),

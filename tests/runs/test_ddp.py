@@ -25,6 +25,20 @@ def test_a_run_in_two_processes_ends_like_any_other(compose, small, tmp_path):
     assert len(list(tmp_path.rglob("result.json"))) == 3
 
 
+def test_east_loses_its_dyrelu_and_rewires_in_two_processes(small, tmp_path):
+    """The parameters that leave are not waited for, and the masks follow the schedule to the weight."""
+    east = ("method=east", "model=resnet34", "sparsity.target=0.9", "method.cycles.every=1", "method.rewire.every=1")
+    request = [part for part in (*small, *DDP[:2], *east) if part != "trainer=cpu"]
+    command = [sys.executable, "-m", "sparse_lab", *request, "trainer.devices=2", "training.epochs=4"]
+    done = subprocess.run([*command, f"paths.outputs={tmp_path}"], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.rglob("updates.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["step"] for row in rows] == sorted({row["step"] for row in rows}) and len(rows) > 5
+    assert all(row["asked"] == row["kept"] for row in rows) and rows[-1]["kept"] == 8_347
+    assert "DyReLU has faded" in done.stdout and done.stdout.count("DyReLU has faded") == 1
+
+
 def test_a_sweep_in_several_processes_is_refused(tmp_path, capsys):
     request = ["-m", "dataset=digits", "trainer=ddp", "seed=1,2", f"paths.outputs={tmp_path}"]
     assert main(request) == 2

@@ -92,7 +92,7 @@ def test_each_method_keeps_its_promises(method, compose, quiet, watched):
         assert watched
         wanted = 0.93 if method.endswith("_extra") else 0.9
         assert result["kept"] == round((1 - wanted) * result["total"])
-        assert kept == result["kept_with_reuse"] and (kept == result["kept"]) is (method != "east")
+        assert kept == (result["kept_with_reuse"] if method == "east" else result["kept"])
         for name, mask in masks.items():
             assert mask.any() and not state[name.removesuffix("mask") + "weight"].numpy()[~mask].any(), name
     plain = models.build(config.model.name, width=0.0625)
@@ -183,7 +183,7 @@ def test_all_eight_ablations_of_east_run(on, compose, quiet, watched):
     result = run(config, "x", quiet)
     assert len(watched) == 8
     assert result["total"] == 83_468 and result["kept"] == 8_347
-    assert (result["unique"] < result["total"]) is sharing and (result["kept_with_reuse"] > result["kept"]) is sharing
+    assert (result["unique"] < result["total"]) is sharing and (result["kept_with_reuse"] is not None) is sharing
     changes = [row["change"] for row in lines(config, "updates")]
     assert changes[0] == "prune" and changes[-1] == "rewire" and ("cycle" in changes) is cyclic
     betas = [row["beta"] for row in lines(config, "activations")]
