@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sparse_lab import models, stages
 from sparse_lab.callbacks.activations import Activations
+from sparse_lab.callbacks.after_step import AfterStep
 from sparse_lab.callbacks.cyclic import CyclicSparsity
 from sparse_lab.callbacks.dashboards import Dashboards
 from sparse_lab.callbacks.diverged import StopWhenDiverged
@@ -68,16 +69,21 @@ def build_model(config: Config) -> nn.Module:
 
 def alter(model: nn.Module, config: Config) -> nn.Module:
     """The method's surgery on a plain network, in place. Raises UserError when the two do not go together."""
-    name = ""
+    chosen = config.model.name
     try:
         if config.method.sharing:
-            name = "sharing"
             weight_sharing.share(model)
+    except ValueError as error:
+        raise UserError(
+            f"method.sharing=true does not fit {chosen}: {error}: use model=resnet34, or method.sharing=false"
+        ) from None
+    try:
         if config.method.dyrelu:
-            name = "dyrelu"
             dyrelu.install(model, config.dataset.image_size)
     except ValueError as error:
-        raise UserError(f"method.{name}=true does not fit {config.model.name}: {error}") from None
+        raise UserError(
+            f"method.dyrelu=true does not fit {chosen}: {error}: use a network with ReLU, or method.dyrelu=false"
+        ) from None
     return model
 
 
@@ -145,10 +151,10 @@ def _mask_changes(
     changes: list[pl.Callback] = [Prune(method.prune, start, masks, clock, data.train.fixed, config.seed, log, reserve)]
     after = (method.gradients, masks, clock, config.seed, log)
     if method.cyclic:
-        cycles = cycles_of(config, clock)
-        changes.append(CyclicSparsity(cycles, method.prune.allocation, method.cycles, *after))
+        cycles = CyclicSparsity(cycles_of(config, clock), method.prune.allocation)
+        changes.append(AfterStep(cycles, method.cycles, *after))
     if method.rewires:
-        changes.append(Rewire(rewiring_of(config, clock), method.rewire, *after))
+        changes.append(AfterStep(Rewire(rewiring_of(config, clock)), method.rewire, *after))
     return changes
 
 

@@ -14,6 +14,21 @@ from sparse_lab.sparsity.scores import Scores, View, find
 from sparse_lab.training.clock import Clock
 
 
+class Rule(Protocol):
+    """When the masks change, and how: `rewire.Rewire`, `cyclic.CyclicSparsity`."""
+
+    @property
+    def name(self) -> str: ...
+
+    def due(self, steps_done: int) -> bool: ...
+
+    def change(
+        self, masks: Masks, steps_done: int, drop: Scores, grow: Scores, chance: torch.Generator
+    ) -> tuple[int, Scores]:
+        """(how many weights are to be kept, the new masks). `chance` draws among equal scores."""
+        ...
+
+
 class DropAndGrowScores(Protocol):
     """The part of a config that names the scores: what goes last and what comes first."""
 
@@ -22,17 +37,16 @@ class DropAndGrowScores(Protocol):
 
 
 class AfterStep(pl.Callback):
-    """Asks `due(steps done)` after every optimizer step that really happened, and then takes the masks that `change`
-    makes of the two scores. What grows starts at zero, with fresh optimizer state.
+    """Asks `rule` after every optimizer step that really happened, and takes the masks that it makes of the two scores.
+    What grows starts at zero, with fresh optimizer state.
 
     Masked dense arithmetic computes the gradients of pruned weights anyway, so an update costs no extra pass. They are
     unscaled; gradients: 'after_clipping' reads them as the step used them, 'before_clipping' as they were before.
     """
 
-    name: str
-
     def __init__(
         self,
+        rule: Rule,
         scores: DropAndGrowScores,
         gradients: str,
         masks: Masks,
@@ -40,6 +54,7 @@ class AfterStep(pl.Callback):
         seed: int,
         changed: Callable[[str, int], None],
     ) -> None:
+        self.rule = rule
         self.drop, self.grow = find(scores.drop), find(scores.grow)
         self.gradients = gradients
         self.masks = masks
@@ -48,16 +63,9 @@ class AfterStep(pl.Callback):
         self.changed = changed
         self._copied: Scores | None = None
 
-    def due(self, steps_done: int) -> bool:
-        raise NotImplementedError
-
-    def change(self, steps_done: int, drop: Scores, grow: Scores, chance: torch.Generator) -> tuple[int, Scores]:
-        """(how many weights are to be kept, the new masks). Raises ValueError for scores that are NaN."""
-        raise NotImplementedError
-
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            if self.due(self.clock.step_in_round):
+            if self._due(self.clock.step_in_round):
                 self._update(pl_module, optimizer, trainer.strategy.broadcast)
 
         for optimizer in trainer.optimizers:
@@ -66,8 +74,12 @@ class AfterStep(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        if self.gradients == "before_clipping" and self.due(self.clock.step_in_round + 1):
+        if self.gradients == "before_clipping" and self._due(self.clock.step_in_round + 1):
             self._copied = {name: gradient.clone() for name, gradient in self._dense_gradients().items()}
+
+    def _due(self, steps_done: int) -> bool:
+        # after the last step nothing is trained any more: a change there would only lose what was learned
+        return steps_done < self.clock.steps_a_round and self.rule.due(steps_done)
 
     @torch.no_grad()
     def _update(
@@ -79,13 +91,11 @@ class AfterStep(pl.Callback):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         view = View(pl_module.model, generator=generator, taken=taken)  # type: ignore[arg-type]
         try:
-            kept, new = self.change(step, self.drop(view), self.grow(view), generator)
+            kept, new = self.rule.change(self.masks, step, self.drop(view), self.grow(view), generator)
         except ValueError as error:
-            raise UserError(
-                f"step {step}: the masks cannot change: {error}: lower training.lr or clip gradients"
-            ) from None
+            raise UserError(f"step {step}: masks cannot change: {error}: lower training.lr or clip gradients") from None
         self.masks.set(broadcast(new), optimizer)
-        self.changed(self.name, kept)
+        self.changed(self.rule.name, kept)
 
     def _dense_gradients(self) -> Scores:
         weights = self.masks.weights().items()

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from sparse_lab.callbacks.after_step import AfterStep
+from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sparsity.schedules import DropFraction
 from sparse_lab.sparsity.scores import Scores
 from sparse_lab.sparsity.updates import drop_and_grow
 
 
-class Rewire(AfterStep):
-    """When `schedule` is due, every layer drops its worst weights and grows as many."""
+@dataclass(frozen=True)
+class Rewire:
+    """A rule of `AfterStep`: when `schedule` is due, every layer drops its worst weights and grows as many."""
 
-    name = "rewire"
-
-    def __init__(self, schedule: DropFraction, *args: Any) -> None:
-        super().__init__(*args)
-        self.schedule = schedule
+    schedule: DropFraction
+    name: str = "rewire"
 
     def due(self, steps_done: int) -> bool:
-        return steps_done < self.clock.steps_a_round and self.schedule.due(steps_done)
+        return self.schedule.due(steps_done)
 
-    def change(self, steps_done: int, drop: Scores, grow: Scores, chance: torch.Generator) -> tuple[int, Scores]:
-        return self.masks.kept(), drop_and_grow(self.masks, self.schedule.fraction(steps_done), drop, grow, chance)
+    def change(
+        self, masks: Masks, steps_done: int, drop: Scores, grow: Scores, chance: torch.Generator
+    ) -> tuple[int, Scores]:
+        return masks.kept(), drop_and_grow(masks, self.schedule.fraction(steps_done), drop, grow, chance)

@@ -99,14 +99,14 @@ def test_growth_sees_the_dense_gradients_of_the_training_step(compose, quiet, mo
         functional.cross_entropy(plain(images.double()), labels).backward()
         caught.update({name: layer.weight.grad for name, layer in plain.named_modules() if hasattr(layer, "weight")})
 
-    def compare(self, steps_done, drop, grow, chance):
+    def compare(self, masks, steps_done, drop, grow, chance):
         for name, score in grow.items():
             assert torch.allclose(score, caught[name].abs(), rtol=1e-8, atol=1e-12), name
         caught["compared"] = True
-        return original(self, steps_done, drop, grow, chance)
+        return original(self, masks, steps_done, drop, grow, chance)
 
     original = Rewire.change
-    monkeypatch.setattr(Rewire, "on_train_batch_start", remember, raising=False)
+    monkeypatch.setattr(AfterStep, "on_train_batch_start", remember)
     monkeypatch.setattr(Rewire, "change", compare)
     exact = ("trainer.precision=64-true", "training.epochs=2")  # in float32 flips of ReLUs move gradients by percents
     run(compose("method=rigl", "sparsity.target=0.9", "method.rewire.every=1", *exact), "x", quiet)
@@ -117,9 +117,9 @@ def test_growth_sees_the_dense_gradients_of_the_training_step(compose, quiet, mo
 def test_gradients_are_taken_after_clipping_or_before_it(when, clipped, compose, quiet, monkeypatch):
     norms = []
 
-    def spied(self, steps_done, drop, grow, chance):
+    def spied(self, masks, steps_done, drop, grow, chance):
         norms.append(math.sqrt(sum(float(score.double().square().sum()) for score in grow.values())))
-        return original(self, steps_done, drop, grow, chance)
+        return original(self, masks, steps_done, drop, grow, chance)
 
     original = Rewire.change
     monkeypatch.setattr(Rewire, "change", spied)

@@ -228,3 +228,18 @@ def test_without_batches_and_without_gradients_a_score_says_so() -> None:
         find("gradient")(View(model))
     with pytest.raises(AssertionError, match="no batch"):
         find("gradient")(View(model, _no_batches))
+
+
+def test_where_every_gradient_is_zero_chance_decides_not_the_index():
+    """A network that is cut: growth at the lowest indices of every layer would join up to a path that nobody found."""
+    masks = _masks({"0": 10, "1": 4, "2": 1, "3": 20})
+    drop, _ = _scores(masks)
+    nothing = {name: torch.zeros_like(score) for name, score in drop.items()}
+    before = {name: mask.clone() for name, mask in masks.masks().items()}
+    times = torch.zeros(60)
+    for seed in range(200):
+        new = drop_and_grow(masks, 0.5, drop, nothing, torch.Generator().manual_seed(seed))
+        assert {name: int(mask.sum()) for name, mask in new.items()} == {"0": 10, "1": 4, "2": 1, "3": 20}
+        times += (new["3"] & ~before["3"]).flatten()
+    # 10 of 40 pruned positions each time: mean 50, standard deviation 6.1
+    assert (times[~before["3"].flatten()] - 50).abs().max() < 5 * 6.1

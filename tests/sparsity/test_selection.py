@@ -165,3 +165,17 @@ def test_global_ranking_agrees_with_torch_prune(amount: int) -> None:
     for name, module in parts.items():
         assert torch.equal(masks[name], module.weight_mask.bool()), name
         assert counts[name] == int(module.weight_mask.sum())
+
+
+def test_chance_draws_among_ties_and_only_there():
+    """5 stand above the tie, 10 of 40 tied ones are drawn, each about as often."""
+    scores = torch.cat([torch.zeros(20), torch.full((40,), 1.0), torch.arange(2.0, 7.0)])
+    drawn = torch.zeros(65)
+    for seed in range(400):
+        picked = top_k(scores, 15, torch.Generator().manual_seed(seed))
+        assert int(picked.sum()) == 15 and bool(picked[60:].all()) and not picked[:20].any()
+        drawn += picked
+    # binomial: 400 draws of probability 1/4 have mean 100 and standard deviation 8.7
+    assert (drawn[20:60] - 100).abs().max() < 5 * 8.7
+    same = [top_k(scores, 15, torch.Generator().manual_seed(7)) for _ in range(2)]
+    assert torch.equal(*same)
