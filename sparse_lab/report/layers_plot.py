@@ -172,6 +172,6 @@ def _moments(axis: Axes, seeds: Sequence[Trace]) -> None:
     every = math.ceil(len(names) / _NAMES)
     ticks = [short(name, _CHARS) for name in names[::every]]
     axis.set_xticks(range(0, len(names), every), ticks, rotation=90, fontsize=7)
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=7.5, frameon=False, columnspacing=1.0)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=7, frameon=False, columnspacing=1.0)
     axis.set_title(f"{short(first.label, 44)}\n{title(first.place)}", fontsize=10, pad=20)
     plain(axis)
