@@ -178,15 +178,18 @@ def check_counts(config: Config) -> None:
             f"would have to start at {start:g}: use a smaller method.regrow.budget or a lower sparsity.target"
         )
     kept = kept_for(start, size.total)
+    # rounded to the side on which the hint holds when it is taken at its word
+    highest = math.floor(1e6 * (1 - size.layers / size.total)) / 1e6
+    lowest = math.ceil(1e6 * (1 - size.unique / size.total)) / 1e6
     if kept < size.layers:
         raise UserError(
             f"sparsity {start:g} keeps {kept} of {size.total:,} weights, which empties some of the network's "
-            f"{size.layers} layers: the highest sparsity here is {1 - size.layers / size.total:.6f}"
+            f"{size.layers} layers: the highest sparsity here is {highest:.6f}"
         )
     if kept > size.unique:
         raise UserError(
             f"sparsity {start:g} keeps {kept:,} weights, but with method.sharing=true only {size.unique:,} exist: "
-            f"the lowest sparsity here is {1 - size.unique / size.total:.6f}"
+            f"the lowest sparsity here is {lowest:.6f}"
         )
 
 

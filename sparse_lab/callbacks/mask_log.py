@@ -65,10 +65,12 @@ class MaskLog(pl.Callback):
 
     def mean_kept(self) -> float | None:
         """Kept weights, the mean over the steps done since the first change; None where nothing changed."""
-        ends = [step for step, _ in self.history[1:]] + [self.clock.rounds * self.clock.steps_a_round]
-        spans = [(end - step, kept) for (step, kept), end in zip(self.history, ends, strict=True)] if ends else []
-        steps = sum(span for span, _ in spans)
-        return sum(span * kept for span, kept in spans) / steps if steps else None
+        if not self.history:
+            return None
+        begins = [step for step, _ in self.history]
+        ends = [*begins[1:], self.clock.rounds * self.clock.steps_a_round]
+        areas = [(end - step) * kept for (step, kept), end in zip(self.history, ends, strict=True)]
+        return sum(areas) / (ends[-1] - begins[0])
 
     @property
     def explored(self) -> float | None:

@@ -89,7 +89,7 @@ BAD = {
     "multiplier below 1": (["method=east", "model=resnet34", "method.cycles.multiplier=0.9"], "outside [1, inf)"),
     "density above 1": (
         ["method=east", "model=resnet34", "sparsity.target=0.8"],
-        "density would pass 1.0 (12,759,054 weights of 11,164,352): use at most 2.625",
+        "density would pass 1.0 (12,759,053 weights of 11,164,352): use at most 2.625",
     ),
     "more weights than sharing leaves": (
         ["method=east", "model=resnet34", "method.cyclic=false", "sparsity.target=0.4"],
@@ -105,8 +105,8 @@ BAD = {
     ),
     "rewiring in rounds": (["method=rigl", "schedule=iterative"], "not iterative"),
     "rewiring a trained network": (["method=rigl", "method.starts_from=dense"], "for training from scratch"),
-    "sharing in a trained network": (["method=oneshot", "method.sharing=true"], "for training from scratch"),
-    "dense with sharing": (["method=dense", "method.sharing=true"], "needs a sparse network"),
+    "sharing in a trained network": (["method=oneshot", "model=resnet34", "method.sharing=true"], "from scratch"),
+    "dense with sharing": (["method=dense", "model=resnet34", "method.sharing=true"], "needs a sparse network"),
     "dense with dyrelu": (["method=dense", "method.dyrelu=true"], "a method.name of its own"),
     "a connected start where nothing starts": (
         ["method=oneshot", "sparsity.connect=true"],

@@ -98,15 +98,8 @@ def make_run(tmp_path: Path) -> MakeRun:
         place = tmp_path / "runs" / (folder or name)
         place.mkdir(parents=True)
         (place / "result.json").write_text(json.dumps(record))
-        status = {
-            "state": "done",
-            "error": None,
-            "epoch": 160,
-            "epochs": 160,
-            "pid": 1,
-            "host": "h",
-            "updated": updated,
-        }
+        status = {"state": "done", "error": None, "epoch": 160, "epochs": 160, "pid": 1, "host": "h"}
+        status["updated"] = updated
         (place / "status.json").write_text(json.dumps(status))
         return place
 

@@ -103,16 +103,14 @@ def test_each_method_keeps_its_promises(method, compose, quiet, watched):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_interrupted_run_goes_on_to_the_same_bits(method, compose, quiet, tmp_path, monkeypatch):
-    compare_with_an_interrupted_run((f"method={method}", *METHODS[method]), 5, compose, quiet, tmp_path, monkeypatch)
+    check_an_interrupted_run((f"method={method}", *METHODS[method]), 5, compose, quiet, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(("phase", "step"), [("before", 3), ("during", 7), ("after", 9)])
 def test_east_goes_on_from_every_phase_of_dyrelu(phase, step, compose, quiet, tmp_path, monkeypatch):
     """Two steps an epoch: the checkpoints are those of steps 2, 6 and 8; DyReLU fades from step 3 to step 7."""
     phasing = ("method.phasing.unit=epochs", "method.phasing.begin=1.5", "method.phasing.end=3.5")
-    checkpoint = compare_with_an_interrupted_run(
-        ("method=east", *EAST, *phasing), step, compose, quiet, tmp_path, monkeypatch
-    )
+    checkpoint = check_an_interrupted_run(("method=east", *EAST, *phasing), step, compose, quiet, tmp_path, monkeypatch)
     betas = [float(value) for name, value in checkpoint["state_dict"].items() if name.endswith(".beta")]
     # as the last step before the checkpoint had it, step 1 or step 5
     assert betas == {"before": [1.0] * 33, "during": [0.5] * 33, "after": []}[phase]
@@ -120,7 +118,7 @@ def test_east_goes_on_from_every_phase_of_dyrelu(phase, step, compose, quiet, tm
     assert len(scales) == 16
 
 
-def compare_with_an_interrupted_run(overrides, step, compose, quiet, tmp_path, monkeypatch) -> dict:
+def check_an_interrupted_run(overrides, step, compose, quiet, tmp_path, monkeypatch) -> dict:
     """The same run twice, once stopped by an exception in the middle of an epoch, after a checkpoint; all that they
     leave must be equal. Returns the checkpoint that the second one went on from.
     """

@@ -51,6 +51,10 @@ def test_density_follows_the_cycles_to_the_weight_and_ends_at_the_target(shape, 
     assert [row["change"] for row in rows] == ["prune"] + ["cycle"] * 7 + ["rewire"] * 2
     assert result["kept"] == 8_347 and result["kept_with_reuse"] > 8_347 and result["unique"] == 44_012
     assert all(a["explored"] <= b["explored"] for a, b in pairwise(rows))
+    steps = [*sorted(wanted), 20]
+    mean = sum((after - step) * round(wanted[step] * 83_468) for step, after in pairwise(steps)) / 20
+    flops = result["flops"]  # 20 steps of 64 images, three passes each
+    assert flops["training_sparse"] == round(3 * flops["inference_sparse"] * 20 * 64 * mean / 8_347)
 
 
 @pytest.mark.parametrize("method", ["set", "rigl"])

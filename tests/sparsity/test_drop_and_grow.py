@@ -71,7 +71,7 @@ def _slow(alive: list[bool], fraction: float, drop: list[float], grow: list[floa
     return new
 
 
-def _compare(masks: Masks, fraction: float, drop: dict[str, Tensor], grow: dict[str, Tensor]) -> None:
+def check_exchange(masks: Masks, fraction: float, drop: dict[str, Tensor], grow: dict[str, Tensor]) -> None:
     before = {name: mask.clone() for name, mask in masks.masks().items()}
     counts = masks.kept_by_layer()
     new = drop_and_grow(masks, fraction, drop, grow)
@@ -98,7 +98,7 @@ def _compare(masks: Masks, fraction: float, drop: dict[str, Tensor], grow: dict[
 )
 def test_one_exchange(alive: dict[str, int], fraction: float, ties: bool) -> None:
     masks = _masks(alive)
-    _compare(masks, fraction, *_scores(masks, ties=ties))
+    check_exchange(masks, fraction, *_scores(masks, ties=ties))
 
 
 @given(
@@ -109,7 +109,7 @@ def test_one_exchange(alive: dict[str, int], fraction: float, ties: bool) -> Non
 )
 def test_any_exchange(alive: tuple[int, ...], fraction: float, seed: int, ties: bool) -> None:
     masks = _masks(dict(zip(SIZES, alive, strict=True)), seed)
-    _compare(masks, fraction, *_scores(masks, seed, ties))
+    check_exchange(masks, fraction, *_scores(masks, seed, ties))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_scores_that_say_nothing_lose_no_count(value: float) -> None:
     """All gradients zero, or -inf: indices decide, and no pruned weight counts as alive."""
     masks = _masks({"0": 10, "1": 4, "2": 1, "3": 20})
     same = {name: torch.full(mask.shape, value) for name, mask in masks.masks().items()}
-    _compare(masks, 0.5, same, same)
+    check_exchange(masks, 0.5, same, same)
 
 
 def test_many_exchanges_keep_every_layers_count() -> None:
