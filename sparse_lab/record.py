@@ -202,7 +202,7 @@ class RunFolder:
         path = self.path / "metrics.csv"
         new = not path.exists()
         with open(path, "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
+            writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
             if new:
                 writer.writeheader()
             writer.writerow(row)

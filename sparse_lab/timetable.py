@@ -85,12 +85,13 @@ def idle(config: Config, clock: Clock) -> list[str]:
     if config.method.rewires and not any(rewiring.due(step) for step in range(1, clock.steps_a_round)):
         first = (rewiring.begin // rewiring.every + 1) * rewiring.every
         lines.append(
-            f"nothing is ever rewired: the first time would be step {first:,} and {steps}: lower method.rewire.every"
+            f"nothing is ever rewired: the first time would be step {first:,} and {steps}: "
+            "train longer, or lower method.rewire.every"
         )
     cycles = cycles_of(config, clock)
     if config.method.cyclic and min(cycles.lengths) <= cycles.every:
         lines.append(
             f"density does not move in a cycle of {min(cycles.lengths):,} steps: "
-            f"lower method.cycles.every={cycles.every:,}"
+            f"train longer, or lower method.cycles.every={cycles.every:,}"
         )
     return lines

@@ -129,7 +129,7 @@ class MaskLog(pl.Callback):
             self.say(f"WARNING: only {found.live_logits} of {found.logits} logits can be reached from the input")
         if newly and was_connected:
             dead = [name for name in found.dead_layers if name in newly]
-            self.say(f"WARNING: at step {self.clock.step:,} no path crosses {', '.join(dead)} any more")
+            self.say(f"WARNING: at step {self.clock.step:,} no path crosses {', '.join(dead)}")
 
     def _meaning(self) -> str:
         if dyrelu.activations(self.model):

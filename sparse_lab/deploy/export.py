@@ -39,6 +39,7 @@ def export(run: Path, out: Path) -> dict[str, Any]:
         "image_size": config["dataset"]["image_size"],
     }
     about = {key: result[key] for key in ("name", "sparsity", "kept", "total", "test_accuracy")}
+    about["kept_with_reuse"] = result.get("kept_with_reuse")
     normalise = {"mean": config["dataset"]["mean"], "std": config["dataset"]["std"]}
     payload = {"format": FORMAT, "build": build, "normalise": normalise, "about": about, "state_dict": state}
     save_whole(payload, out)
@@ -68,8 +69,10 @@ def main(argv: list[str]) -> int:
     out = args.out or args.run / "network.pt"
     about = export(args.run, out)["about"]
     read(out)
+    reuse = about["kept_with_reuse"]
+    shared = f" (shared, so {reuse:,} in the plain network that it equals)" if reuse is not None else ""
     print(
-        f"{out}: {out.stat().st_size / 1024:,.0f} KiB, {about['kept']:,} of {about['total']:,} weights, "
+        f"{out}: {out.stat().st_size / 1024:,.0f} KiB, {about['kept']:,} of {about['total']:,} weights{shared}, "
         f"test {about['test_accuracy']:.2f}%"
     )
     return 0

@@ -153,7 +153,7 @@ def check_an_interrupted_run(overrides, step, compose, quiet, tmp_path, monkeypa
     for name in ("metrics.csv", "updates.jsonl"):
         paths = [RunFolder(config).path / name for config in (whole, broken)]
         assert paths[0].exists() == paths[1].exists()
-        assert not paths[0].exists() or paths[0].read_text() == paths[1].read_text()
+        assert not paths[0].exists() or paths[0].read_bytes() == paths[1].read_bytes()
     return checkpoint
 
 
