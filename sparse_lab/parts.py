@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from sparse_lab import models, stages
 from sparse_lab.callbacks.activations import Activations
@@ -27,7 +27,7 @@ from sparse_lab.callbacks.history import History
 from sparse_lab.callbacks.keep_masks import KeepMasks
 from sparse_lab.callbacks.mask_log import MaskLog
 from sparse_lab.callbacks.progress import Progress
-from sparse_lab.callbacks.prune import Prune, Reserve
+from sparse_lab.callbacks.prune import Prune
 from sparse_lab.callbacks.regrow import Regrow, check_layers
 from sparse_lab.callbacks.rewire import Rewire
 from sparse_lab.callbacks.rounds import Rounds
@@ -147,7 +147,7 @@ def _mask_changes(
     if method.regrows:
         return [_regrowth(config, data, masks, clock, starts, log)]
     start = Constant(config.sparsity.target) if method.cyclic else schedule_of(config, clock)
-    reserve = _paths(log.model, config.dataset.image_size) if config.sparsity.connect else None
+    reserve = partial(connected_start, log.model, config.dataset.image_size) if config.sparsity.connect else None
     changes: list[pl.Callback] = [Prune(method.prune, start, masks, clock, data.train.fixed, config.seed, log, reserve)]
     after = (method.gradients, masks, clock, config.seed, log)
     if method.cyclic:
@@ -156,13 +156,6 @@ def _mask_changes(
     if method.rewires:
         changes.append(AfterStep(Rewire(rewiring_of(config, clock)), method.rewire, *after))
     return changes
-
-
-def _paths(model: nn.Module, image_size: int) -> Reserve:
-    def reserve(generator: torch.Generator, counts: Mapping[str, int]) -> dict[str, Tensor]:
-        return connected_start(model, counts, generator, image_size)
-
-    return reserve
 
 
 def _regrowth(config: Config, data: Data, masks: Masks, clock: Clock, starts: dict[str, Path], log: MaskLog) -> Regrow:

@@ -82,8 +82,8 @@ def idle(config: Config, clock: Clock) -> list[str]:
     """What the method asks for and this training is too short for: one line each."""
     lines, steps = [], f"the training has {clock.steps_a_round:,} steps"
     rewiring = rewiring_of(config, clock)
-    if config.method.rewires and not any(rewiring.due(step) for step in range(1, clock.steps_a_round)):
-        first = (rewiring.begin // rewiring.every + 1) * rewiring.every
+    first = (rewiring.begin // rewiring.every + 1) * rewiring.every
+    if config.method.rewires and first >= min(rewiring.end, clock.steps_a_round):
         lines.append(
             f"nothing is ever rewired: the first time would be step {first:,} and {steps}: "
             "train longer, or lower method.rewire.every"

@@ -29,18 +29,21 @@ class DyReLUPhasing(pl.Callback):
         self.end = end
         self.clock = clock
         self.say = say
+        self._beta: float | None = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        network = pl_module.get_submodule("model")
-        if not dyrelu.activations(network):
-            return
         step = self.clock.step_in_round
-        dyrelu.fade(network, beta(step, self.begin, self.end))
-        if step < self.end:
+        now = beta(step, self.begin, self.end)
+        if now == self._beta:  # most steps: the walk through the network is only for those that change something
             return
-        gone = dyrelu.remove(network)
+        self._beta = now
+        network = pl_module.get_submodule("model")
+        dyrelu.fade(network, now)
+        gone = dyrelu.remove(network) if now == 0.0 else []
+        if not gone:
+            return
         dead = {id(parameter) for parameter in gone}
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:

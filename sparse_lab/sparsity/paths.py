@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sparse_lab.config import UserError
 from sparse_lab.sparsity.connectivity import on_paths
 from sparse_lab.sparsity.masks import Counted, layers
 
@@ -19,10 +21,10 @@ IMAGE = 3  # channels of an image
 
 
 def connected_start(
-    model: nn.Module, counts: Mapping[str, int], generator: torch.Generator, image_size: int
+    model: nn.Module, image_size: int, generator: torch.Generator, counts: Mapping[str, int]
 ) -> dict[str, Tensor]:
     """Bool masks (shape of each counted weight) of positions to keep first: at most `counts` in a layer, at least one,
-    every one on a path from an input pixel to a logit.
+    every one on a path from an input pixel to a logit. Raises UserError where none can be laid.
 
     Channels are drawn once for every number of channels, so what a residual branch adds to, its shortcut carries too.
     Path t in [0, 1) takes channel order[floor(t * k)] of a tensor of which k channels are used; a layer between tensors
@@ -34,24 +36,41 @@ def connected_start(
     ends = _ends(found)
     used = _used_channels(ends, counts)
     order = {size: torch.randperm(size, generator=generator) for size in used}
-    masks, taps = {}, {}
-    for name, module in found.items():
-        shape = _three_d(module, ends[name])
-        rows, columns = _pairs(ends[name], used, order)
-        columns = columns if shape[1] == ends[name][0] else torch.zeros_like(columns)  # depthwise: one input a channel
-        taps[name] = torch.randint(shape[2], (len(rows),), generator=generator)
-        masks[name] = (rows, columns, shape)
+    places = {name: _places(module, ends[name], used, order) for name, module in found.items()}
+    taps = {
+        name: torch.randint(place.shape[2], place.rows.shape, generator=generator) for name, place in places.items()
+    }
+    centre = {name: place.shape[2] // 2 for name, place in places.items()}
     while True:
-        laid = {name: _mask(found[name], *masks[name], taps[name]) for name in found}
+        laid = {name: place.mask(taps[name]).reshape(found[name].weight.shape) for name, place in places.items()}
         crossed, _ = on_paths(model, image_size, laid)
-        missed = {name: ~_at(crossed[name], *masks[name], taps[name]) for name in found}
+        missed = {name: ~place.at(crossed[name], taps[name]) for name, place in places.items()}
         if not any(bool(one.any()) for one in missed.values()):
             return {name: mask.to(found[name].weight.device) for name, mask in laid.items()}
-        centre = {name: masks[name][2][2] // 2 for name in found}
+        if all(bool((taps[name] == centre[name]).all()) for name in taps):
+            raise UserError("sparsity.connect=true finds no paths through this network: its convolutions are grouped")
         # a central tap may be cut off by others that look away: then all of them go to the centre, where none is
         stuck = all(bool((taps[name][one] == centre[name]).all()) for name, one in missed.items())
         for name, one in missed.items():
             taps[name][one | stuck] = centre[name]
+
+
+class Places(NamedTuple):
+    """Where a layer's weights on paths lie: output and input channels, in a weight of `shape` (outputs, inputs,
+    taps).
+    """
+
+    rows: Tensor
+    columns: Tensor
+    shape: tuple[int, int, int]
+
+    def mask(self, taps: Tensor) -> Tensor:
+        mask = torch.zeros(self.shape, dtype=torch.bool)
+        mask[self.rows, self.columns, taps] = True
+        return mask
+
+    def at(self, mask: Tensor, taps: Tensor) -> Tensor:
+        return mask.reshape(self.shape)[self.rows, self.columns, taps]
 
 
 def _ends(found: Mapping[str, Counted]) -> dict[str, tuple[int, int]]:
@@ -85,26 +104,14 @@ def _cost(k: int, m: int) -> int:
     return k + m - math.gcd(k, m)
 
 
-def _pairs(ends: tuple[int, int], used: Mapping[int, int], order: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
-    """Output and input channel of every weight that the paths need."""
+def _places(module: Counted, ends: tuple[int, int], used: Mapping[int, int], order: Mapping[int, Tensor]) -> Places:
+    """Output and input channel of every weight that the paths need in one layer."""
     k, m = used[ends[0]], used[ends[1]]
     whole = math.lcm(k, m)
     # a new pair begins wherever one of the two moves on to its next channel
     begins = torch.tensor(sorted({*range(0, whole, whole // k), *range(0, whole, whole // m)}))
-    return order[ends[1]][begins * m // whole], order[ends[0]][begins * k // whole]
-
-
-def _three_d(module: Counted, ends: tuple[int, int]) -> tuple[int, int, int]:
-    """The weight as (outputs, inputs, taps); the taps of a linear layer are the positions of the map before it."""
+    rows, columns = order[ends[1]][begins * m // whole], order[ends[0]][begins * k // whole]
+    # the taps of a linear layer are the positions of the map before it; a depthwise channel has one input
     inputs = ends[0] if isinstance(module, nn.Linear) else module.weight.shape[1]
-    return module.weight.shape[0], inputs, module.weight[0].numel() // inputs
-
-
-def _mask(module: Counted, rows: Tensor, columns: Tensor, shape: tuple[int, int, int], taps: Tensor) -> Tensor:
-    mask = torch.zeros(shape, dtype=torch.bool)
-    mask[rows, columns, taps] = True
-    return mask.reshape(module.weight.shape)
-
-
-def _at(mask: Tensor, rows: Tensor, columns: Tensor, shape: tuple[int, int, int], taps: Tensor) -> Tensor:
-    return mask.reshape(shape)[rows, columns, taps]
+    shape = (module.weight.shape[0], inputs, module.weight[0].numel() // inputs)
+    return Places(rows, columns if inputs == ends[0] else torch.zeros_like(columns), shape)

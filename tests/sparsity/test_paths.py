@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sparse_lab.config import UserError
 from sparse_lab.models import build, dyrelu
 from sparse_lab.models.weight_sharing import share
 from sparse_lab.sparsity import paths
@@ -199,7 +200,7 @@ def _counts(model: nn.Module, kept: int) -> dict[str, int]:
 
 
 def _start(model: nn.Module, counts: Mapping[str, int], seed: int, image_size: int) -> dict[str, Tensor]:
-    return connected_start(model, counts, torch.Generator().manual_seed(seed), image_size)
+    return connected_start(model, image_size, torch.Generator().manual_seed(seed), counts)
 
 
 @pytest.fixture
@@ -439,3 +440,16 @@ def test_masks_given_count_and_not_those_worn() -> None:
     assert logits.any()
     assert not connectivity(model, 32).connected
     assert math.isclose(masks.sparsity(), 1.0)
+
+
+def test_grouped_convolutions_are_refused_and_not_searched_for_ever() -> None:
+    """Channels of one group lead into that group only, which the drawing of channels does not know."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 4),
+    )  # fmt: skip
+    counts = {name: 8 for name in layers(model)}
+    with pytest.raises(UserError, match="grouped"):
+        for seed in range(20):
+            connected_start(model, 16, torch.Generator().manual_seed(seed), counts)
