@@ -14,14 +14,17 @@ from sparse_lab import data, models, stages
 from sparse_lab.callbacks.regrow import check_layers
 from sparse_lab.config import PARTS, Config, CyclesConfig, RewireConfig, UserError, check_ranges, nearest
 from sparse_lab.models import weight_sharing
-from sparse_lab.parts import alter
+from sparse_lab.parts import alter, filter_groups
+from sparse_lab.sparsity import channels
 from sparse_lab.sparsity.allocation import CLAIMS
+from sparse_lab.sparsity.filter_scores import find_filter_score
 from sparse_lab.sparsity.masks import count, kept_for, layers
 from sparse_lab.sparsity.scores import SCORES, find
 from sparse_lab.timetable import recipe_of
 from sparse_lab.training.files import load
 
-NEEDS_WEIGHTS = ("taylor", "magnitude", "lamp")
+NEEDS_WEIGHTS = ("taylor", "magnitude", "lamp", "snip", "grasp", "synflow")
+NEEDS_BATCHES = ("grasp",)  # more than the gradients of a step that are at hand
 
 
 def check(config: Config) -> None:
@@ -30,6 +33,7 @@ def check(config: Config) -> None:
     if config.model.name not in models.names():
         raise UserError(f"unknown model {config.model.name!r}; {nearest(config.model.name, models.names())}")
     check_parts(config)
+    check_pruning(config)
     check_sparse_training(config)
     check_counts(config)
     check_regrowth(config)
@@ -71,8 +75,10 @@ def check_parts(config: Config) -> None:
         raise UserError(
             "method.dyrelu=true: a method that does more than dense training needs a method.name of its own"
         )
-    if config.method.prunes:
-        find(config.method.prune.score)
+    if config.training.stop_after is not None and (config.method.prunes or config.method.name != "dense"):
+        raise UserError("training.stop_after is for method=dense: other methods would end before their target")
+    if (config.training.stop_after or 0) > config.training.epochs:
+        raise UserError(f"training.stop_after={config.training.stop_after}: training.epochs={config.training.epochs}")
     if config.schedule.name == "cubic" and config.schedule.begin >= config.schedule.end:
         raise UserError(
             f"schedule.begin={config.schedule.begin:g} must lie before schedule.end={config.schedule.end:g}"
@@ -88,22 +94,136 @@ def check_parts(config: Config) -> None:
         )
 
 
+def check_pruning(config: Config) -> None:
+    """Do the score, the unit, the schedule and the surgery of the pruning go together?"""
+    method, schedule = config.method, config.schedule
+    prune = method.prune
+    if not method.prunes:
+        return
+    if schedule.name == "alternating":
+        _check_turns(config)
+    if schedule.name in ("soft", "alternating", "at_end") and method.goes_on:
+        raise UserError(f"schedule={schedule.name} does not go with what follows pruning: method.parts={method.parts}")
+    if schedule.name == "soft" and prune.unit == "weights":
+        raise UserError("schedule=soft is for whole filters: use method=sfp, or schedule=alternating")
+    if (method.compactors or method.hypersphere) and schedule.name != "at_end":
+        raise UserError(f"method {method.name} prunes after its last step: use schedule=at_end, not {schedule.name}")
+    if prune.rewind_weights is not None and not (prune.rewind_lr and method.starts_from == "dense"):
+        raise UserError(
+            "method.prune.rewind_weights goes back into the dense training: it needs method.prune.rewind_lr=true and "
+            "method.starts_from=dense"
+        )
+    epochs = schedule.round_epochs or recipe_of(config).epochs
+    if (prune.rewind_weights or 0) >= min(epochs, config.training.epochs):
+        raise UserError(
+            f"method.prune.rewind_weights={prune.rewind_weights}: nothing is left to train of a round of "
+            f"{min(epochs, config.training.epochs)} epochs"
+        )
+    if method.prunes_filters:
+        check_filters(config)
+        return
+    find(prune.score)
+    if method.compactors:
+        raise UserError("method.compactors=true is for whole filters: method.prune.unit=filters")
+    if schedule.name == "layerwise":
+        raise UserError("schedule=layerwise is for whole filters: use method=hrank with method.filters.rates=[...]")
+
+
+def _check_turns(config: Config) -> None:
+    chosen = config.schedule
+    dense_from = chosen.end - chosen.last_dense
+    if not chosen.begin < dense_from <= chosen.end < 1.0:
+        raise UserError(
+            f"schedule.begin={chosen.begin:g} must lie before schedule.end={chosen.end:g} minus "
+            f"schedule.last_dense={chosen.last_dense:g}, and the end before 1"
+        )
+
+
+def check_filters(config: Config) -> None:
+    """Can whole filters go as the method asks?"""
+    method, schedule, chosen = config.method, config.schedule, config.method.filters
+    for name, wanted in {
+        "sharing": method.sharing, "dyrelu": method.dyrelu, "dct": method.dct, "hypersphere": method.hypersphere
+    }.items():  # fmt: skip
+        if wanted:
+            raise UserError(f"method.{name}=true does not go with method.prune.unit=filters")
+    if tuple(method.parts) != ("prune",):
+        raise UserError(
+            f"method.prune.unit=filters takes whole filters out: method.parts={method.parts} must be [prune]"
+        )
+    if method.prune.allocation not in ("uniform", "global"):
+        raise UserError(
+            f"method.prune.allocation={method.prune.allocation}: filters go by uniform (the same share of every layer) "
+            "or global (one ranking)"
+        )
+    if method.prune.score == "compactor" and not method.compactors:
+        raise UserError("method.prune.score=compactor needs method.compactors=true: use method=resrep")
+    if method.prune.score != "compactor":
+        if method.compactors:
+            raise UserError(
+                f"compactors score filters themselves: method.prune.score=compactor, not {method.prune.score}"
+            )
+        find_filter_score(method.prune.score)
+    fitting = ("at_end",) if method.compactors else ("one_shot", "iterative", "cubic", "soft", "layerwise")
+    if schedule.name not in fitting:
+        raise UserError(f"method.prune.unit=filters works with schedule={' or '.join(fitting)}, not {schedule.name}")
+    if schedule.name == "layerwise" and not chosen.rates:
+        raise UserError("schedule=layerwise prunes by method.filters.rates=[...], one number a layer: give them")
+    if method.prune.rewind_weights is not None or method.prune.iterations > 1:
+        raise UserError("method.prune.unit=filters goes with method.prune.rewind_weights=null and iterations=1")
+    _check_channels(config)
+
+
+def _check_channels(config: Config) -> None:
+    """Would the rates, or what sparsity.target asks, take a layer's last filter?"""
+    chosen = config.method.filters
+    groups = filter_groups(config)
+    shapes = _shapes(config.model.name, config.dataset.num_classes, config.model.width, config.dataset.image_size)
+    total = sum(shape.numel() for shape in shapes.values())
+    if chosen.rates:
+        nothing = {group.name: torch.zeros(group.channels) for group in groups}
+        alive = channels.by_rates(groups, nothing, chosen.rates)
+        left = channels.kept_weights(groups, {name: int(mask.sum()) for name, mask in alive.items()}, shapes)
+        sparsity = 1.0 - left / total
+        if abs(sparsity - config.sparsity.target) > 5e-5:
+            raise UserError(
+                f"method.filters.rates keep {left:,} of {total:,} weights: "
+                f"say sparsity.target={sparsity:.4f} beside them"
+            )
+        return
+    least = channels.kept_weights(groups, {group.name: 1 for group in groups}, shapes)
+    if kept_for(config.sparsity.target, total) < least:
+        more = "" if chosen.coupled else "; method.filters.coupled=true lets residual trunks go too"
+        raise UserError(
+            f"sparsity.target={config.sparsity.target:g} takes the last filter of a layer: by filters the highest "
+            f"sparsity here is {math.floor(1e6 * (1 - least / total)) / 1e6:.6f}{more}"
+        )
+
+
 def check_sparse_training(config: Config) -> None:
     """Can the network be rewired, shared, phased and cycled as the method asks?"""
     method = config.method
     with torch.device("meta"):
         model, data = config.model, config.dataset
         alter(models.build(model.name, data.num_classes, model.width, data.image_size), config)
-    asked = {"sharing": method.sharing, "cyclic": method.cyclic, "dyrelu": method.dyrelu}
+    asked = {
+        "sharing": method.sharing,
+        "cyclic": method.cyclic,
+        "dyrelu": method.dyrelu,
+        "dct": method.dct,
+        "hypersphere": method.hypersphere,
+    }
     asked_for = [f"method.{name}=true" for name, wanted in asked.items() if wanted]
     asked_for += ["rewire in method.parts"] if method.rewires else []
+    _check_together(config)
     if asked_for and not method.from_scratch:
         raise UserError(
             f"{asked_for[0]} is for training from scratch: method.starts_from={method.starts_from}, not null"
         )
-    if (method.sharing or method.cyclic) and not method.prunes:
+    if (method.sharing or method.cyclic or method.dct or method.hypersphere) and not method.prunes:
         raise UserError(f"{asked_for[0]} needs a sparse network: method.parts={method.parts} does not prune")
     fitting = ("constant",) if method.cyclic or method.sharing else ("constant", "cubic", "one_shot")
+    fitting = ("at_end",) if method.hypersphere else fitting
     if asked_for and method.prunes and config.schedule.name not in fitting:
         raise UserError(f"{asked_for[0]} works with schedule={' or '.join(fitting)}, not {config.schedule.name}")
     if config.sparsity.connect and method.prunes and not (method.from_scratch and config.schedule.name == "constant"):
@@ -112,6 +232,7 @@ def check_sparse_training(config: Config) -> None:
         )
     if method.rewires:
         _check_scores("method.rewire", method.rewire)
+        _check_bounds(config)
     if method.cyclic:
         _check_scores("method.cycles", method.cycles)
         _check_cycles(config)
@@ -119,13 +240,56 @@ def check_sparse_training(config: Config) -> None:
         _check_phasing(config)
 
 
+def _check_together(config: Config) -> None:
+    """Surgeries and starts that would undo each other."""
+    method = config.method
+    pairs = [
+        ("method.hypersphere=true", method.hypersphere, "method.sharing=true", method.sharing),
+        ("method.hypersphere=true", method.hypersphere, "method.dct=true", method.dct),
+        ("method.hypersphere=true", method.hypersphere, "rewire in method.parts", method.rewires),
+        ("method.dct=true", method.dct, "sparsity.connect=true", config.sparsity.connect),
+        ("method.dct=true", method.dct, "method.prune.score=synflow", method.prune.score == "synflow"),
+    ]
+    for first, has_first, second, has_second in pairs:
+        if has_first and has_second:
+            raise UserError(f"{first} does not go with {second}")
+
+
 def _check_scores(group: str, scores: RewireConfig | CyclesConfig) -> None:
     for name in (scores.drop, scores.grow):
         find(name)
         if name == "reference":
             raise UserError(f"{group} cannot look at a reference network: choose another score than reference")
+        if name in NEEDS_BATCHES:
+            raise UserError(f"{group} sees the step's gradients alone, and {name} needs more: choose another score")
     if scores.grow in NEEDS_WEIGHTS:
         raise UserError(f"{group}.grow={scores.grow} scores every pruned weight 0: use gradient or random")
+
+
+def _check_bounds(config: Config) -> None:
+    chosen = config.method.rewire
+    if not chosen.low and not chosen.high and not chosen.milestones:
+        return
+    low, high, ends = list(chosen.low), list(chosen.high), list(chosen.milestones)
+    if not len(low) == len(high) == len(ends) + 1:
+        raise UserError(
+            f"method.rewire.low={low} and .high={high} need a number for each stage, .milestones={ends} one fewer"
+        )
+    if any(below > above for below, above in zip(low, high, strict=True)) or min(low) <= 0:
+        raise UserError(f"method.rewire.low={low} must lie above 0 and nowhere above .high={high}")
+    if high[-1] != 1.0:
+        raise UserError(f"method.rewire.high={high} must end with 1: the training ends at the target")
+    if ends != sorted(ends) or (ends and not 0.0 < ends[0] <= ends[-1] < 1.0):
+        raise UserError(f"method.rewire.milestones={ends}: shares of the training, above 0, below 1 and rising")
+    if config.method.cyclic or config.schedule.name != "constant":
+        raise UserError("method.rewire.low and .high say how sparse the network is: schedule=constant, cyclic=false")
+    if chosen.allocation not in CLAIMS:
+        raise UserError(f"method.rewire.allocation={chosen.allocation}: with low and high one of {', '.join(CLAIMS)}")
+    size, density = counted(config), 1.0 - config.sparsity.target
+    for times, word in ((min(low), "empties a layer"), (max(high), "is more than there is")):
+        kept = kept_for(1.0 - times * density, size.total)
+        if not size.layers <= kept <= size.unique:
+            raise UserError(f"method.rewire: {times:g} times the target's density, {kept:,} weights, {word}")
 
 
 def _check_cycles(config: Config) -> None:
@@ -215,6 +379,13 @@ def _size(name: str, num_classes: int, width: float, image_size: int, sharing: b
             weight_sharing.share(model)
     found = layers(model).values()
     return Size(count(model), sum(module.weight.numel() for module in found), len(found))
+
+
+@cache
+def _shapes(name: str, num_classes: int, width: float, image_size: int) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        model = models.build(name, num_classes, width, image_size)
+    return {layer: module.weight.shape for layer, module in layers(model).items()}
 
 
 def check_regrowth(config: Config) -> None:

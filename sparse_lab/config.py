@@ -64,10 +64,11 @@ def key(
 OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_SCHEDULES = ("constant", "cosine", "step")
 SELECTIONS = ("validation_best", "last", "test_best")
-ALLOCATIONS = ("global", "uniform", "er", "erk", "lamp")
+ALLOCATIONS = ("global", "uniform", "er", "erk", "equal", "lamp")
 PARTS = ((), ("prune",), ("prune", "rewire"), ("prune", "regrow"), ("prune", "finetune"))
 UNITS = ("share", "epochs")
-SCHEDULES = ("one_shot", "iterative", "cubic", "constant")
+SCHEDULES = ("one_shot", "iterative", "cubic", "constant", "alternating", "soft", "layerwise", "at_end")
+KINDS = ("dense", "static", "dense to sparse", "bidirectional", "dynamic", "by turns", "structured", "penalty-driven")
 
 
 @dataclass
@@ -132,6 +133,9 @@ class TrainingConfig(RecipeConfig):
     select: str = key(
         "validation_best", "which epoch's weights a level ends with; test_best marks the record", choices=SELECTIONS
     )
+    stop_after: int | None = key(
+        None, "method=dense: stop after so many epochs of the schedule (where method.prune.rewind_weights goes)", low=1
+    )
     limit_batches: int | None = key(None, "only so many batches an epoch (train and validation)", low=1)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     finetune: RecipeConfig = field(default_factory=RecipeConfig)
@@ -161,19 +165,70 @@ class ScheduleConfig:
         open_high=True,
     )
     round_epochs: int | None = key(None, "iterative: epochs a round; null shares training.finetune.epochs out", low=1)
-    begin: float = key(0.0, "cubic: start, as a fraction of the phase", low=0.0, high=1.0)
-    end: float = key(0.5, "cubic: the target is reached here, as a fraction of the phase", low=0.0, high=1.0)
+    begin: float = key(
+        0.0, "cubic, alternating: start, as a fraction of the phase (alternating: dense up to here)", low=0.0, high=1.0
+    )
+    end: float = key(
+        0.5, "cubic, alternating: at the target from here on, as a fraction of the phase", low=0.0, high=1.0
+    )
     every: int = key(100, "cubic: steps between two mask changes", low=1)
     initial: float = key(0.0, "cubic: sparsity at the start", low=0.0, high=1.0, open_high=True)
+    turn: float = key(
+        0.05,
+        "alternating: length of a sparse or dense turn, as a fraction of the phase",
+        low=0.0,
+        high=1.0,
+        open_low=True,
+    )
+    last_dense: float = key(
+        0.1, "alternating: length of the last dense turn, which ends at `end`", low=0.0, high=1.0, open_low=True
+    )
 
 
 @dataclass
 class PruneConfig:
-    score: str = key("lamp", "how good each weight is, a function of sparse_lab.sparsity.scores")
+    unit: str = key("weights", "what goes at a time: single weights, or whole filters", choices=("weights", "filters"))
+    score: str = key(
+        "lamp",
+        "how good each weight is (sparse_lab.sparsity.scores), or each filter (sparse_lab.sparsity.filter_scores)",
+    )
     allocation: str = key("global", "how the kept weights are split over layers", choices=ALLOCATIONS)
-    batches: int = key(10, "training batches that scores with gradients average over", low=1)
+    batches: int = key(10, "training batches that scores with gradients or feature maps average over", low=1)
+    per_class: int | None = key(
+        None, "scores look at one batch with so many images of each class instead of at `batches`", low=1
+    )
+    iterations: int = key(
+        1, "prune in so many steps of equal ratio, with new scores before each, and no training in between", low=1
+    )
     rewind_lr: bool = key(
         False, "each round runs the dense recipe again (learning-rate rewinding), not training.finetune"
+    )
+    rewind_weights: int | None = key(
+        None,
+        "each round starts from the weights that the dense training had after so many epochs, 0: the initial ones "
+        "(weight rewinding); null: goes on from the trained ones",
+        low=0,
+    )
+
+
+@dataclass
+class FiltersConfig:
+    """Which filters can go, for method.prune.unit=filters."""
+
+    rates: list[float] = key(
+        list,
+        "share of the filters of each layer that go, in the order of the network; empty: what sparsity.target asks",
+    )
+    coupled: bool = key(
+        False, "channels that additions tie together (residual trunks) can go too; false: only a layer's own"
+    )
+    flops: float | None = key(
+        None,
+        "go on beyond sparsity.target until this share of the multiply-adds has gone too",
+        low=0.0,
+        high=1.0,
+        open_low=True,
+        open_high=True,
     )
 
 
@@ -209,7 +264,18 @@ class RewireConfig:
     fraction: float = key(0.3, "share of each layer's weights exchanged at first", low=0.0, high=1.0, open_low=True)
     fraction_end: float = key(0.0, "the share when rewiring ends", low=0.0, high=1.0)
     fraction_shape: str = key("cosine", "how the share falls from step 0 on", choices=("cosine", "linear", "constant"))
-    every: int = key(100, "steps between two exchanges", low=1)
+    every: int = key(100, "steps or epochs between two exchanges", low=1)
+    unit: str = key("steps", "what `every` counts", choices=("steps", "epochs"))
+    allocation: str = key(
+        "global",
+        "schedule=cubic, and bounds: how what is pruned before the exchange is split over layers",
+        choices=ALLOCATIONS,
+    )
+    low: list[float] = key(
+        list, "an exchange drops to so many times the target's density, one number a stage (MEST); empty: by `fraction`"
+    )
+    high: list[float] = key(list, "and grows to so many times it")
+    milestones: list[float] = key(list, "where one stage ends and the next begins, as shares of the training")
     end: float = key(0.75, "the last exchange lies before this share of the training", low=0.0, high=1.0, open_low=True)
 
 
@@ -236,20 +302,48 @@ class PhasingConfig:
 
 
 @dataclass
+class CompactingConfig:
+    """ResRep's compactors: 1x1 convolutions behind the filters, whose rows a penalty takes to zero one by one."""
+
+    penalty: float = key(1e-4, "strength of the pull on every row", low=0.0)
+    begin: float = key(5.0, "no row is given up before this", low=0.0)
+    unit: str = key("epochs", "what begin counts: epochs, or shares of the training", choices=UNITS)
+    every: int = key(200, "steps between two looks at which rows are given up", low=1)
+    channels: int = key(4, "how many more may be given up at each look", low=1)
+
+
+@dataclass
+class SphereConfig:
+    """Hyperspherical training: filters of unit norm, and a penalty on what each has outside of its kept positions."""
+
+    penalty: float = key(0.1, "strength of the penalty at the end; it rises linearly from 0", low=0.0)
+    every: int = key(10, "steps between two looks at which positions would be kept", low=1)
+    recovery: bool = key(True, "what is pruned is replaced by its mean, one number a filter")
+
+
+@dataclass
 class MethodConfig:
     name: str = key("dense", "the method's name in tables")
+    kind: str = key("dense to sparse", "which family it belongs to", choices=KINDS, identity=False)
+    paper: str = key("", "authors, year, arXiv number", identity=False)
     summary: str = key("", "one line for the gallery", identity=False)
     parts: list[str] = key(list, "what happens to the masks, in order: prune, then rewire, regrow or finetune")
     starts_from: str | None = key(None, "the method whose run this one starts from; null: from scratch")
     dyrelu: bool = key(False, "DyReLU at every ReLU early in training, fading as method.phasing says")
     sharing: bool = key(False, "blocks from the third of a residual stage on share the second block's convolutions")
     cyclic: bool = key(False, "density rises and falls in cycles first, as method.cycles says")
+    dct: bool = key(False, "every layer adds a discrete cosine transform times a scalar to its sparse weights")
+    compactors: bool = key(False, "filters go through compactors, as method.compacting says")
+    hypersphere: bool = key(False, "filters of unit norm and a penalty, as method.sphere says")
     gradients: str = key(
         "after_clipping",
         "the step's gradients that rewiring and cycles see",
         choices=("after_clipping", "before_clipping"),
     )
     prune: PruneConfig = field(default_factory=PruneConfig)
+    filters: FiltersConfig = field(default_factory=FiltersConfig)
+    compacting: CompactingConfig = field(default_factory=CompactingConfig)
+    sphere: SphereConfig = field(default_factory=SphereConfig)
     rewire: RewireConfig = field(default_factory=RewireConfig)
     cycles: CyclesConfig = field(default_factory=CyclesConfig)
     phasing: PhasingConfig = field(default_factory=PhasingConfig)
@@ -258,6 +352,10 @@ class MethodConfig:
     @property
     def prunes(self) -> bool:
         return "prune" in self.parts
+
+    @property
+    def prunes_filters(self) -> bool:
+        return self.prunes and self.prune.unit == "filters"
 
     @property
     def from_scratch(self) -> bool:

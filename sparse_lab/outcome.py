@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from sparse_lab import stages
 from sparse_lab.config import Config
 from sparse_lab.data import Data
+from sparse_lab.deploy.thin import thin
 from sparse_lab.parts import Parts
 from sparse_lab.record import RunFolder, cell, digest, identity
 from sparse_lab.sparsity.cost import LayerCost, layer_costs
-from sparse_lab.sparsity.masks import COUNTING, count
+from sparse_lab.sparsity.masks import COUNTING, count, layers
+from sparse_lab.sparsity.scores import evaluating
 
 PACKAGES = (
     "sparse_lab",
@@ -73,6 +76,42 @@ def outcome(
         "command": command,
         "commit": commit(),
         "config": identity(config),
+    }
+
+
+def removed(config: Config, parts: Parts, data: Data) -> tuple[nn.Module, dict[str, Any]]:
+    """The network without the channels that are gone, and what it is: parameters (biases and BatchNorm too), FLOPs,
+    the largest difference of its logits to the masked network's on a batch of training images, and the shares that
+    went. Papers on filters count the filters alone (`removed_filters`); really gone are also the weights that read
+    them (`removed`).
+    """
+    image_size = config.dataset.image_size
+    small = thin(parts.model, image_size)
+    images = data.train.fixed(1)[0][0].to(next(small.parameters()))
+    with torch.no_grad(), evaluating(parts.model), evaluating(small):
+        difference = float((parts.model(images) - small(images)).abs().max())
+    before, after = layer_costs(parts.model, image_size), layer_costs(small, image_size)
+    rows = {new.name: layers(small)[new.name].weight.shape[0] for new in after}
+    shares = {old.name: rows[old.name] / layers(parts.model)[old.name].weight.shape[0] for old in before}
+
+    def gone(left: float, dense: int) -> float:
+        return round(1.0 - left / dense, 6)
+
+    weights, macs = sum(cost.total for cost in before), sum(cost.macs for cost in before)
+    return small, {
+        "parameters": sum(parameter.numel() for parameter in small.parameters()),
+        "weights": sum(cost.total for cost in after),
+        "flops": 2 * sum(cost.macs for cost in after),
+        "filters": rows,
+        "difference": difference,
+        "removed": {
+            "weights": gone(sum(cost.total for cost in after), weights),
+            "flops": gone(sum(cost.macs for cost in after), macs),
+        },
+        "removed_filters": {
+            "weights": gone(sum(shares[cost.name] * cost.total for cost in before), weights),
+            "flops": gone(sum(shares[cost.name] * cost.macs for cost in before), macs),
+        },
     }
 
 

@@ -11,35 +11,51 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from sparse_lab import models, stages
 from sparse_lab.callbacks.activations import Activations
 from sparse_lab.callbacks.after_step import AfterStep
+from sparse_lab.callbacks.choose import Choice, Filters, Weights
+from sparse_lab.callbacks.compacting import Compacting
 from sparse_lab.callbacks.cyclic import CyclicSparsity
 from sparse_lab.callbacks.dashboards import Dashboards
 from sparse_lab.callbacks.diverged import StopWhenDiverged
 from sparse_lab.callbacks.dyrelu_phasing import DyReLUPhasing
 from sparse_lab.callbacks.gradient_norms import GradientNorms
 from sparse_lab.callbacks.history import History
+from sparse_lab.callbacks.hypersphere import Hypersphere
 from sparse_lab.callbacks.keep_masks import KeepMasks
 from sparse_lab.callbacks.mask_log import MaskLog
 from sparse_lab.callbacks.progress import Progress
 from sparse_lab.callbacks.prune import Prune
 from sparse_lab.callbacks.regrow import Regrow, check_layers
-from sparse_lab.callbacks.rewire import Rewire
+from sparse_lab.callbacks.rewire import Mutate, Rewire
 from sparse_lab.callbacks.rounds import Rounds
 from sparse_lab.callbacks.save_last import SaveLast
 from sparse_lab.config import Config, UserError
 from sparse_lab.data import Data
-from sparse_lab.models import dyrelu, weight_sharing
+from sparse_lab.models import compactors, dyrelu, offsets, weight_sharing
 from sparse_lab.record import RunFolder, digest, identity
+from sparse_lab.sparsity import channels
+from sparse_lab.sparsity.cost import layer_costs
 from sparse_lab.sparsity.masks import Masks, count, kept_for
 from sparse_lab.sparsity.paths import connected_start
-from sparse_lab.sparsity.schedules import Constant
-from sparse_lab.timetable import clock_of, cycles_of, idle, phasing_of, recipe_of, rewiring_of, schedule_of
+from sparse_lab.sparsity.schedules import Constant, Schedule
+from sparse_lab.timetable import (
+    bounds_of,
+    clock_of,
+    cycles_of,
+    idle,
+    phasing_of,
+    recipe_of,
+    rewiring_of,
+    schedule_of,
+    steps_of,
+)
 from sparse_lab.training.clock import Clock
 from sparse_lab.training.files import into, load_network
 from sparse_lab.training.module import Classifier
@@ -84,7 +100,29 @@ def alter(model: nn.Module, config: Config) -> nn.Module:
         raise UserError(
             f"method.dyrelu=true does not fit {chosen}: {error}: use a network with ReLU, or method.dyrelu=false"
         ) from None
+    if config.method.dct:
+        offsets.install_dct(model)
+    if config.method.compactors:
+        compactors.install(model, [group.name for group in filter_groups(config)])
     return model
+
+
+def filter_groups(config: Config) -> list[channels.Group]:
+    """The channels of the plain network that can go. Raises UserError when there are none."""
+    with torch.device("meta"):
+        plain = models.build(
+            config.model.name, config.dataset.num_classes, config.model.width, config.dataset.image_size
+        )
+    try:
+        found = channels.groups(plain, config.dataset.image_size, config.method.filters.coupled)
+        if config.method.compactors:  # there are none behind linear layers
+            found = [group for group in found if isinstance(plain.get_submodule(group.name), nn.Conv2d)]
+        return found
+    except ValueError as error:
+        raise UserError(
+            f"method {config.method.name} prunes filters, and {config.model.name} has none that can go: {error}: "
+            "use another model, or method.filters.coupled=true"
+        ) from None
 
 
 def assemble(
@@ -98,10 +136,12 @@ def assemble(
         if rank() == 0:
             console.print(f"  {line}", highlight=False, soft_wrap=True, style="bold red" if "WARNING" in line else None)
 
-    model = alter(build_model(config), config)
-    masks = Masks(model) if config.method.prunes else None
+    model = build_model(config)
+    rewind = _rewinding(config, model, starts)
     if "parent" in starts:
         into(model, load_network(starts["parent"]), starts["parent"])
+    model = alter(model, config)
+    masks = Masks(model) if config.method.prunes else None
     clock = clock_of(config, len(data.train))
     module = Classifier(model, recipe_of(config), clock, config.training.label_smoothing)
     log = MaskLog(
@@ -126,7 +166,7 @@ def assemble(
     )
     keep = [] if masks is None else [KeepMasks(masks), log]
     phasing = [DyReLUPhasing(*phasing_of(config, clock), clock, say)] if config.method.dyrelu else []
-    changes = _mask_changes(config, data, masks, clock, starts, log)
+    changes = _mask_changes(config, data, masks, clock, starts, log, rewind, say)
     diagnostics = _diagnostics(config, folder, data, masks)
     history = History(folder, clock, lambda: {**rounds.row, **_kept(model, masks)})
     boards = Dashboards(dashboards(config, folder), history.row, say)
@@ -138,24 +178,79 @@ def assemble(
     return Parts(model, masks, clock, module, rounds, log, order)
 
 
+def _rewinding(config: Config, model: nn.Module, starts: dict[str, Path]) -> dict[str, Tensor] | None:
+    """The weights that each round goes back to: those of `model`, which is new, or of the run that stopped there."""
+    if not config.method.prunes or config.method.prune.rewind_weights is None:
+        return None
+    if "rewound" in starts:
+        return load_network(starts["rewound"])
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
 def _mask_changes(
-    config: Config, data: Data, masks: Masks | None, clock: Clock, starts: dict[str, Path], log: MaskLog
+    config: Config,
+    data: Data,
+    masks: Masks | None,
+    clock: Clock,
+    starts: dict[str, Path],
+    log: MaskLog,
+    rewind: dict[str, Tensor] | None,
+    say: Callable[[str], None],
 ) -> list[pl.Callback]:
     method = config.method
     if masks is None or (method.goes_on and (not method.regrows or method.regrow.score == "none")):
         return []
     if method.regrows:
         return [_regrowth(config, data, masks, clock, starts, log)]
-    start = Constant(config.sparsity.target) if method.cyclic else schedule_of(config, clock)
-    reserve = partial(connected_start, log.model, config.dataset.image_size) if config.sparsity.connect else None
-    changes: list[pl.Callback] = [Prune(method.prune, start, masks, clock, data.train.fixed, config.seed, log, reserve)]
+    choice = _choice(config, data, masks, log.model)
+    if isinstance(choice, Filters) and method.compactors:
+        begin = steps_of(method.compacting.begin, method.compacting.unit, clock)
+        return [Compacting(method.compacting, begin, choice, config.sparsity.target, clock, log, say)]
+    start = _start(config, clock)
+    prune = Prune(choice, start, masks, clock, config.seed, log, iterations=method.prune.iterations, rewind=rewind)
+    if method.hypersphere:
+        return [Hypersphere(method.sphere, prune, clock)]
     after = (method.gradients, masks, clock, config.seed, log)
+    changes: list[pl.Callback] = [prune]
     if method.cyclic:
         cycles = CyclicSparsity(cycles_of(config, clock), method.prune.allocation)
         changes.append(AfterStep(cycles, method.cycles, *after))
     if method.rewires:
-        changes.append(AfterStep(Rewire(rewiring_of(config, clock)), method.rewire, *after))
+        changes.append(AfterStep(_rewiring(config, clock), method.rewire, *after))
     return changes
+
+
+def _choice(config: Config, data: Data, masks: Masks, model: nn.Module) -> Choice:
+    """What stays when the method prunes."""
+    chosen, image_size = config.method.prune, config.dataset.image_size
+    per_class = chosen.per_class
+    batches = (
+        partial(data.train.fixed, chosen.batches) if per_class is None else partial(data.train.balanced, per_class)
+    )
+    if chosen.unit == "filters":
+        groups = filter_groups(config)
+        uses = {cost.name: cost.macs // cost.total for cost in layer_costs(model, image_size)}
+        layerwise = config.schedule.name == "layerwise"
+        return Filters(chosen, config.method.filters, masks, groups, uses, layerwise, batches)
+    reserve = partial(connected_start, model, image_size) if config.sparsity.connect else None
+    return Weights(chosen, masks, batches, image_size, reserve)
+
+
+def _start(config: Config, clock: Clock) -> Schedule:
+    """The schedule of pruning alone: where cycles or rewiring change the sparsity, only how the run starts."""
+    if config.method.cyclic:
+        return Constant(config.sparsity.target)
+    if config.method.rewires and config.schedule.name == "cubic":
+        return Constant(config.schedule.initial)
+    return schedule_of(config, clock)
+
+
+def _rewiring(config: Config, clock: Clock) -> Rewire | Mutate:
+    chosen = config.method.rewire
+    if chosen.low:
+        return Mutate(bounds_of(config, clock), config.sparsity.target, chosen.allocation)
+    pruning = schedule_of(config, clock) if config.schedule.name == "cubic" else None
+    return Rewire(rewiring_of(config, clock), pruning, chosen.allocation)
 
 
 def _regrowth(config: Config, data: Data, masks: Masks, clock: Clock, starts: dict[str, Path], log: MaskLog) -> Regrow:
@@ -187,8 +282,12 @@ def _at_target(config: Config, model: nn.Module, masks: Masks | None, clock: Clo
     def at_target() -> bool:
         if dyrelu.activations(model) or clock.step_in_round < settled:
             return False
+        if masks is None or config.method.filters.rates:
+            return True  # with rates the first step of a round has pruned what this round prunes
         last = (clock.round + 1) * clock.steps_a_round - 1
-        return masks is None or masks.kept() == kept_for(schedule.sparsity(last), masks.total())
+        asked = kept_for(schedule.sparsity(last), masks.total())
+        # filters are whole: what is left of them is at most what may stay
+        return masks.kept() == asked or (config.method.prunes_filters and masks.kept() < asked)
 
     return at_target
 
@@ -243,8 +342,8 @@ def make_trainer(config: Config, parts: Parts, folder: RunFolder) -> pl.Trainer:
     return pl.Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
-        # DyReLU's parameters leave in the middle of the training, and DDP would wait for their gradients
-        strategy=("ddp_find_unused_parameters_true" if config.method.dyrelu else "ddp")
+        # parameters of DyReLU and of compactors leave while training, and DDP would wait for their gradients
+        strategy=("ddp_find_unused_parameters_true" if config.method.dyrelu or config.method.compactors else "ddp")
         if trainer.devices > 1
         else "auto",
         precision=trainer.precision,  # type: ignore[arg-type]

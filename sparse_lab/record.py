@@ -30,6 +30,10 @@ SCHEDULE_KEYS = {
     "constant": (),
     "iterative": ("share", "round_epochs"),
     "cubic": ("begin", "end", "every", "initial"),
+    "alternating": ("begin", "end", "turn", "last_dense"),
+    "soft": (),
+    "layerwise": ("round_epochs",),
+    "at_end": (),
 }
 
 
@@ -55,6 +59,8 @@ def identity(config: Config) -> dict[str, Any]:
             del plain["training"]["finetune"]
         if not config.sparsity.connect:
             del plain["sparsity"]["connect"]
+    if config.training.stop_after is None:
+        del plain["training"]["stop_after"]
     if not method.goes_on:
         del plain["training"]["regrow"]
     if not method.regrows:
@@ -70,6 +76,10 @@ def _unused(method: MethodConfig) -> list[str]:
     unused += [] if method.cyclic else ["cyclic", "cycles"]
     unused += [] if method.dyrelu else ["dyrelu", "phasing"]
     unused += [] if method.sharing else ["sharing"]
+    unused += [] if method.dct else ["dct"]
+    unused += [] if method.compactors else ["compactors", "compacting"]
+    unused += [] if method.hypersphere else ["hypersphere", "sphere"]
+    unused += [] if method.prunes_filters else ["filters"]
     return unused + ([] if method.rewires or method.cyclic else ["gradients"])
 
 
@@ -136,6 +146,7 @@ class RunFolder:
         self.path = Path(config.paths.outputs).expanduser().resolve() / "runs" / self.name
         self.last = self.path / "checkpoints" / "last.ckpt"
         self.best = self.path / "checkpoints" / "best.ckpt"
+        self.small = self.path / "checkpoints" / "small.ckpt"
         self.status: dict[str, Any] = {}
 
     def result(self) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from sparse_lab import data, stages
 from sparse_lab.config import Config, UserError
 from sparse_lab.models.weight_sharing import unshared
-from sparse_lab.outcome import outcome, reset_peak_memory
+from sparse_lab.outcome import outcome, removed, reset_peak_memory
 from sparse_lab.parts import assemble, make_trainer, rank
 from sparse_lab.record import RunFolder
 from sparse_lab.training.files import load, save_network
@@ -64,7 +64,11 @@ def _not_watched(config: Config, folder: RunFolder) -> str:
 
 def _starts(config: Config, command: str, console: Console) -> tuple[dict[str, Path], str | None]:
     """Make (or find) the runs that this one starts from: name of the part -> its network; and the parent's name."""
-    wanted = {"parent": stages.parent(config), "reference": stages.reference(config)}
+    wanted = {
+        "parent": stages.parent(config),
+        "reference": stages.reference(config),
+        "rewound": stages.rewound(config),
+    }
     if config.method.regrows:
         wanted["dense"] = stages.dense(config)
     starts: dict[str, Path] = {}
@@ -106,6 +110,9 @@ def _fit(
     if rank() == 0:
         about = {"run": folder.name, **{key: result[key] for key in ("sparsity", "kept", "kept_with_reuse")}}
         save_network(unshared(parts.model), folder.best, about)  # loads into a plain network of the same name
+        if config.method.prunes_filters:
+            small, result["small"] = removed(config, parts, batches)
+            save_network(small, folder.small, about)
         folder.finish(result)
     trainer.strategy.barrier()  # the other processes of this run go on from what was just written
     return result

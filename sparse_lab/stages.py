@@ -51,6 +51,15 @@ def parent(config: Config) -> Config | None:
     return None
 
 
+def rewound(config: Config) -> Config | None:
+    """The run that ends with the weights which each round goes back to; None where those are the initial ones."""
+    epoch = config.method.prune.rewind_weights
+    if not config.method.prunes or not epoch:
+        return None
+    start = dense(config)
+    return replace(start, training=replace(start.training, stop_after=epoch))
+
+
 def reference(config: Config) -> Config | None:
     """The less sparse run whose living positions regrow first, when that is the score and no file is given."""
     regrow = config.method.regrow

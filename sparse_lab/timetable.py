@@ -8,7 +8,19 @@ from dataclasses import replace
 
 from sparse_lab import stages
 from sparse_lab.config import Config, RecipeConfig
-from sparse_lab.sparsity.schedules import Constant, Cubic, Cyclic, DropFraction, Iterative, OneShot, Regrowth, Schedule
+from sparse_lab.sparsity.schedules import (
+    Alternating,
+    Bounds,
+    Constant,
+    Cubic,
+    Cyclic,
+    DropFraction,
+    EpochEnds,
+    Iterative,
+    OneShot,
+    Regrowth,
+    Schedule,
+)
 from sparse_lab.training.clock import Clock
 
 
@@ -28,10 +40,21 @@ def clock_of(config: Config, steps_an_epoch: int) -> Clock:
     epochs = recipe_of(config).epochs
     if config.method.goes_on:
         return Clock(config.method.regrow.steps, epochs, steps_an_epoch)
-    if config.method.prunes and config.schedule.name == "iterative":
-        rounds = Iterative(config.sparsity.target, config.schedule.share, every=1).rounds()
-        return Clock(rounds, config.schedule.round_epochs or max(1, epochs // rounds), steps_an_epoch)
-    return Clock(1, epochs, steps_an_epoch)
+    if not config.method.prunes:
+        stop = config.training.stop_after or epochs
+        return Clock(1, stop, steps_an_epoch, epochs_after=epochs - stop)
+    rounds = rounds_of(config)
+    if rounds > 1 or config.schedule.name == "iterative":
+        epochs = config.schedule.round_epochs or max(1, epochs // rounds)
+    before = config.method.prune.rewind_weights or 0
+    return Clock(rounds, epochs - before, steps_an_epoch, epochs_before=before)
+
+
+def rounds_of(config: Config) -> int:
+    """How many times the method prunes with a round of fine-tuning behind each."""
+    if config.schedule.name == "iterative":
+        return Iterative(config.sparsity.target, config.schedule.share, every=1).rounds()
+    return max(1, len(config.method.filters.rates)) if config.schedule.name == "layerwise" else 1
 
 
 def steps_of(length: float, unit: str, clock: Clock) -> int:
@@ -53,7 +76,20 @@ def rewiring_of(config: Config, clock: Clock) -> DropFraction:
     chosen = config.method.rewire
     begin = cycles_of(config, clock).end if config.method.cyclic else 0
     end = max(1, round(chosen.end * clock.steps_a_round))
-    return DropFraction(chosen.every, begin, end, chosen.fraction, chosen.fraction_end, chosen.fraction_shape)
+    every = _every(config, clock)
+    return DropFraction(every, begin, end, chosen.fraction, chosen.fraction_end, chosen.fraction_shape)
+
+
+def bounds_of(config: Config, clock: Clock) -> Bounds:
+    """Between which densities the method drops and grows, for method.rewire.low and .high."""
+    chosen = config.method.rewire
+    milestones = tuple(steps_of(share, "share", clock) for share in chosen.milestones)
+    return Bounds(tuple(chosen.low), tuple(chosen.high), milestones, _every(config, clock))
+
+
+def _every(config: Config, clock: Clock) -> int:
+    chosen = config.method.rewire
+    return chosen.every * (clock.steps_an_epoch if chosen.unit == "epochs" else 1)
 
 
 def schedule_of(config: Config, clock: Clock) -> Schedule:
@@ -66,9 +102,20 @@ def schedule_of(config: Config, clock: Clock) -> Schedule:
         return Regrowth(start, end, config.method.regrow.steps, steps)
     if chosen.name == "iterative":
         return Iterative(target, chosen.share, every=steps)
+    if chosen.name == "layerwise":
+        # every round prunes the next layer at its own rate; how sparse the network is then follows from the rates
+        return Regrowth(target, target, rounds_of(config), steps)
     if chosen.name == "cubic":
         end = min(math.floor(chosen.end * steps), steps - 1)
         return Cubic(target, math.floor(chosen.begin * steps), end, chosen.every, chosen.initial)
+    if chosen.name == "alternating":
+        turns = [
+            steps_of(share, "share", clock)
+            for share in (chosen.begin, chosen.turn, chosen.end - chosen.last_dense, chosen.end)
+        ]
+        return Alternating(target, turns[0], max(1, turns[1]), turns[2], turns[3])
+    if chosen.name in ("soft", "at_end"):
+        return EpochEnds(target, clock.epochs_a_round, soft=chosen.name == "soft")
     return Constant(target) if chosen.name == "constant" else OneShot(target)
 
 

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 
 from sparse_lab.models import dyrelu
 from sparse_lab.training.clock import Clock
+from sparse_lab.training.recipes import take_out
 
 
 def beta(step: int, begin: int, end: int) -> float:
@@ -44,10 +45,6 @@ class DyReLUPhasing(pl.Callback):
         gone = dyrelu.remove(network) if now == 0.0 else []
         if not gone:
             return
-        dead = {id(parameter) for parameter in gone}
         for optimizer in trainer.optimizers:
-            for group in optimizer.param_groups:
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in dead]
-            for parameter in gone:
-                optimizer.state.pop(parameter, None)
+            take_out(optimizer, gone)
         self.say(f"step {step}: DyReLU has faded into ReLU, its {sum(p.numel() for p in gone):,} parameters are gone")

@@ -1,65 +1,106 @@
-"""Pruning while training: when the schedule says so, to the number of weights that it says."""
+"""Pruning while training: when the schedule says so, to what it says."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from sparse_lab.config import PruneConfig
+from sparse_lab.callbacks.choose import Choice
 from sparse_lab.sparsity.masks import Masks, kept_for
-from sparse_lab.sparsity.schedules import Schedule
-from sparse_lab.sparsity.scores import View, find
-from sparse_lab.sparsity.updates import prune_to
+from sparse_lab.sparsity.schedules import EpochEnds, Schedule
 from sparse_lab.training.clock import Clock
-
-Reserve = Callable[[torch.Generator, Mapping[str, int]], Mapping[str, Tensor]]
+from sparse_lab.training.recipes import forget
 
 
 class Prune(pl.Callback):
-    """Before a batch on which `schedule` is due, keep the best weights by `config.score`, split by
-    `config.allocation`. `reserve` may name positions that come first, given the layers' counts.
+    """Before a batch on which `schedule` is due, or after an epoch (`EpochEnds`), keep what `choice` says.
+
+    Where the schedule asks for fewer zeros than there are, everything may live again: what comes back starts at zero.
+
+    iterations: prune in so many steps of equal ratio, each by scores of what the one before has left.
+    rewind: a state dict that the network goes back to at every mask change (weight rewinding, arXiv 1803.03635).
     """
 
     def __init__(
         self,
-        config: PruneConfig,
+        choice: Choice,
         schedule: Schedule,
         masks: Masks,
         clock: Clock,
-        batches: Callable[[int], Sequence[tuple[Tensor, Tensor]]],
         seed: int,
         changed: Callable[[str, int], None],
-        reserve: Reserve | None = None,
+        *,
+        iterations: int = 1,
+        rewind: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.score = find(config.score)
-        self.config = config
+        self.choice = choice
         self.schedule = schedule
         self.masks = masks
         self.clock = clock
-        self.batches = batches
         self.seed = seed
         self.changed = changed
-        self.reserve = reserve
-        self._pruned_at: int | None = None
+        self.iterations = iterations
+        self.rewind = rewind
+        self._changed_at: int | None = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         step = self.clock.step
-        if self.schedule.due(step) and step != self._pruned_at:  # the same step comes again where the scaler skipped it
-            self._pruned_at = step
-            self.to(self.schedule.sparsity(step), pl_module.model, step, trainer.strategy.broadcast)  # type: ignore[arg-type]
+        if isinstance(self.schedule, EpochEnds):
+            if batch_idx == 0 and self.schedule.soft:
+                self._open()
+        elif self.schedule.due(step) and step != self._changed_at:  # the scaler may have skipped this step before
+            self._changed_at = step
+            sparsity = self.schedule.sparsity(step)
+            if kept_for(sparsity, self.masks.total()) > self.masks.kept():
+                self._open()
+                for optimizer in trainer.optimizers:  # as AC/DC's authors do
+                    forget(optimizer)
+            else:
+                self.to(sparsity, pl_module.get_submodule("model"), broadcast=trainer.strategy.broadcast)
 
-    def to(self, sparsity: float, model: nn.Module, step: int, broadcast: Callable[[Any], Any] = lambda x: x) -> None:
-        """Prune `model` to `sparsity` now; `step` seeds random scores, `broadcast` makes rank 0's masks everyone's."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        view = View(model, partial(self.batches, self.config.batches), generator)
-        kept = kept_for(sparsity, self.masks.total())
-        first = None if self.reserve is None else partial(self.reserve, generator)
-        self.masks.set(broadcast(prune_to(self.masks, kept, self.score(view), self.config.allocation, first)))
-        self.changed("prune", kept)
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        epoch = self.clock.epoch_in_round
+        if trainer.is_last_batch and isinstance(self.schedule, EpochEnds) and self.schedule.due_after(epoch):
+            sparsity = self.schedule.sparsity(self.clock.step)
+            network, broadcast = pl_module.get_submodule("model"), trainer.strategy.broadcast
+            self.to(sparsity, network, trainer.optimizers[0], whole=self.schedule.final(epoch), broadcast=broadcast)
+
+    def to(
+        self,
+        sparsity: float,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        whole: bool = True,
+        broadcast: Callable[[Any], Any] = lambda x: x,
+    ) -> None:
+        """Prune `model` to `sparsity` now; the clock's step seeds chance, `broadcast` makes rank 0's masks everyone's.
+
+        whole=False: the mask is soft and will be lifted again.
+        """
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.clock.step)
+        now, asked = self.masks.kept() / self.masks.total(), self.masks.kept()
+        for iteration in range(1, self.iterations + 1):
+            last = iteration == self.iterations
+            level = sparsity if last else 1.0 - now * ((1.0 - sparsity) / now) ** (iteration / self.iterations)
+            asked, new = self.choice(level, model, generator, self.clock.round, whole)
+            self.masks.set(broadcast(new), optimizer)
+        if self.rewind is not None:
+            model.load_state_dict(self.rewind, strict=False)  # it holds no masks
+            self.masks.enforce(optimizer)
+        self.changed("prune", asked)
+
+    def _open(self) -> None:
+        masks = self.masks.masks()
+        if all(bool(mask.all()) for mask in masks.values()):
+            return
+        self.masks.set({name: torch.ones_like(mask) for name, mask in masks.items()})
+        self.changed("open", self.masks.total())

@@ -1,4 +1,4 @@
-"""Drop and grow at a constant number of weights: SET, RigL and their ITOP forms are configs of this."""
+"""Drop and grow: SET, RigL, their ITOP forms, GraNet and MEST are configs of this."""
 
 from __future__ import annotations
 
@@ -6,23 +6,58 @@ from dataclasses import dataclass
 
 import torch
 
-from sparse_lab.sparsity.masks import Masks
-from sparse_lab.sparsity.schedules import DropFraction
+from sparse_lab.sparsity.masks import Masks, kept_for
+from sparse_lab.sparsity.schedules import Bounds, DropFraction, Schedule
 from sparse_lab.sparsity.scores import Scores
-from sparse_lab.sparsity.updates import drop_and_grow
+from sparse_lab.sparsity.updates import drop_and_grow, drop_then_grow, prune_to
 
 
 @dataclass(frozen=True)
 class Rewire:
-    """A rule of `AfterStep`: when `schedule` is due, every layer drops its worst weights and grows as many."""
+    """A rule of `AfterStep`: when `schedule` is due, every layer drops its worst weights and grows as many.
+
+    pruning: how sparse the network becomes meanwhile, if it does; when that is due, the worst weights by `drop`,
+    split by `allocation`, go first (GraNet, arXiv 2106.10404).
+    """
 
     schedule: DropFraction
+    pruning: Schedule | None = None
+    allocation: str = "global"
     name: str = "rewire"
 
     def due(self, steps_done: int) -> bool:
-        return self.schedule.due(steps_done)
+        return self.schedule.due(steps_done) or (self.pruning is not None and self.pruning.due(steps_done))
 
     def change(
         self, masks: Masks, steps_done: int, drop: Scores, grow: Scores, chance: torch.Generator
     ) -> tuple[int, Scores]:
-        return masks.kept(), drop_and_grow(masks, self.schedule.fraction(steps_done), drop, grow, chance)
+        alive, kept = masks.masks(), masks.kept()
+        if self.pruning is not None and self.pruning.due(steps_done):
+            kept = kept_for(self.pruning.sparsity(steps_done), masks.total())
+            alive = prune_to(masks, kept, drop, self.allocation)
+        if self.schedule.due(steps_done):
+            alive = drop_and_grow(alive, self.schedule.fraction(steps_done), drop, grow, chance)
+        return kept, alive
+
+
+@dataclass(frozen=True)
+class Mutate:
+    """A rule of `AfterStep`: when `bounds` is due, the network drops to the lower bound and grows to the upper one
+    (elastic mutation, and with an upper bound above the target its soft memory bound; MEST, arXiv 2110.14032).
+    """
+
+    bounds: Bounds
+    target: float
+    allocation: str
+    name: str = "mutate"
+
+    def due(self, steps_done: int) -> bool:
+        return self.bounds.due(steps_done)
+
+    def change(
+        self, masks: Masks, steps_done: int, drop: Scores, grow: Scores, chance: torch.Generator
+    ) -> tuple[int, Scores]:
+        low, high = (
+            kept_for(1.0 - times * (1.0 - self.target), masks.total()) for times in self.bounds.densities(steps_done)
+        )
+        return high, drop_then_grow(masks, low, high, drop, grow, self.allocation, chance)

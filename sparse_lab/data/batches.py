@@ -51,7 +51,7 @@ class Batches(Loader):
         source = generator("augment", self.plan.seed, self.epoch)
         return augmentation.draw(self.count, padding, flip and self.mirror, source)
 
-    def fixed(self, count: int) -> list[Batch]:
+    def picked(self, picks: list[torch.Tensor]) -> list[Batch]:
         mean, std = self.statistics(self.images.device)
-        picks = [pick.to(self.images.device) for pick in self.plan.fixed(self.count, count)]
+        picks = [pick.to(self.images.device) for pick in picks]
         return [(augmentation.normalise(self.images[pick], mean, std), self.labels[pick]) for pick in picks]

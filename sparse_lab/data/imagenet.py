@@ -128,8 +128,8 @@ class Photos(Loader):
         picks = [order[block] for block in self.plan.blocks(self.count)]
         return self._decoded(picks, self.train_transform or _eval_transform(self.image_size), self.epoch)
 
-    def fixed(self, count: int) -> list[Batch]:
-        return list(self._decoded(self.plan.fixed(self.count, count), _eval_transform(self.image_size), 0))
+    def picked(self, picks: list[torch.Tensor]) -> list[Batch]:
+        return list(self._decoded(picks, _eval_transform(self.image_size), 0))
 
     def _decoded(self, picks: list[torch.Tensor], transform: v2.Compose, epoch: int) -> Iterator[Batch]:
         batches = DataLoader(

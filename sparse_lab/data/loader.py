@@ -72,8 +72,16 @@ class Loader(ABC):
     def __iter__(self) -> Iterator[Batch]: ...
 
     @abstractmethod
+    def picked(self, picks: list[torch.Tensor]) -> list[Batch]:
+        """One batch for each of `picks` (indices of images), without augmentation."""
+
     def fixed(self, count: int) -> list[Batch]:
         """`count` batches without augmentation, the same for one seed whatever the epoch or the rank, to score weights.
 
         Each holds `plan.batch_size` images (all of them if there are fewer).
         """
+        return self.picked(self.plan.fixed(self.count, count))
+
+    def balanced(self, per_class: int) -> list[Batch]:
+        """One batch with up to `per_class` images of each class, otherwise as `fixed`."""
+        return self.picked([self.plan.balanced(self.labels, per_class)])

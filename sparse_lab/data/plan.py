@@ -66,3 +66,9 @@ class Plan:
             picks += [pick for pick in order.split(size) if len(pick) == size]
             passes += 1
         return picks[:batches]
+
+    def balanced(self, labels: torch.Tensor, per_class: int) -> torch.Tensor:
+        """Indices of up to `per_class` images of each label, drawn by seed, the classes one after the other."""
+        order = torch.randperm(len(labels), generator=generator("balanced", self.seed))
+        drawn = labels.cpu()[order]
+        return torch.cat([order[drawn == label][:per_class] for label in drawn.unique()])

@@ -11,6 +11,8 @@ import torch
 
 from sparse_lab import models
 from sparse_lab.config import UserError
+from sparse_lab.deploy.thin import rebuild
+from sparse_lab.models.surgery import match
 from sparse_lab.training.files import load, load_network, save_whole
 
 FORMAT = "sparse_lab export 1"
@@ -27,11 +29,10 @@ def export(run: Path, out: Path) -> dict[str, Any]:
         config = result["config"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{run} is not a finished run: it has no readable result.json") from None
-    state = {
-        name: value
-        for name, value in load_network(run / "checkpoints" / "best.ckpt").items()
-        if not name.endswith(".mask")
-    }
+    best, small = (run / "checkpoints" / name for name in ("best.ckpt", "small.ckpt"))
+    network = load_network(small if small.is_file() else best)  # where whole filters went, the network without them
+    recovered = any(name.endswith(".mean") for name in network)  # then a mask says where the mean stands
+    state = {name: value for name, value in network.items() if recovered or not name.endswith(".mask")}
     build = {
         "name": config["model"]["name"],
         "num_classes": config["dataset"]["num_classes"],
@@ -52,8 +53,8 @@ def read(path: Path) -> torch.nn.Module:
     if payload.get("format") != FORMAT:
         raise UserError(f"{path} is not a network that `sparse-lab export` wrote")
     model = models.build(**payload["build"])
-    model.load_state_dict(payload["state_dict"])
-    return model.eval()
+    match(model, payload["state_dict"])
+    return rebuild(model, payload["state_dict"]).eval()
 
 
 def main(argv: list[str]) -> int:

@@ -70,10 +70,16 @@ def erk(shapes: Mapping[str, Sequence[int]]) -> dict[str, float]:
     return {name: float(sum(shape)) for name, shape in shapes.items()}
 
 
+def equal(shapes: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """The same number of weights everywhere (equal per layer: Price & Tanner 2021, arXiv 2102.07655)."""
+    return dict.fromkeys(shapes, 1.0)
+
+
 CLAIMS: dict[str, Callable[[Mapping[str, Sequence[int]]], dict[str, float]]] = {
     "uniform": uniform,
     "er": er,
     "erk": erk,
+    "equal": equal,
 }
 
 
@@ -83,8 +89,8 @@ def allocate(
     """Number of kept weights of each layer, adding up to exactly `kept`, none zero and none above what is alive.
 
     name: 'global' (one ranking of `scores` over all layers), 'lamp' (one ranking of LAMP scores, whatever `scores`
-    say), 'uniform', 'er' or 'erk'. All mappings hold tensors of the weights' shapes; `alive` is bool, and positions
-    that are not alive score -inf. Raises UserError when `kept` cannot leave a weight in every layer.
+    say), 'uniform', 'er', 'erk' or 'equal'. All mappings hold tensors of the weights' shapes; `alive` is bool, and
+    positions that are not alive score -inf. Raises UserError when `kept` cannot leave a weight in every layer.
     """
     if kept < len(weights):
         raise UserError(

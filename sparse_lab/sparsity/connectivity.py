@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_lab.sparsity.masks import layers
+from sparse_lab.sparsity.masks import COUNTED, Counted, layers
 
 # replaced for the sweep: on non-negative numbers, only these could stop or redirect a path
 PASSED = (nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.ReLU6, nn.Dropout, nn.Identity)
@@ -41,19 +41,20 @@ class Connectivity:
 
 def connectivity(model: nn.Module, image_size: int) -> Connectivity:
     """How much of what the masks of `model` keep has an effect. A channel (of a conv) is dead when none of its weights
-    is on a path; a layer is dead when none of its weights is.
+    is on a path; a layer is dead when none of its weights is. A path through a layer's dense offset keeps alive too.
     """
     masks = {name: _kept(module) for name, module in layers(model).items()}
-    crossed, logits = on_paths(model, image_size, masks)
-    convs = [mask.flatten(1).any(1) for mask in crossed.values() if mask.dim() > 2]
+    crossed, links, logits = _sweep(model, image_size, masks)
+    alive = {name: mask | links[name] if name in links else mask for name, mask in crossed.items()}
+    convs = [mask.flatten(1).any(1) for mask in alive.values() if mask.dim() > 2]
     effective = {name: int(mask.sum()) for name, mask in crossed.items()}
     live = int(logits.sum())
     return Connectivity(
         kept=sum(int(mask.sum()) for mask in masks.values()),
         effective=sum(effective.values()),
-        channels=sum(alive.numel() for alive in convs),
-        dead_channels=sum(int((~alive).sum()) for alive in convs),
-        dead_layers=[name for name, number in effective.items() if number == 0],
+        channels=sum(channels.numel() for channels in convs),
+        dead_channels=sum(int((~channels).sum()) for channels in convs),
+        dead_layers=[name for name, mask in alive.items() if not mask.any()],
         logits=logits.numel(),
         live_logits=live,
         connected=live > 0,
@@ -64,17 +65,27 @@ def connectivity(model: nn.Module, image_size: int) -> Connectivity:
 def on_paths(model: nn.Module, image_size: int, masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
     """Which weights of `masks` lie on a path from an input pixel to a logit, and which logits a path reaches.
 
-    `masks` holds a bool tensor of the weight's shape for every counted layer; both answers are bool, on the CPU.
+    `masks` holds a bool tensor of the weight's shape for every counted layer; both answers are bool, on the CPU. A path
+    may cross a layer through its dense `offset`, if it has one, wherever that is not zero.
 
-    All paths are followed at once. Every kept weight becomes 1 / fan-in, biases go, BatchNorm and activations pass
-    through, a shared weight is used at its plain value, max-pooling becomes the mean; then on an image of ones in
-    float64 a logit is positive exactly when a path reaches it, and the gradient of the summed logits is positive
-    exactly at the weights that lie on one. Taps that only ever see padding are on none. The product of 50 fan-ins is
-    far from float64's limits.
+    All paths are followed at once. Every kept weight becomes 1 / fan-in, and so does every offset beside it; biases go,
+    BatchNorm and activations pass through, a shared weight is used at its plain value, max-pooling becomes the mean;
+    then on an image of ones in float64 a logit is positive exactly when a path reaches it, and the gradient of the
+    summed logits is positive exactly at the weights that lie on one. Taps that only ever see padding are on none. The
+    product of 50 fan-ins is far from float64's limits.
     """
+    crossed, _, logits = _sweep(model, image_size, masks)
+    return crossed, logits
+
+
+def _sweep(
+    model: nn.Module, image_size: int, masks: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """What `on_paths` returns, and between the two the places in which a path crosses a layer through its offset."""
     probe = copy.deepcopy(model).double().eval()
     _open_paths(probe)
     counted = layers(probe)
+    links = {name: _link(module, masks[name]) for name, module in counted.items() if hasattr(module, "offset")}
     for name, module in counted.items():
         module.weight.data = masks[name].to(module.weight) / module.weight[0].numel()
         module.weight.requires_grad_(True)
@@ -84,16 +95,35 @@ def on_paths(model: nn.Module, image_size: int, masks: Mapping[str, Tensor]) -> 
     with torch.enable_grad():
         logits = probe(image).flatten()
         grads = torch.autograd.grad(logits.sum(), [module.weight for module in counted.values()], allow_unused=True)
-    crossed = {
-        name: (torch.zeros_like(module.weight) if grad is None else grad * module.weight).gt(0).cpu()
+    # an offset has the gradient of the weight in its place
+    on_path = {
+        name: torch.zeros_like(module.weight, dtype=torch.bool) if grad is None else grad > 0
         for (name, module), grad in zip(counted.items(), grads, strict=True)
     }
-    return crossed, (logits > 0).cpu()
+    crossed = {name: (here & (counted[name].weight > 0)).cpu() for name, here in on_path.items()}
+    return crossed, {name: (on_path[name] & link).cpu() for name, link in links.items()}, (logits > 0).cpu()
 
 
 def _kept(module: nn.Module) -> Tensor:
     mask = getattr(module, "mask", None)
     return torch.ones_like(module.get_parameter("weight"), dtype=torch.bool) if mask is None else mask
+
+
+def _link(module: Counted, mask: Tensor) -> Tensor:
+    """Turn a layer with an offset into a plain one with 1 / fan-in beside it, in every place where the offset is not
+    zero under `mask`; returns those places.
+    """
+    if hasattr(module, "mask"):
+        module.mask = mask.to(module.weight.device)  # what fills the pruned places moves with them
+    links: Tensor = module.offset != 0  # type: ignore[assignment, operator]
+    module.__class__ = next(kind for kind in COUNTED if isinstance(module, kind))  # type: ignore[assignment]
+    for part in dict(module.named_buffers()):
+        delattr(module, part)  # not looked at any more, and a fixed offset is as large as the weight
+    beside = copy.deepcopy(module).requires_grad_(False)
+    beside.bias = None
+    beside.weight.data = links.to(module.weight) / module.weight[0].numel()
+    module.register_forward_hook(lambda _, inputs, output: output + beside(*inputs))
+    return links
 
 
 def _open_paths(module: nn.Module) -> None:

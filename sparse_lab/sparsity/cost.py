@@ -14,7 +14,8 @@ from sparse_lab.sparsity.scores import evaluating
 @dataclass(frozen=True)
 class LayerCost:
     """`macs`: multiply-adds of one image with all weights; `sparse_macs`: with the kept ones. Padding counts as real;
-    a shared weight multiplies in every place that uses it, and stands here once.
+    a shared weight multiplies in every place that uses it, and stands here once. A layer whose weights have a dense
+    `offset` multiplies all of them.
     """
 
     name: str
@@ -41,7 +42,8 @@ def layer_costs(model: nn.Module, image_size: int) -> list[LayerCost]:
         total = module.weight.numel()
         mask = getattr(module, "mask", None)
         kept = total if mask is None else int(mask.sum())
-        costs.append(LayerCost(name, kept, total, total * uses[name], kept * uses[name]))
+        multiplied = total if hasattr(module, "offset") else kept
+        costs.append(LayerCost(name, kept, total, total * uses[name], multiplied * uses[name]))
     return costs
 
 

@@ -93,6 +93,59 @@ class Cubic:
 
 
 @dataclass(frozen=True)
+class Alternating:
+    """Dense and sparse by turns (AC/DC, arXiv 2106.12379): dense up to `begin`, then turns of `turn` steps, sparse
+    first; dense once more from `dense_from` to `end`, then sparse to the last step. What does not fill a turn before
+    `dense_from` makes the turn before it longer.
+    """
+
+    target: float
+    begin: int
+    turn: int
+    dense_from: int
+    end: int
+
+    def _sparse(self, step: int) -> bool:
+        if step < self.begin or self.dense_from <= step < self.end:
+            return False
+        last = max(0, (self.dense_from - self.begin) // self.turn - 1)
+        return step >= self.end or min((step - self.begin) // self.turn, last) % 2 == 0
+
+    def due(self, step: int) -> bool:
+        before = self._sparse(step - 1) if step else False
+        return self._sparse(step) != before
+
+    def sparsity(self, step: int) -> float:
+        return self.target if self._sparse(step) else 0.0
+
+
+@dataclass(frozen=True)
+class EpochEnds:
+    """Never before a step: after the last step of an epoch, when nothing but a validation follows.
+
+    soft: after each epoch, and before the next one everything may live again (soft filter pruning, arXiv 1808.06866);
+    otherwise after the last of `epochs` only (pruning that needs no training afterwards).
+    """
+
+    target: float
+    epochs: int
+    soft: bool
+
+    def due(self, step: int) -> bool:
+        return False
+
+    def sparsity(self, step: int) -> float:
+        return self.target
+
+    def due_after(self, epoch: int) -> bool:
+        """Change the mask after epoch number `epoch`, counted from 0?"""
+        return self.soft or self.final(epoch)
+
+    def final(self, epoch: int) -> bool:
+        return epoch == self.epochs - 1
+
+
+@dataclass(frozen=True)
 class Regrowth:
     """From `start` down to `target` in equal steps of sparsity, one every `every` optimizer steps."""
 
@@ -173,3 +226,29 @@ class DropFraction:
         p = min(step / self.end, 1.0)
         left = {"cosine": 0.5 * (1.0 + math.cos(math.pi * p)), "linear": 1.0 - p, "constant": 1.0}[self.shape]
         return self.last + (self.first - self.last) * left
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Drop to a lower and grow to an upper density, in stages (elastic mutation, MEST, arXiv 2110.14032).
+
+    low, high: densities of each stage, in densities of the target; milestones: the steps at which a stage ends, one
+    fewer. Every `every` steps, and at each milestone; a stage whose bounds are both 1 only brings the mask there once.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    milestones: tuple[int, ...]
+    every: int
+
+    def _stage(self, step: int) -> int:
+        return sum(step >= milestone for milestone in self.milestones)
+
+    def due(self, step: int) -> bool:
+        stage = self._stage(step)
+        moves = self.low[stage] != 1.0 or self.high[stage] != 1.0
+        return step > 0 and (step in self.milestones or (moves and step % self.every == 0))
+
+    def densities(self, step: int) -> tuple[float, float]:
+        """(lower, upper) bound that hold at `step`, in densities of the target."""
+        return self.low[self._stage(step)], self.high[self._stage(step)]

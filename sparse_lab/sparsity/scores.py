@@ -6,8 +6,9 @@ by its own name: `method.prune.score=lamp` runs `lamp`. Gradients are computed o
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +20,11 @@ from sparse_lab.sparsity.masks import layers
 
 Scores = dict[str, Tensor]
 Batches = Sequence[tuple[Tensor, Tensor]]
+Mode = Callable[[nn.Module], AbstractContextManager[None]]
+
+GRASP_TEMPERATURE = 200.0  # the paper's: logits near zero, so that the softmax of a random network is not saturated
+# no value is given in what could be read of the paper; a weight just grown is zero and only its gradient speaks for it
+MEST_LAMBDA = 1.0
 
 
 @contextmanager
@@ -33,12 +39,30 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """BatchNorm by the batch's own statistics for a while, its running ones neither used nor moved; all else as in
+    `evaluating`. For a network that was just initialised: its running statistics mean nothing yet.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    tracked = [norm.track_running_stats for norm in norms]
+    with evaluating(model):
+        try:
+            for norm in norms:
+                norm.training, norm.track_running_stats = True, False
+            yield
+        finally:
+            for norm, flag in zip(norms, tracked, strict=True):
+                norm.track_running_stats = flag
+
+
 @dataclass
 class View:
     """What a score may look at: the network, batches of (images, labels), and a random generator (on the CPU).
 
     `batches` may be a function that makes them: decoding photos for a score of weights alone would be for nothing.
     `taken`: dense gradients that are at hand already (those of a training step); then no batch is looked at.
+    `image_size`: H = W in pixels, for scores that make an image of their own.
     """
 
     model: nn.Module
@@ -46,31 +70,42 @@ class View:
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
     reference: Scores | None = None
     taken: Scores | None = None
+    image_size: int = 32
 
     def weights(self) -> Scores:
         return {name: module.weight.detach() for name, module in layers(self.model).items()}
 
-    def gradients(self, power: int = 1) -> Scores:
+    def seen(self) -> Batches:
+        """The batches, made once: a score that passes over them twice sees the same ones."""
+        if callable(self.batches):
+            self.batches = self.batches()
+        return self.batches
+
+    def losses(self, temperature: float = 1.0) -> Iterator[Tensor]:
+        """Cross-entropy of logits / temperature, one a batch, each with its graph."""
+        weight = next(iter(layers(self.model).values())).weight
+        for images, labels in self.seen():
+            with torch.enable_grad():
+                loss = functional.cross_entropy(self.model(images.to(weight)) / temperature, labels.to(weight.device))
+            yield loss
+
+    def gradients(self, power: int = 1, mode: Mode = evaluating, temperature: float = 1.0) -> Scores:
         """Mean over batches of gradient ** power, dense: pruned positions too. Leaves the network as it was.
 
-        The network is in evaluation mode, so that BatchNorm's running statistics are used and not moved.
+        mode: `evaluating` uses BatchNorm's running statistics, `batch_statistics` each batch's own; neither moves them.
+        temperature: the loss is the cross-entropy of logits / temperature. Raises ValueError without batches.
         """
         if self.taken is not None:
             return {name: grad.pow(power) for name, grad in self.taken.items()}
-        batches = self.batches() if callable(self.batches) else self.batches
-        if not batches:
+        if not self.seen():
             raise ValueError("this score needs batches")
-        found = layers(self.model)
-        weight = next(iter(found.values())).weight
-        sums = {name: torch.zeros_like(module.weight) for name, module in found.items()}
-        with evaluating(self.model):
-            for images, labels in batches:
-                with torch.enable_grad():
-                    loss = functional.cross_entropy(self.model(images.to(weight)), labels.to(weight.device))
-                    grads = torch.autograd.grad(loss, [module.weight for module in found.values()])
-                for total, grad in zip(sums.values(), grads, strict=True):
+        weights = [module.weight for module in layers(self.model).values()]
+        sums = [torch.zeros_like(weight) for weight in weights]
+        with mode(self.model):
+            for loss in self.losses(temperature):
+                for total, grad in zip(sums, torch.autograd.grad(loss, weights), strict=True):
                     total += grad.pow(power)
-        return {name: total / len(batches) for name, total in sums.items()}
+        return {name: total / len(self.seen()) for name, total in zip(layers(self.model), sums, strict=True)}
 
 
 SCORES: dict[str, Callable[[View], Scores]] = {}
@@ -124,6 +159,79 @@ def taylor(view: View) -> Scores:
     """g^2 w^2, the mean over batches: the squared first-order change of the loss (Molchanov et al. 2019)."""
     squares = view.gradients(power=2)
     return {name: squares[name] * weight.square() for name, weight in view.weights().items()}
+
+
+@score
+def snip(view: View) -> Scores:
+    """|w g|, g the mean gradient: how much the loss feels each connection (SNIP, Lee et al. 2019, arXiv 1810.02340).
+
+    With batch statistics: it is meant for a network that was just initialised.
+    """
+    grads = view.gradients(mode=batch_statistics)
+    return {name: (weight * grads[name]).abs() for name, weight in view.weights().items()}
+
+
+@score
+def grasp(view: View) -> Scores:
+    """w (H g), what a weight adds to the gradient's flow (GraSP, Wang et al. 2020, arXiv 2002.07376); signed.
+
+    g is the mean gradient over all batches, held constant; H g the gradient of g's dot product with the gradient, the
+    mean over batches. The paper scores -w (H g) and removes the highest. With batch statistics. Raises UserError
+    without batches: gradients at hand say nothing of H.
+    """
+    if view.taken is not None or not view.seen():
+        raise UserError(
+            "score=grasp needs batches: use it to prune at a step or to regrow, not to rewire while training"
+        )
+    weights = [module.weight for module in layers(view.model).values()]
+    along = view.gradients(mode=batch_statistics, temperature=GRASP_TEMPERATURE)
+    products = {name: torch.zeros_like(direction) for name, direction in along.items()}
+    with batch_statistics(view.model), torch.enable_grad():
+        for loss in view.losses(GRASP_TEMPERATURE):
+            grads = torch.autograd.grad(loss, weights, create_graph=True)
+            flow = torch.stack([(g * d).sum() for g, d in zip(grads, along.values(), strict=True)]).sum()
+            for total, product in zip(products.values(), torch.autograd.grad(flow, weights), strict=True):
+                total += product / len(view.seen())
+    return {name: weight * products[name] for name, weight in view.weights().items()}
+
+
+@score
+def synflow(view: View) -> Scores:
+    """|w dR/dw|, R the summed logits for an image of ones (SynFlow, Tanaka et al. 2020, arXiv 2006.05467). No data.
+
+    R is of a copy in which all weights are positive and everything passes on what it gets, in float64: R is a product
+    over all layers. Every layer on all paths has the same sum of scores, so a small layer has large ones. The paper
+    prunes in 100 steps and scores anew at each.
+    """
+    probe = copy.deepcopy(view.model).double().eval()
+    _pass_all_on(probe)
+    for name, value in (*probe.named_parameters(), *probe.named_buffers()):
+        if name.endswith(("bias", "running_mean")):
+            value.data.zero_()
+        elif isinstance(value, nn.Parameter):
+            value.data.abs_()
+    weights = {name: module.weight for name, module in layers(probe).items()}
+    device = next(iter(weights.values())).device
+    image = torch.ones(1, 3, view.image_size, view.image_size, dtype=torch.float64, device=device)
+    with torch.enable_grad():
+        grads = torch.autograd.grad(probe(image).sum(), list(weights.values()))
+    return {name: weight.detach() * grad for (name, weight), grad in zip(weights.items(), grads, strict=True)}
+
+
+def _pass_all_on(module: nn.Module) -> None:
+    """Put the identity in place of all activations, those with parameters of their own too, in place."""
+    for name, child in module.named_children():
+        if isinstance(child, (nn.ReLU, nn.ReLU6)) or not getattr(child, "counted", True):
+            setattr(module, name, nn.Identity())
+        else:
+            _pass_all_on(child)
+
+
+@score
+def mest(view: View) -> Scores:
+    """|w| + lambda |g|, g the mean gradient (MEST, Yuan et al. 2021, arXiv 2110.14032)."""
+    grads = view.gradients()
+    return {name: weight.abs() + MEST_LAMBDA * grads[name].abs() for name, weight in view.weights().items()}
 
 
 @score

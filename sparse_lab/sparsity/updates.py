@@ -98,26 +98,52 @@ def move_to(
 
 
 def drop_and_grow(
-    masks: Masks,
+    alive: Mapping[str, Tensor],
     fraction: float,
     drop: Mapping[str, Tensor],
     grow: Mapping[str, Tensor],
     chance: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    """New masks with as many weights in each layer: its worst by `drop` go, the best of those pruned before by `grow`
-    come.
+    """Masks with as many weights in each layer as `alive` has: its worst by `drop` go, the best of those pruned before
+    by `grow` come.
 
     Each layer exchanges ceil(fraction * alive), as ITOP's authors do (a layer of three weights still explores), but no
     more than it has pruned positions to offer. What was dropped does not come back in the same change. `chance` as in
     `move_to`.
     """
     new = {}
-    for name, mask in masks.masks().items():
+    for name, mask in alive.items():
         kept = int(mask.sum())
         # 0.1 * 30 is a hair above 3
         exchanged = min(math.ceil(fraction * kept - 1e-9), mask.numel() - kept)
         stay = top_k(_only(drop[name], mask), kept - exchanged, chance)
         new[name] = stay | top_k(_only(grow[name], ~mask), exchanged, chance)
+    return new
+
+
+def drop_then_grow(
+    masks: Masks,
+    low: int,
+    high: int,
+    drop: Mapping[str, Tensor],
+    grow: Mapping[str, Tensor],
+    allocation: str,
+    chance: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """New masks with exactly `high` weights, of which at most `low` were alive: the best by `drop` stay, the best of
+    the positions that were pruned by `grow` come. Both numbers are split over layers by `allocation`.
+    """
+    alive = masks.masks()
+    everything = {name: torch.ones_like(mask) for name, mask in alive.items()}
+    fewest = allocate(allocation, low, masks.weights(), drop, everything)
+    most = allocate(allocation, high, masks.weights(), drop, everything)
+    new = {}
+    for name, mask in alive.items():
+        pruned = mask.numel() - int(mask.sum())
+        # a layer without pruned positions enough for what it is to hold keeps more of its own
+        stay = max(min(fewest[name], int(mask.sum())), most[name] - pruned)
+        kept = top_k(_only(drop[name], mask), stay, chance)
+        new[name] = kept | top_k(_only(grow[name], ~mask), most[name] - stay, chance)
     return new
 
 

@@ -2,6 +2,9 @@
 
 A run is one or more rounds of equal length (a dense run has one; iterative pruning has one a mask change). The clock
 ticks only when an optimizer step really happened, so a step that the gradient scaler skipped advances no schedule.
+
+A round may be a part of a longer schedule of the learning rate: `epochs_before` and `epochs_after` say how much of that
+lies outside of it (weight rewinding goes back to an epoch, and the training that gives those weights stops there).
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ class Clock:
     rounds: int
     epochs_a_round: int
     steps_an_epoch: int
+    epochs_before: int = 0
+    epochs_after: int = 0
     round: int = 0
     epoch_in_round: int = 0
     step_in_round: int = 0
@@ -29,8 +34,10 @@ class Clock:
 
     @property
     def progress(self) -> float:
-        """Share of the round that has passed, in [0, 1)."""
-        return min(self.step_in_round, self.steps_a_round - 1) / self.steps_a_round
+        """Share of the learning rate's schedule that has passed, in [0, 1): that of the round, if it runs it whole."""
+        before = self.epochs_before * self.steps_an_epoch
+        whole = before + self.steps_a_round + self.epochs_after * self.steps_an_epoch
+        return (before + min(self.step_in_round, self.steps_a_round - 1)) / whole
 
     @property
     def total_epochs(self) -> int:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparse_lab.config import RecipeConfig
-from sparse_lab.models import dyrelu
+from sparse_lab.models.surgery import match
 from sparse_lab.training.clock import Clock
-from sparse_lab.training.recipes import learning_rate, make_optimizer
+from sparse_lab.training.recipes import learning_rate, make_optimizer, parameter_groups
 
 
 class Classifier(pl.LightningModule):
@@ -30,10 +30,10 @@ class Classifier(pl.LightningModule):
         return self.model(images)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return make_optimizer(self.model.parameters(), self.recipe)
+        return make_optimizer(parameter_groups(self.model), self.recipe)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        dyrelu.match(self.model, [name.removeprefix("model.") for name in checkpoint["state_dict"]])
+        match(self.model, [name.removeprefix("model.") for name in checkpoint["state_dict"]])
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         rate = learning_rate(self.recipe, self.clock.progress)

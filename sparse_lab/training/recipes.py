@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,8 +12,12 @@ from torch import nn
 from sparse_lab.config import RecipeConfig
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], recipe: RecipeConfig) -> torch.optim.Optimizer:
-    """The recipe's optimizer at its peak learning rate. Decay acts on every parameter, biases and BatchNorm too."""
+def make_optimizer(
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], recipe: RecipeConfig
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer at its peak learning rate. Decay acts on every parameter, biases and BatchNorm too, but
+    for parameter groups that say otherwise.
+    """
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -23,6 +28,29 @@ def make_optimizer(parameters: Iterable[nn.Parameter], recipe: RecipeConfig) -> 
         )
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
     return kind(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """All parameters of `model` for an optimizer: those of modules that have a `recipe` (momentum, weight decay)
+    apart.
+    """
+    own: list[Any] = [module for module in model.modules() if hasattr(module, "recipe")]
+    apart = {id(parameter) for module in own for parameter in module.parameters()}
+    groups: list[dict[str, Any]] = [{"params": [one for one in model.parameters() if id(one) not in apart]}]
+    if own:
+        groups.append({"params": [one for module in own for one in module.parameters()], **own[0].recipe})
+    return groups
+
+
+def take_out(optimizer: torch.optim.Optimizer, gone: Iterable[nn.Parameter]) -> None:
+    """The optimizer forgets parameters that the network no longer has, and groups that are empty then."""
+    dead = {id(parameter) for parameter in gone}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) in dead:
+                optimizer.state.pop(parameter, None)
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in dead]
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
 
 
 def learning_rate(recipe: RecipeConfig, progress: float) -> float:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparse_lab.models import build
-from sparse_lab.sparsity.connectivity import connectivity
+from sparse_lab.models import build, offsets
+from sparse_lab.sparsity.connectivity import connectivity, on_paths
 from sparse_lab.sparsity.masks import Masks, count, layers
 
 Node = tuple[str, int, int, int]
@@ -326,3 +326,124 @@ def test_a_dense_resnet_on_eight_pixels_has_taps_in_the_padding_only() -> None:
     found = connectivity(net, 8)
     assert found.effective == count(net) - idle
     assert found.dead_channels == 0
+
+
+def _through_offsets(net: nn.Module, masks: Masks, links: dict[str, Tensor], side: int, classes: int) -> dict[str, Any]:
+    """What a search finds that may also cross a layer through its offset: the same edges, but for what they carry."""
+    ways = {name: mask | links[name] if name in links else mask for name, mask in masks.masks().items()}
+    graph = Graph(ways)
+    net.graph(graph)  # type: ignore[operator]
+    on_path, live = graph.effective(side, classes)
+    convs = [name for name, mask in ways.items() if mask.dim() == 4]
+    alive = {(weight[0], weight[1]) for weight in on_path if weight[0] in convs}
+    by_layer = {name: sum(bool(mask[w[1:]]) for w in on_path if w[0] == name) for name, mask in masks.masks().items()}
+    return {
+        "effective_by_layer": by_layer,
+        "effective": sum(by_layer.values()),
+        "dead_layers": [name for name in ways if name not in {weight[0] for weight in on_path}],
+        "dead_channels": sum(len(ways[name]) for name in convs) - len(alive),
+        "live_logits": live,
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("density", [0.04, 0.2, 0.5])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0].__name__)
+def test_paths_through_recovered_means(
+    case: tuple[Callable[[], nn.Module], int, int], density: float, seed: int
+) -> None:
+    """Only some layers have means, and in those some filters' are zero: nothing leads through them."""
+    kind, side, classes = case
+    torch.manual_seed(seed)
+    net = kind()
+    masks = _masked(net, density, seed)
+    means = {
+        name: torch.randn(len(layer.weight)) * (torch.rand(len(layer.weight)) < 0.5)
+        for index, (name, layer) in enumerate(masks.layers.items())
+        if index % 3 != seed
+    }
+    before = connectivity(net, side)
+    offsets.recover(net, means)
+    links = {name: ~masks[name] & (mean != 0).view(-1, *(1,) * (masks[name].dim() - 1)) for name, mean in means.items()}
+    found = connectivity(net, side)
+    wanted = _through_offsets(net, masks, links, side, classes)
+    assert {name: getattr(found, name) for name in wanted} == wanted
+    assert found.effective >= before.effective
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0].__name__)
+def test_paths_through_a_dct(case: tuple[Callable[[], nn.Module], int, int], seed: int) -> None:
+    """It links all that a cosine of zero does not cut off, whatever its sign, and nothing where alpha is zero."""
+    kind, side, classes = case
+    torch.manual_seed(seed)
+    net = kind()
+    masks = _masked(net, 0.04, seed)
+    offsets.install_dct(net)
+    off = list(masks.layers)[seed]
+    net.get_submodule(off).get_parameter("alpha").data.zero_()
+    bases = {name: layer.get_buffer("basis") for name, layer in masks.layers.items()}
+    assert any((basis.abs() < 1e-6).any() for basis in bases.values())
+    links = {name: (basis.abs() > 1e-6) & (name != off) for name, basis in bases.items()}
+    found = connectivity(net, side)
+    wanted = _through_offsets(net, masks, links, side, classes)
+    assert {name: getattr(found, name) for name in wanted} == wanted
+
+
+def test_a_cut_vgg16_is_whole_with_a_dct() -> None:
+    """One layer writes to channel 0 alone, and the next reads from channel 1 alone."""
+    torch.manual_seed(0)
+    net = build("vgg16", width=0.125)
+    masks = _masked(net, 0.05, 0)
+    first, second = (torch.zeros_like(masks[f"features.{index}"]) for index in (7, 10))
+    first[0], second[:, 1] = True, True
+    masks.set({"features.7": first, "features.10": second})
+    plain = connectivity(net, 32)
+    assert (plain.connected, plain.effective) == (False, 0)
+    assert plain.dead_channels == plain.channels
+    offsets.install_dct(net)
+    found = connectivity(net, 32)
+    assert (found.connected, found.live_logits) == (True, 10)
+    assert list(found.effective_by_layer) == list(masks.layers)
+    assert found.effective == found.kept == plain.kept
+    assert (found.dead_channels, found.dead_layers) == (0, [])
+
+
+def test_recovered_means_fill_what_the_masks_that_are_asked_about_leave() -> None:
+    net = _stack(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(2, 2))
+    Masks(net)
+    offsets.recover(net, {"0": torch.tensor([1.0, 0.0])})
+    given = {"0": torch.zeros(2, 3, 1, 1, dtype=torch.bool), "2": torch.ones(2, 2, dtype=torch.bool)}
+    given["0"][:, 0] = True
+    crossed, logits = on_paths(net, 1, given)
+    assert torch.equal(crossed["0"], given["0"])
+    given["0"].zero_()
+    crossed, logits = on_paths(net, 1, given)
+    assert crossed["2"].tolist() == [[True, False], [True, False]]  # filter 1 has no weight and no mean
+    assert logits.all()
+
+
+def test_fifty_layers_with_offsets_do_not_overflow() -> None:
+    """Weight and offset together pass on twice what comes in."""
+    middle = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(50))
+    net = _stack(nn.Conv2d(3, 4, 1), *middle, nn.Flatten(), nn.Linear(4 * 64, 2))
+    offsets.install_dct(net)
+    found = connectivity(net, 8)
+    assert found.live_logits == 2
+    assert found.effective == found.kept == 12 + 50 * 144 + 512
+
+
+def test_a_network_with_offsets_is_left_as_it_was() -> None:
+    torch.manual_seed(0)
+    net = Pooled()
+    masks = _masked(net, 0.4, 1)
+    offsets.recover(net, {"first": torch.ones(4), "fc": torch.ones(5)})
+    tensors = [(id(tensor), tensor.sum().item()) for tensor in (*net.parameters(), *net.buffers())]
+    kinds = [(type(module), len(module._forward_hooks)) for module in net.modules()]
+    image = torch.randn(1, 3, 6, 6)
+    answer = net.eval()(image)
+    connectivity(net, 6)
+    on_paths(net, 6, {name: ~mask for name, mask in masks.masks().items()})
+    assert [(id(tensor), tensor.sum().item()) for tensor in (*net.parameters(), *net.buffers())] == tensors
+    assert [(type(module), len(module._forward_hooks)) for module in net.modules()] == kinds
+    assert torch.equal(net(image), answer)

@@ -74,7 +74,7 @@ def _slow(alive: list[bool], fraction: float, drop: list[float], grow: list[floa
 def check_exchange(masks: Masks, fraction: float, drop: dict[str, Tensor], grow: dict[str, Tensor]) -> None:
     before = {name: mask.clone() for name, mask in masks.masks().items()}
     counts = masks.kept_by_layer()
-    new = drop_and_grow(masks, fraction, drop, grow)
+    new = drop_and_grow(masks.masks(), fraction, drop, grow)
     assert all(torch.equal(mask, before[name]) for name, mask in masks.masks().items()), "only answers"
     for name, mask in new.items():
         flat = (before[name].flatten().tolist(), fraction, drop[name].flatten().tolist(), grow[name].flatten().tolist())
@@ -135,7 +135,7 @@ def test_how_many_are_exchanged(fraction: float, kept: int, exchanged: int) -> N
     mask[:kept] = True
     masks.set({"0": mask.reshape(10, 50)})
     score = {"0": torch.arange(500.0).reshape(10, 50)}
-    new = drop_and_grow(masks, fraction, score, score)["0"].flatten()
+    new = drop_and_grow(masks.masks(), fraction, score, score)["0"].flatten()
     wanted = [*range(exchanged, kept), *range(500 - exchanged, 500)]
     assert torch.nonzero(new).flatten().tolist() == wanted
 
@@ -146,7 +146,7 @@ def test_what_was_dropped_does_not_come_back_in_the_same_change() -> None:
     drop, _ = _scores(masks)
     grow = {name: masks[name].double() * 100 for name in SIZES}  # whatever is alive would be the best to grow
     for fraction in (0.2, 0.5, 1.0):
-        new = drop_and_grow(masks, fraction, drop, grow)
+        new = drop_and_grow(masks.masks(), fraction, drop, grow)
         for name, mask in new.items():
             room = SIZES[name] - int(masks[name].sum())
             gone = int((masks[name] & ~mask).sum())
@@ -156,7 +156,7 @@ def test_what_was_dropped_does_not_come_back_in_the_same_change() -> None:
 
 def test_everything_is_exchanged_at_fraction_1_where_there_is_room() -> None:
     masks = _masks({"0": 10, "1": 6, "2": 1, "3": 30})
-    new = drop_and_grow(masks, 1.0, *_scores(masks))
+    new = drop_and_grow(masks.masks(), 1.0, *_scores(masks))
     for name in ("0", "1", "3"):
         assert not (new[name] & masks[name]).any()
     assert torch.equal(new["1"], ~masks["1"])
@@ -177,7 +177,7 @@ def test_many_exchanges_keep_every_layers_count() -> None:
     ever = {name: mask.clone() for name, mask in masks.masks().items()}
     for step in range(200):
         drop, grow = _scores(masks, step, ties=step % 2 == 0)
-        masks.set(drop_and_grow(masks, 0.3, drop, grow))
+        masks.set(drop_and_grow(masks.masks(), 0.3, drop, grow))
         assert masks.kept_by_layer() == counts
         for name, mask in masks.masks().items():
             ever[name] |= mask
@@ -238,7 +238,7 @@ def test_where_every_gradient_is_zero_chance_decides_not_the_index():
     before = {name: mask.clone() for name, mask in masks.masks().items()}
     times = torch.zeros(60)
     for seed in range(200):
-        new = drop_and_grow(masks, 0.5, drop, nothing, torch.Generator().manual_seed(seed))
+        new = drop_and_grow(masks.masks(), 0.5, drop, nothing, torch.Generator().manual_seed(seed))
         assert {name: int(mask.sum()) for name, mask in new.items()} == {"0": 10, "1": 4, "2": 1, "3": 20}
         times += (new["3"] & ~before["3"]).flatten()
     # 10 of 40 pruned positions each time: mean 50, standard deviation 6.1

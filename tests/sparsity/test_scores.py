@@ -249,7 +249,7 @@ def test_unknown_score_names_the_nearest_and_all() -> None:
 def test_every_score_has_the_weights_names_shapes_and_no_nan(name: str) -> None:
     net = _net().float()
     reference = {"conv": net.conv.weight.detach() * 2, "fc": net.fc.weight.detach() * 2}
-    scores = find(name)(View(net, _batches(), reference=reference))
+    scores = find(name)(View(net, _batches(), reference=reference, image_size=4))
     assert {layer: score.shape for layer, score in scores.items()} == {
         "conv": net.conv.weight.shape,
         "fc": net.fc.weight.shape,

@@ -268,7 +268,7 @@ def test_sparsity_counts_on_the_network_before_sharing() -> None:
             assert list(masks.kept_by_layer().values()) == _erk(kept, shapes)
             assert masks.sparsity() == pytest.approx(schedule.sparsity(step), abs=0.51 / total)
         before = masks.kept_by_layer()
-        masks.set(drop_and_grow(masks, 0.3, scores, scores))
+        masks.set(drop_and_grow(masks.masks(), 0.3, scores, scores))
         assert masks.kept_by_layer() == before
     assert masks.kept() == round(0.01 * total)
 

@@ -1,0 +1,92 @@
+"""ResRep: filters are trained away through compactors, and what is left is folded into a plain network
+(arXiv 2007.03260).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from sparse_lab.callbacks.choose import Filters
+from sparse_lab.config import CompactingConfig
+from sparse_lab.models import compactors
+from sparse_lab.sparsity import channels
+from sparse_lab.sparsity.masks import kept_for
+from sparse_lab.training.clock import Clock
+from sparse_lab.training.recipes import take_out
+
+
+class Compacting(pl.Callback):
+    """A penalty pulls every row of every compactor to zero; rows that are given up follow nothing else.
+
+    From step `begin` on, every `config.every` steps, the rows of the smallest norms are given up: `config.channels`
+    more each time, and no more than must go to reach `sparsity`. After the last step those that must go are taken
+    out, what is left of the compactors is folded into convolutions and BatchNorms, and the masks say which channels
+    are gone.
+    """
+
+    def __init__(
+        self,
+        config: CompactingConfig,
+        begin: int,
+        filters: Filters,
+        sparsity: float,
+        clock: Clock,
+        changed: Callable[[str, int], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self.config = config
+        self.begin = begin
+        self.filters = filters
+        self.sparsity = sparsity
+        self.clock = clock
+        self.changed = changed
+        self.say = say
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        network = pl_module.get_submodule("model")
+        since = self.clock.step_in_round - self.begin
+        if since >= 0 and since % self.config.every == 0:
+            self._give_up(network, self.config.channels * (since // self.config.every + 1))
+        compactors.add_penalty(network, self.config.penalty)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        network = pl_module.get_submodule("model")
+        last = trainer.is_last_batch and self.clock.epoch_in_round == self.clock.epochs_a_round - 1
+        if last and compactors.compactors(network):
+            self._fuse(network, trainer.optimizers[0])
+
+    def _give_up(self, network: nn.Module, most: int) -> None:
+        """The rows that must go, at most `most` of them, the shortest first."""
+        norms = compactors.norms(network)
+        stay = self.filters.best(norms, self.sparsity)
+        going = sorted(
+            (float(norms[name][row]), name, int(row)) for name, alive in stay.items() for row in (~alive).nonzero()
+        )
+        found = compactors.compactors(network)
+        for compactor in found.values():
+            compactor.alive.fill_(True)
+        for _, name, row in going[:most]:
+            found[name].alive[row] = False
+
+    def _fuse(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        norms = compactors.norms(network)
+        stay = self.filters.best(norms, self.sparsity)
+        longest = max(float(norms[name][~alive].max()) for name, alive in stay.items() if not alive.all())
+        take_out(optimizer, compactors.fuse(network, stay))
+        masks = self.filters.masks
+        shapes = {name: weight.shape for name, weight in masks.weights().items()}
+        masks.set(channels.masks_of(self.filters.groups, stay, shapes), optimizer)
+        gone = sum(int((~alive).sum()) for alive in stay.values())
+        self.say(
+            f"compactors folded away, {gone:,} filters are gone; the longest row among them had norm {longest:.2g}"
+        )
+        self.changed("prune", kept_for(self.sparsity, masks.total()))
