@@ -17,14 +17,12 @@ from sparse_lab.models import weight_sharing
 from sparse_lab.parts import alter, filter_groups
 from sparse_lab.sparsity import channels
 from sparse_lab.sparsity.allocation import CLAIMS
+from sparse_lab.sparsity.cost import layer_costs
 from sparse_lab.sparsity.filter_scores import find_filter_score
 from sparse_lab.sparsity.masks import count, kept_for, layers
-from sparse_lab.sparsity.scores import SCORES, find
-from sparse_lab.timetable import recipe_of
+from sparse_lab.sparsity.scores import OF_WEIGHTS, OWN_PASSES, SCORES, find
+from sparse_lab.timetable import clock_of, recipe_of
 from sparse_lab.training.files import load
-
-NEEDS_WEIGHTS = ("taylor", "magnitude", "lamp", "snip", "grasp", "synflow")
-NEEDS_BATCHES = ("grasp",)  # more than the gradients of a step that are at hand
 
 
 def check(config: Config) -> None:
@@ -113,11 +111,10 @@ def check_pruning(config: Config) -> None:
             "method.prune.rewind_weights goes back into the dense training: it needs method.prune.rewind_lr=true and "
             "method.starts_from=dense"
         )
-    epochs = schedule.round_epochs or recipe_of(config).epochs
-    if (prune.rewind_weights or 0) >= min(epochs, config.training.epochs):
+    if clock_of(config, 1).epochs_a_round < 1 or (prune.rewind_weights or 0) >= config.training.epochs:
         raise UserError(
-            f"method.prune.rewind_weights={prune.rewind_weights}: nothing is left to train of a round of "
-            f"{min(epochs, config.training.epochs)} epochs"
+            f"method.prune.rewind_weights={prune.rewind_weights}: no epoch is left of a round: lower it, or set "
+            "schedule.round_epochs"
         )
     if method.prunes_filters:
         check_filters(config)
@@ -169,16 +166,28 @@ def check_filters(config: Config) -> None:
         raise UserError(f"method.prune.unit=filters works with schedule={' or '.join(fitting)}, not {schedule.name}")
     if schedule.name == "layerwise" and not chosen.rates:
         raise UserError("schedule=layerwise prunes by method.filters.rates=[...], one number a layer: give them")
+    if chosen.rates and (schedule.name not in ("one_shot", "layerwise") or chosen.flops is not None):
+        raise UserError(
+            "method.filters.rates say all by themselves: schedule=one_shot or layerwise, and method.filters.flops=null"
+        )
+    if method.compactors and recipe_of(config).optimizer != "sgd":
+        raise UserError(
+            f"compactors shrink by SGD with a momentum of their own, not by {recipe_of(config).optimizer}: "
+            "training.finetune.optimizer=sgd"
+        )
+    if method.compactors and chosen.coupled:
+        raise UserError("compactors stand behind single layers: method.filters.coupled=false")
     if method.prune.rewind_weights is not None or method.prune.iterations > 1:
         raise UserError("method.prune.unit=filters goes with method.prune.rewind_weights=null and iterations=1")
     _check_channels(config)
 
 
 def _check_channels(config: Config) -> None:
-    """Would the rates, or what sparsity.target asks, take a layer's last filter?"""
+    """Would the rates, or what sparsity.target and method.filters.flops ask, take a layer's last filter?"""
     chosen = config.method.filters
     groups = filter_groups(config)
-    shapes = _shapes(config.model.name, config.dataset.num_classes, config.model.width, config.dataset.image_size)
+    costs = _costs(config.model.name, config.dataset.num_classes, config.model.width, config.dataset.image_size)
+    shapes = {name: shape for name, (shape, _) in costs.items()}
     total = sum(shape.numel() for shape in shapes.values())
     if chosen.rates:
         nothing = {group.name: torch.zeros(group.channels) for group in groups}
@@ -191,12 +200,21 @@ def _check_channels(config: Config) -> None:
                 f"say sparsity.target={sparsity:.4f} beside them"
             )
         return
-    least = channels.kept_weights(groups, {group.name: 1 for group in groups}, shapes)
-    if kept_for(config.sparsity.target, total) < least:
-        more = "" if chosen.coupled else "; method.filters.coupled=true lets residual trunks go too"
+    one = {group.name: torch.arange(group.channels) == 0 for group in groups}
+    fewest = {name: int(mask.sum()) for name, mask in channels.masks_of(groups, one, shapes).items()}
+    more = "" if chosen.coupled else "; method.filters.coupled=true lets residual trunks go too"
+    if kept_for(config.sparsity.target, total) < sum(fewest.values()):
+        highest = math.floor(1e6 * (1 - sum(fewest.values()) / total)) / 1e6
         raise UserError(
             f"sparsity.target={config.sparsity.target:g} takes the last filter of a layer: by filters the highest "
-            f"sparsity here is {math.floor(1e6 * (1 - least / total)) / 1e6:.6f}{more}"
+            f"sparsity here is {highest:.6f}{more}"
+        )
+    macs = sum(cost for _, cost in costs.values())
+    least = sum(cost * fewest[name] / shape.numel() for name, (shape, cost) in costs.items())
+    if chosen.flops is not None and (1.0 - chosen.flops) * macs < least:
+        raise UserError(
+            f"method.filters.flops={chosen.flops:g} takes the last filter of a layer: at most "
+            f"{math.floor(1e6 * (1 - least / macs)) / 1e6:.6f} of the multiply-adds can go here{more}"
         )
 
 
@@ -248,7 +266,12 @@ def _check_together(config: Config) -> None:
         ("method.hypersphere=true", method.hypersphere, "method.dct=true", method.dct),
         ("method.hypersphere=true", method.hypersphere, "rewire in method.parts", method.rewires),
         ("method.dct=true", method.dct, "sparsity.connect=true", config.sparsity.connect),
-        ("method.dct=true", method.dct, "method.prune.score=synflow", method.prune.score == "synflow"),
+        (
+            "method.dct=true (weights start at 0)",
+            method.dct,
+            f"method.prune.score={method.prune.score}",
+            method.prunes and method.prune.score in OF_WEIGHTS,
+        ),
     ]
     for first, has_first, second, has_second in pairs:
         if has_first and has_second:
@@ -260,9 +283,9 @@ def _check_scores(group: str, scores: RewireConfig | CyclesConfig) -> None:
         find(name)
         if name == "reference":
             raise UserError(f"{group} cannot look at a reference network: choose another score than reference")
-        if name in NEEDS_BATCHES:
+        if name in OWN_PASSES:
             raise UserError(f"{group} sees the step's gradients alone, and {name} needs more: choose another score")
-    if scores.grow in NEEDS_WEIGHTS:
+    if scores.grow in OF_WEIGHTS:
         raise UserError(f"{group}.grow={scores.grow} scores every pruned weight 0: use gradient or random")
 
 
@@ -382,10 +405,12 @@ def _size(name: str, num_classes: int, width: float, image_size: int, sharing: b
 
 
 @cache
-def _shapes(name: str, num_classes: int, width: float, image_size: int) -> dict[str, torch.Size]:
+def _costs(name: str, num_classes: int, width: float, image_size: int) -> dict[str, tuple[torch.Size, int]]:
+    """Shape and multiply-adds of every counted layer of a plain network."""
     with torch.device("meta"):
         model = models.build(name, num_classes, width, image_size)
-    return {layer: module.weight.shape for layer, module in layers(model).items()}
+    found = layers(model)
+    return {cost.name: (found[cost.name].weight.shape, cost.macs) for cost in layer_costs(model, image_size)}
 
 
 def check_regrowth(config: Config) -> None:
@@ -396,7 +421,7 @@ def check_regrowth(config: Config) -> None:
     if regrow.score != "none":
         if regrow.score not in SCORES:
             raise UserError(f"unknown method.regrow.score {regrow.score!r}; {nearest(regrow.score, [*SCORES, 'none'])}")
-        if regrow.score_on == "sparse" and regrow.score in NEEDS_WEIGHTS:
+        if regrow.score_on == "sparse" and regrow.score in OF_WEIGHTS:
             raise UserError(
                 f"method.regrow.score={regrow.score} on the sparse network scores every pruned weight 0: "
                 "use method.regrow.score_on=dense, or score=gradient"

@@ -194,9 +194,7 @@ class PruneConfig:
     )
     allocation: str = key("global", "how the kept weights are split over layers", choices=ALLOCATIONS)
     batches: int = key(10, "training batches that scores with gradients or feature maps average over", low=1)
-    per_class: int | None = key(
-        None, "scores look at one batch with so many images of each class instead of at `batches`", low=1
-    )
+    per_class: int | None = key(None, "scores look at so many images of each class instead of at `batches`", low=1)
     iterations: int = key(
         1, "prune in so many steps of equal ratio, with new scores before each, and no training in between", low=1
     )

@@ -67,7 +67,7 @@ def outcome(
         "dead_layers": last["effective"]["dead_layers"],
         "levels": levels,
         "layers": [{"name": c.name, "kept": c.kept, "total": c.total, "macs": c.macs} for c in costs],
-        "flops": flops(costs, levels, len(data.train) * config.training.batch_size, parts.log.mean_kept()),
+        "flops": flops(costs, levels, len(data.train) * config.training.batch_size, parts.log.mean_macs()),
         "seconds": sum(level["seconds"] for level in levels),
         "peak_memory_mb": peak_memory(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -116,21 +116,21 @@ def removed(config: Config, parts: Parts, data: Data) -> tuple[nn.Module, dict[s
 
 
 def flops(
-    costs: list[LayerCost], levels: list[dict[str, Any]], images_an_epoch: int, mean_kept: float | None
+    costs: list[LayerCost], levels: list[dict[str, Any]], images_an_epoch: int, mean_macs: float
 ) -> dict[str, int]:
     """Two operations a multiply-add; a training image costs three forward passes (forward, input and weight gradient).
 
-    Dense counts are what masked dense arithmetic really computes; sparse ones count the final network's kept weights,
-    in training as many as were kept on average. What DyReLU adds early in training is not counted.
+    Dense counts are what masked dense arithmetic really computes; sparse ones count kept weights: in inference the
+    final network's, in training `mean_macs`, the mean over all steps. What DyReLU and compactors add while training is
+    not counted.
     """
     dense, sparse = sum(c.macs for c in costs), sum(c.sparse_macs for c in costs)
-    denser = 1.0 if mean_kept is None else mean_kept / sum(c.kept for c in costs)
     images = images_an_epoch * sum(level["epochs"] for level in levels)
     return {
         "inference_dense": 2 * dense,
         "inference_sparse": 2 * sparse,
         "training_dense": 6 * dense * images,
-        "training_sparse": round(6 * sparse * denser * images),
+        "training_sparse": round(6 * mean_macs * images),
     }
 
 

@@ -44,7 +44,7 @@ from sparse_lab.sparsity import channels
 from sparse_lab.sparsity.cost import layer_costs
 from sparse_lab.sparsity.masks import Masks, count, kept_for
 from sparse_lab.sparsity.paths import connected_start
-from sparse_lab.sparsity.schedules import Constant, Schedule
+from sparse_lab.sparsity.schedules import Constant, Cubic, EpochEnds, Schedule
 from sparse_lab.timetable import (
     bounds_of,
     clock_of,
@@ -115,14 +115,18 @@ def filter_groups(config: Config) -> list[channels.Group]:
         )
     try:
         found = channels.groups(plain, config.dataset.image_size, config.method.filters.coupled)
-        if config.method.compactors:  # there are none behind linear layers
-            found = [group for group in found if isinstance(plain.get_submodule(group.name), nn.Conv2d)]
+        if config.method.compactors:  # behind a convolution, and nothing else may make what it has shrunk
+            found = [group for group in found if len(group.producers) == 1 and _is_conv(plain, group.name)]
         return found
     except ValueError as error:
         raise UserError(
             f"method {config.method.name} prunes filters, and {config.model.name} has none that can go: {error}: "
             "use another model, or method.filters.coupled=true"
         ) from None
+
+
+def _is_conv(model: nn.Module, name: str) -> bool:
+    return isinstance(model.get_submodule(name), nn.Conv2d)
 
 
 def assemble(
@@ -139,6 +143,7 @@ def assemble(
     model = build_model(config)
     rewind = _rewinding(config, model, starts)
     if "parent" in starts:
+        Masks(model)  # the parent may be pruned already: its masks are loaded with it
         into(model, load_network(starts["parent"]), starts["parent"])
     model = alter(model, config)
     masks = Masks(model) if config.method.prunes else None
@@ -164,7 +169,7 @@ def assemble(
         _measure(model, masks, log),
         say,
     )
-    keep = [] if masks is None else [KeepMasks(masks), log]
+    keep: list[pl.Callback] = [log] if masks is None else [KeepMasks(masks), log]
     phasing = [DyReLUPhasing(*phasing_of(config, clock), clock, say)] if config.method.dyrelu else []
     changes = _mask_changes(config, data, masks, clock, starts, log, rewind, say)
     diagnostics = _diagnostics(config, folder, data, masks)
@@ -242,6 +247,8 @@ def _start(config: Config, clock: Clock) -> Schedule:
         return Constant(config.sparsity.target)
     if config.method.rewires and config.schedule.name == "cubic":
         return Constant(config.schedule.initial)
+    if config.method.rewires and config.method.rewire.high:
+        return Constant(1.0 - config.method.rewire.high[0] * (1.0 - config.sparsity.target))
     return schedule_of(config, clock)
 
 
@@ -249,8 +256,8 @@ def _rewiring(config: Config, clock: Clock) -> Rewire | Mutate:
     chosen = config.method.rewire
     if chosen.low:
         return Mutate(bounds_of(config, clock), config.sparsity.target, chosen.allocation)
-    pruning = schedule_of(config, clock) if config.schedule.name == "cubic" else None
-    return Rewire(rewiring_of(config, clock), pruning, chosen.allocation)
+    schedule = schedule_of(config, clock)
+    return Rewire(rewiring_of(config, clock), schedule if isinstance(schedule, Cubic) else None, chosen.allocation)
 
 
 def _regrowth(config: Config, data: Data, masks: Masks, clock: Clock, starts: dict[str, Path], log: MaskLog) -> Regrow:
@@ -263,7 +270,8 @@ def _regrowth(config: Config, data: Data, masks: Masks, clock: Clock, starts: di
         state = load_network(starts["reference"])
         reference = {name: state[f"{name}.weight"] for name in masks.layers}
     schedule = schedule_of(config, clock)
-    return Regrow(regrow, schedule, masks, clock, dense_model, reference, data.train.fixed, config.seed, log)
+    batches, image_size = data.train.fixed, config.dataset.image_size
+    return Regrow(regrow, schedule, masks, clock, dense_model, reference, batches, config.seed, log, image_size)
 
 
 def _diagnostics(config: Config, folder: RunFolder, data: Data, masks: Masks | None) -> list[pl.Callback]:
@@ -282,12 +290,12 @@ def _at_target(config: Config, model: nn.Module, masks: Masks | None, clock: Clo
     def at_target() -> bool:
         if dyrelu.activations(model) or clock.step_in_round < settled:
             return False
-        if masks is None or config.method.filters.rates:
-            return True  # with rates the first step of a round has pruned what this round prunes
-        last = (clock.round + 1) * clock.steps_a_round - 1
-        asked = kept_for(schedule.sparsity(last), masks.total())
-        # filters are whole: what is left of them is at most what may stay
-        return masks.kept() == asked or (config.method.prunes_filters and masks.kept() < asked)
+        if isinstance(schedule, EpochEnds):
+            return clock.epoch_in_round == clock.epochs_a_round
+        first, last = clock.round * clock.steps_a_round, (clock.round + 1) * clock.steps_a_round - 1
+        if config.method.prunes_filters:  # whole filters leave a few weights fewer than asked for, or what rates say
+            return schedule.sparsity(first + clock.step_in_round - 1) == schedule.sparsity(last)
+        return masks is None or masks.kept() == kept_for(schedule.sparsity(last), masks.total())
 
     return at_target
 
@@ -342,8 +350,8 @@ def make_trainer(config: Config, parts: Parts, folder: RunFolder) -> pl.Trainer:
     return pl.Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
-        # parameters of DyReLU and of compactors leave while training, and DDP would wait for their gradients
-        strategy=("ddp_find_unused_parameters_true" if config.method.dyrelu or config.method.compactors else "ddp")
+        # DyReLU's parameters leave in the middle of the training, and DDP would wait for their gradients
+        strategy=("ddp_find_unused_parameters_true" if config.method.dyrelu else "ddp")
         if trainer.devices > 1
         else "auto",
         precision=trainer.precision,  # type: ignore[arg-type]

@@ -59,6 +59,10 @@ def identity(config: Config) -> dict[str, Any]:
             del plain["training"]["finetune"]
         if not config.sparsity.connect:
             del plain["sparsity"]["connect"]
+    for path, key in _unread(config):
+        del plain["method"][path][key]
+    if config.schedule.name == "cubic" and method.rewires:  # pruned whenever weights are exchanged
+        del plain["schedule"]["every"]
     if config.training.stop_after is None:
         del plain["training"]["stop_after"]
     if not method.goes_on:
@@ -81,6 +85,29 @@ def _unused(method: MethodConfig) -> list[str]:
     unused += [] if method.hypersphere else ["hypersphere", "sphere"]
     unused += [] if method.prunes_filters else ["filters"]
     return unused + ([] if method.rewires or method.cyclic else ["gradients"])
+
+
+def _unread(config: Config) -> list[tuple[str, str]]:
+    """Keys of pruning and rewiring that the rest of their part leaves without a say."""
+    method, unread = config.method, []
+    if method.prunes:
+        prune = method.prune
+        idle = {
+            "unit": prune.unit == "weights",
+            "per_class": prune.per_class is None,
+            "iterations": prune.iterations == 1,
+        }
+        idle |= {"batches": prune.per_class is not None, "rewind_weights": prune.rewind_weights is None}
+        unread += [("prune", key) for key, without in idle.items() if without]
+    if method.rewires:
+        bounds = ("low", "high", "milestones")
+        fractions = ("fraction", "fraction_end", "fraction_shape", "end")
+        unread += [("rewire", key) for key in (fractions if method.rewire.low else bounds)]
+        if method.rewire.unit == "steps":
+            unread.append(("rewire", "unit"))
+        if not method.rewire.low and config.schedule.name != "cubic":
+            unread.append(("rewire", "allocation"))
+    return unread
 
 
 def _fingerprint(path: str) -> str:

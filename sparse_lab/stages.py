@@ -57,7 +57,7 @@ def rewound(config: Config) -> Config | None:
     if not config.method.prunes or not epoch:
         return None
     start = dense(config)
-    return replace(start, training=replace(start.training, stop_after=epoch))
+    return replace(start, training=replace(start.training, stop_after=epoch, select="last", patience=None))
 
 
 def reference(config: Config) -> Config | None:

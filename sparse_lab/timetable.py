@@ -127,18 +127,56 @@ def phasing_of(config: Config, clock: Clock) -> tuple[int, int]:
 
 def idle(config: Config, clock: Clock) -> list[str]:
     """What the method asks for and this training is too short for: one line each."""
-    lines, steps = [], f"the training has {clock.steps_a_round:,} steps"
-    rewiring = rewiring_of(config, clock)
-    first = (rewiring.begin // rewiring.every + 1) * rewiring.every
-    if config.method.rewires and first >= min(rewiring.end, clock.steps_a_round):
-        lines.append(
-            f"nothing is ever rewired: the first time would be step {first:,} and {steps}: "
-            "train longer, or lower method.rewire.every"
-        )
+    method = config.method
+    lines = _idle_rewiring(config, clock) if method.rewires else []
+    if method.prunes and not method.goes_on:
+        lines += _idle_pruning(config, clock)
     cycles = cycles_of(config, clock)
-    if config.method.cyclic and min(cycles.lengths) <= cycles.every:
+    if method.cyclic and min(cycles.lengths) <= cycles.every:
         lines.append(
             f"density does not move in a cycle of {min(cycles.lengths):,} steps: "
             f"train longer, or lower method.cycles.every={cycles.every:,}"
         )
     return lines
+
+
+def _idle_rewiring(config: Config, clock: Clock) -> list[str]:
+    steps, chosen = clock.steps_a_round, config.method.rewire
+    if chosen.low:
+        bounds = bounds_of(config, clock)
+        if any(bounds.due(step) and step not in bounds.milestones for step in range(steps)):
+            return []
+        first = bounds.every
+    else:
+        rewiring = rewiring_of(config, clock)
+        first = (rewiring.begin // rewiring.every + 1) * rewiring.every
+        if first < min(rewiring.end, steps):
+            return []
+    return [
+        f"nothing is ever rewired: the first time would be step {first:,} and the training has {steps:,} steps: "
+        "train longer, or lower method.rewire.every"
+    ]
+
+
+def _idle_pruning(config: Config, clock: Clock) -> list[str]:
+    schedule, steps = schedule_of(config, clock), clock.steps_a_round
+    if isinstance(schedule, Cubic) and not config.method.rewires:
+        if sum(schedule.due(step) for step in range(steps)) <= 2:
+            return [
+                f"gradual pruning has no step between {schedule.begin:,} and {schedule.end:,}: "
+                f"train longer, or lower schedule.every={schedule.every:,}"
+            ]
+    elif isinstance(schedule, Alternating):
+        turns = sum(schedule.due(step) for step in range(steps))
+        if turns < 3:
+            return [
+                f"dense and sparse hardly take turns: the mask changes {turns} times in {steps:,} steps: train longer"
+            ]
+    elif config.method.compactors:
+        begin = steps_of(config.method.compacting.begin, config.method.compacting.unit, clock)
+        if begin >= steps - 1:
+            return [
+                f"no row of a compactor is given up before the last of {steps:,} steps: train longer, or lower "
+                f"method.compacting.begin={config.method.compacting.begin:g} ({config.method.compacting.unit})"
+            ]
+    return []

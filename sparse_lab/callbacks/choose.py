@@ -85,11 +85,13 @@ class Filters:
         }
         # what went before goes first
         ranked = {name: score.masked_fill(~alive[name].cpu(), -torch.inf) for name, score in ranked.items()}
+        kept = kept_for(sparsity, self.masks.total())
         if self.filters.rates:
             rates = self.filters.rates[: round_ + 1] if self.layerwise else self.filters.rates
-            return channels.by_rates(self.groups, ranked, rates)
-        kept = kept_for(sparsity, self.masks.total())
-        return self._within_flops(ranked, kept) if self.filters.flops else self._choose(ranked, kept)
+            chosen = channels.by_rates(self.groups, ranked, rates)
+        else:
+            chosen = self._within_flops(ranked, kept) if self.filters.flops else self._choose(ranked, kept)
+        return {name: stay.to(alive[name].device) & alive[name] for name, stay in chosen.items()}
 
     def _choose(self, ranked: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
         return channels.choose(self.groups, ranked, kept, self.config.allocation, self._shapes())

@@ -20,6 +20,9 @@ from sparse_lab.training.clock import Clock
 from sparse_lab.training.recipes import take_out
 
 
+SHORT = 1e-2  # a row of this norm adds a hundredth of what it did; the paper cuts at 1e-5, after 180 epochs
+
+
 class Compacting(pl.Callback):
     """A penalty pulls every row of every compactor to zero; rows that are given up follow nothing else.
 
@@ -53,7 +56,8 @@ class Compacting(pl.Callback):
         network = pl_module.get_submodule("model")
         since = self.clock.step_in_round - self.begin
         if since >= 0 and since % self.config.every == 0:
-            self._give_up(network, self.config.channels * (since // self.config.every + 1))
+            most = self.config.channels * (since // self.config.every + 1)
+            self._give_up(network, most, trainer.strategy.broadcast)
         compactors.add_penalty(network, self.config.penalty)
 
     def on_train_batch_end(
@@ -62,12 +66,12 @@ class Compacting(pl.Callback):
         network = pl_module.get_submodule("model")
         last = trainer.is_last_batch and self.clock.epoch_in_round == self.clock.epochs_a_round - 1
         if last and compactors.compactors(network):
-            self._fuse(network, trainer.optimizers[0])
+            self._fuse(network, trainer.optimizers[0], trainer.strategy.broadcast)
 
-    def _give_up(self, network: nn.Module, most: int) -> None:
+    def _give_up(self, network: nn.Module, most: int, broadcast: Callable[[Any], Any]) -> None:
         """The rows that must go, at most `most` of them, the shortest first."""
         norms = compactors.norms(network)
-        stay = self.filters.best(norms, self.sparsity)
+        stay = broadcast(self.filters.best(norms, self.sparsity))
         going = sorted(
             (float(norms[name][row]), name, int(row)) for name, alive in stay.items() for row in (~alive).nonzero()
         )
@@ -77,16 +81,17 @@ class Compacting(pl.Callback):
         for _, name, row in going[:most]:
             found[name].alive[row] = False
 
-    def _fuse(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def _fuse(self, network: nn.Module, optimizer: torch.optim.Optimizer, broadcast: Callable[[Any], Any]) -> None:
         norms = compactors.norms(network)
-        stay = self.filters.best(norms, self.sparsity)
-        longest = max(float(norms[name][~alive].max()) for name, alive in stay.items() if not alive.all())
+        stay = broadcast(self.filters.best(norms, self.sparsity))
+        longest = max(
+            (float(norms[name][~alive].max()) for name, alive in stay.items() if not alive.all()), default=0.0
+        )
         take_out(optimizer, compactors.fuse(network, stay))
         masks = self.filters.masks
         shapes = {name: weight.shape for name, weight in masks.weights().items()}
         masks.set(channels.masks_of(self.filters.groups, stay, shapes), optimizer)
         gone = sum(int((~alive).sum()) for alive in stay.values())
-        self.say(
-            f"compactors folded away, {gone:,} filters are gone; the longest row among them had norm {longest:.2g}"
-        )
+        warning = "" if longest < SHORT else "WARNING: cut before they had shrunk to nothing: "
+        self.say(f"{warning}{gone:,} filters are gone, the longest row of their compactors had norm {longest:.2g}")
         self.changed("prune", kept_for(self.sparsity, masks.total()))

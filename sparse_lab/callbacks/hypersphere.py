@@ -34,7 +34,10 @@ class Hypersphere(pl.Callback):
         self._inside: dict[str, Tensor] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._normalise()
+        if (
+            self.clock.round == 0 and self.clock.step_in_round == 0
+        ):  # what a checkpoint holds is of length 1 but for rounding
+            self._normalise()
         for optimizer in trainer.optimizers:
             optimizer.register_step_post_hook(lambda *_: self._normalise())
 

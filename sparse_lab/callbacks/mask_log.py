@@ -15,6 +15,7 @@ from sparse_lab.config import UserError
 from sparse_lab.models import dyrelu
 from sparse_lab.record import RunFolder
 from sparse_lab.sparsity.connectivity import Connectivity, connectivity
+from sparse_lab.sparsity.cost import layer_costs
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.training.clock import Clock
 
@@ -52,7 +53,8 @@ class MaskLog(pl.Callback):
         self.image_size = image_size
         self.require_connected = require_connected
         self.by_layer = by_layer
-        self.history: list[tuple[int, int]] = []
+        self.changes = 0
+        self.macs: list[tuple[int, int]] = []
         self.ever: dict[str, Tensor] = {}
         if explore and masks is not None:
             self.ever = {name: torch.zeros_like(mask) for name, mask in masks.masks().items()}
@@ -63,14 +65,19 @@ class MaskLog(pl.Callback):
         """How the network is connected now."""
         return connectivity(self.model, self.image_size)
 
-    def mean_kept(self) -> float | None:
-        """Kept weights, the mean over the steps done since the first change; None where nothing changed."""
-        if not self.history:
-            return None
-        begins = [step for step, _ in self.history]
+    def mean_macs(self) -> float:
+        """Multiply-adds of kept weights for one image, the mean over all steps; a round that ended early counts in
+        full.
+        """
+        begins = [step for step, _ in self.macs]
         ends = [*begins[1:], self.clock.rounds * self.clock.steps_a_round]
-        areas = [(end - step) * kept for (step, kept), end in zip(self.history, ends, strict=True)]
-        return sum(areas) / (ends[-1] - begins[0])
+        areas = [(end - step) * macs for (step, macs), end in zip(self.macs, ends, strict=True)]
+        return sum(areas) / ends[-1]
+
+    def _count(self) -> None:
+        """Note how many multiply-adds there are from this step on."""
+        step = self.clock.round * self.clock.steps_a_round + self.clock.step_in_round
+        self.macs.append((step, sum(cost.sparse_macs for cost in layer_costs(self.model, self.image_size))))
 
     @property
     def explored(self) -> float | None:
@@ -90,7 +97,8 @@ class MaskLog(pl.Callback):
             ever |= self.masks[name].to(ever.device)
         if self._writes:
             self.folder.add_line(FILE, self._row(change, asked, found, self.masks))
-        self.history.append((self.clock.step, found.kept))
+        self.changes += 1
+        self._count()
         self._warn(found)
 
     def _row(self, change: str, asked: int, found: Connectivity, masks: Masks) -> dict[str, Any]:
@@ -125,7 +133,7 @@ class MaskLog(pl.Callback):
             return
         if not was_connected:
             self.say(f"the network is connected again: {found.live_logits} of {found.logits} logits can be reached")
-        elif found.live_logits < found.logits and len(self.history) == 1:
+        elif found.live_logits < found.logits and self.changes == 1:
             self.say(f"WARNING: only {found.live_logits} of {found.logits} logits can be reached from the input")
         if newly and was_connected:
             dead = [name for name in found.dead_layers if name in newly]
@@ -140,19 +148,23 @@ class MaskLog(pl.Callback):
         self._writes = trainer.is_global_zero
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.macs:
+            self._count()
         if self._writes:
-            self.folder.cut_lines(FILE, lambda number, _: number < len(self.history))
+            self.folder.cut_lines(FILE, lambda number, _: number < self.changes)
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "history": [list(pair) for pair in self.history],
+            "changes": self.changes,
+            "macs": [list(pair) for pair in self.macs],
             "ever": self.ever,
             "dead": sorted(self._dead),
             "connected": self._connected,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.history = [(int(step), int(kept)) for step, kept in state["history"]]
+        self.changes = state["changes"]
+        self.macs = [(int(step), int(macs)) for step, macs in state["macs"]]
         self.ever = {name: torch.as_tensor(mask) for name, mask in state["ever"].items()}
         self._dead = set(state["dead"])
         self._connected = state["connected"]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sparse_lab.callbacks.choose import Choice
-from sparse_lab.sparsity.masks import Masks, kept_for
-from sparse_lab.sparsity.schedules import EpochEnds, Schedule
+from sparse_lab.sparsity.masks import Masks
+from sparse_lab.sparsity.schedules import Alternating, EpochEnds, Schedule
 from sparse_lab.training.clock import Clock
 from sparse_lab.training.recipes import forget
 
@@ -19,7 +19,8 @@ from sparse_lab.training.recipes import forget
 class Prune(pl.Callback):
     """Before a batch on which `schedule` is due, or after an epoch (`EpochEnds`), keep what `choice` says.
 
-    Where the schedule asks for fewer zeros than there are, everything may live again: what comes back starts at zero.
+    In a dense turn (`Alternating`), and between epochs while the mask is soft, everything lives again: what comes back
+    starts at zero.
 
     iterations: prune in so many steps of equal ratio, each by scores of what the one before has left.
     rewind: a state dict that the network goes back to at every mask change (weight rewinding, arXiv 1803.03635).
@@ -57,7 +58,7 @@ class Prune(pl.Callback):
         elif self.schedule.due(step) and step != self._changed_at:  # the scaler may have skipped this step before
             self._changed_at = step
             sparsity = self.schedule.sparsity(step)
-            if kept_for(sparsity, self.masks.total()) > self.masks.kept():
+            if isinstance(self.schedule, Alternating) and sparsity == 0.0:
                 self._open()
                 for optimizer in trainer.optimizers:  # as AC/DC's authors do
                     forget(optimizer)

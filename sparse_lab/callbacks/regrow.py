@@ -39,6 +39,7 @@ class Regrow(pl.Callback):
         batches: Callable[[int], Batches],
         seed: int,
         changed: Callable[[str, int], None],
+        image_size: int,
     ) -> None:
         self.score = find(config.score)
         self.config = config
@@ -50,6 +51,7 @@ class Regrow(pl.Callback):
         self.batches = batches
         self.seed = seed
         self.changed = changed
+        self.image_size = image_size
         self._dense_scores: Scores | None = None
 
     def on_train_batch_start(
@@ -74,9 +76,11 @@ class Regrow(pl.Callback):
     def _scores(self, model: nn.Module, generator: torch.Generator) -> Scores:
         batches = partial(self.batches, self.config.batches)  # made only by a score that asks
         if self.config.score_on == "sparse":
-            return self.score(View(model, batches, generator, self.reference))
+            return self.score(View(model, batches, generator, self.reference, image_size=self.image_size))
         if self._dense_scores is None or self.config.score == "random":
-            self._dense_scores = self.score(View(self.dense, batches, generator, self.reference))
+            self._dense_scores = self.score(
+                View(self.dense, batches, generator, self.reference, image_size=self.image_size)
+            )
         return self._dense_scores
 
     def _order(self, model: nn.Module) -> list[list[str]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from sparse_lab.sparsity.masks import Masks, kept_for
-from sparse_lab.sparsity.schedules import Bounds, DropFraction, Schedule
+from sparse_lab.sparsity.schedules import Bounds, Cubic, DropFraction
 from sparse_lab.sparsity.scores import Scores
 from sparse_lab.sparsity.updates import drop_and_grow, drop_then_grow, prune_to
 
@@ -16,28 +16,26 @@ from sparse_lab.sparsity.updates import drop_and_grow, drop_then_grow, prune_to
 class Rewire:
     """A rule of `AfterStep`: when `schedule` is due, every layer drops its worst weights and grows as many.
 
-    pruning: how sparse the network becomes meanwhile, if it does; when that is due, the worst weights by `drop`,
+    pruning: how sparse the network becomes meanwhile, if it does; before each exchange the worst weights by `drop`,
     split by `allocation`, go first (GraNet, arXiv 2106.10404).
     """
 
     schedule: DropFraction
-    pruning: Schedule | None = None
+    pruning: Cubic | None = None
     allocation: str = "global"
     name: str = "rewire"
 
     def due(self, steps_done: int) -> bool:
-        return self.schedule.due(steps_done) or (self.pruning is not None and self.pruning.due(steps_done))
+        return self.schedule.due(steps_done) or (self.pruning is not None and steps_done == self.pruning.end)
 
     def change(
         self, masks: Masks, steps_done: int, drop: Scores, grow: Scores, chance: torch.Generator
     ) -> tuple[int, Scores]:
         alive, kept = masks.masks(), masks.kept()
-        if self.pruning is not None and self.pruning.due(steps_done):
-            kept = kept_for(self.pruning.sparsity(steps_done), masks.total())
+        if self.pruning is not None:
+            kept = min(kept, kept_for(self.pruning.sparsity(steps_done), masks.total()))
             alive = prune_to(masks, kept, drop, self.allocation)
-        if self.schedule.due(steps_done):
-            alive = drop_and_grow(alive, self.schedule.fraction(steps_done), drop, grow, chance)
-        return kept, alive
+        return kept, drop_and_grow(alive, self.schedule.fraction(steps_done), drop, grow, chance)
 
 
 @dataclass(frozen=True)

@@ -83,5 +83,5 @@ class Loader(ABC):
         return self.picked(self.plan.fixed(self.count, count))
 
     def balanced(self, per_class: int) -> list[Batch]:
-        """One batch with up to `per_class` images of each class, otherwise as `fixed`."""
-        return self.picked([self.plan.balanced(self.labels, per_class)])
+        """Batches that hold up to `per_class` images of each class together, otherwise as `fixed`."""
+        return self.picked(self.plan.balanced(self.labels, per_class))

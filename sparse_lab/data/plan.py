@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -67,8 +68,16 @@ class Plan:
             passes += 1
         return picks[:batches]
 
-    def balanced(self, labels: torch.Tensor, per_class: int) -> torch.Tensor:
-        """Indices of up to `per_class` images of each label, drawn by seed, the classes one after the other."""
+    def balanced(self, labels: torch.Tensor, per_class: int) -> list[torch.Tensor]:
+        """Indices of up to `per_class` images of each label, drawn by seed, in as few batches of about equal size as
+        `batch_size` allows; the labels take turns, so that each batch holds about as many of each.
+        """
         order = torch.randperm(len(labels), generator=generator("balanced", self.seed))
         drawn = labels.cpu()[order]
-        return torch.cat([order[drawn == label][:per_class] for label in drawn.unique()])
+        turns = torch.empty(len(labels), dtype=torch.int64)
+        for label in drawn.unique():
+            mine = drawn == label
+            turns[mine] = torch.arange(int(mine.sum()))
+        chosen = turns < per_class
+        in_turn = order[chosen][turns[chosen].argsort(stable=True)]
+        return list(in_turn.tensor_split(math.ceil(len(in_turn) / self.batch_size)))

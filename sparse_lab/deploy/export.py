@@ -12,6 +12,7 @@ import torch
 from sparse_lab import models
 from sparse_lab.config import UserError
 from sparse_lab.deploy.thin import rebuild
+from sparse_lab.models.offsets import folded
 from sparse_lab.models.surgery import match
 from sparse_lab.training.files import load, load_network, save_whole
 
@@ -31,8 +32,7 @@ def export(run: Path, out: Path) -> dict[str, Any]:
         raise UserError(f"{run} is not a finished run: it has no readable result.json") from None
     best, small = (run / "checkpoints" / name for name in ("best.ckpt", "small.ckpt"))
     network = load_network(small if small.is_file() else best)  # where whole filters went, the network without them
-    recovered = any(name.endswith(".mean") for name in network)  # then a mask says where the mean stands
-    state = {name: value for name, value in network.items() if recovered or not name.endswith(".mask")}
+    state = {name: value for name, value in _folded(network, config).items() if not name.endswith(".mask")}
     build = {
         "name": config["model"]["name"],
         "num_classes": config["dataset"]["num_classes"],
@@ -47,13 +47,27 @@ def export(run: Path, out: Path) -> dict[str, Any]:
     return payload
 
 
+def _folded(network: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The network as plain layers: what some methods keep beside a weight is added to it."""
+    if not any(name.endswith((".alpha", ".mean")) for name in network):
+        return network
+    model = models.build(
+        config["model"]["name"],
+        config["dataset"]["num_classes"],
+        config["model"]["width"],
+        config["dataset"]["image_size"],
+    )
+    match(model, network)
+    model.load_state_dict(network, strict=False)  # masks that a plain layer has no place for
+    return folded(model).state_dict()
+
+
 def read(path: Path) -> torch.nn.Module:
     """The exported network, in evaluation mode. Raises UserError for any other file."""
     payload = load(path)
     if payload.get("format") != FORMAT:
         raise UserError(f"{path} is not a network that `sparse-lab export` wrote")
     model = models.build(**payload["build"])
-    match(model, payload["state_dict"])
     return rebuild(model, payload["state_dict"]).eval()
 
 
@@ -62,7 +76,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="sparse-lab export",
         description="Write the network of a finished run as one file: weights with zeros where they are pruned, "
-        "loadable with torch.load(FILE, weights_only=True) into sparse_lab.models.build(**file['build']).",
+        "loadable with torch.load(FILE, weights_only=True) into sparse_lab.models.build(**file['build']). Where whole "
+        "filters went the weights are those of the smaller network: sparse_lab.deploy.export.read(FILE) builds it.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder (it holds result.json)")
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="default: RUN/network.pt")

@@ -16,7 +16,9 @@ from sparse_lab.report.table import COLUMNS, accuracy, marks, panels, percent, w
 
 _ORIGIN = ("command", "commit", "device")
 _NOT_SHOWN = ("std", "published_std", "base")  # on the page these are part of another column
-_IF_KNOWN = ("kept_with_reuse", "effective", "explored")
+_WHOLE = ("kept", "kept_with_reuse", "parameters_left")
+_SHARES = ("effective", "explored", "flops_removed", "filters_only")
+_IF_KNOWN = ("kept_with_reuse", "parameters_left", *_SHARES)
 
 PICTURE = (
     "Markers are means with their standard deviation, dashed lines dense networks, stars published numbers, dotted "
@@ -83,9 +85,9 @@ def _legend(table: pd.DataFrame) -> str:
 def _cells(table: pd.DataFrame) -> str:
     shown = table.astype(object)
     shown["sparsity"] = table["sparsity"].map(percent)
-    for name in ("kept", "kept_with_reuse"):
+    for name in _WHOLE:
         shown[name] = [f"{int(kept):,}" if pd.notna(kept) else "" for kept in table[name]]
-    for name in ("effective", "explored"):
+    for name in _SHARES:
         shown[name] = ["" if math.isnan(share) else f"{100 * share:.1f}%" for share in table[name]]
     shown["mean"] = [accuracy(*pair) for pair in zip(table["mean"], table["std"], strict=True)]
     pairs = zip(table["published"], table["published_std"], strict=True)

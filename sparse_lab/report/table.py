@@ -36,6 +36,10 @@ COLUMNS = {
     "seeds that recorded it",
     "explored": "share of the weights that were ever alive (in-time over-parameterisation rate): mean over "
     "the seeds that recorded it",
+    "parameters_left": "parameters of the network without the filters that went (biases and BatchNorm "
+    "too): most over seeds; empty where single weights go",
+    "flops_removed": "share of the dense multiply-adds that is really gone without those filters: mean over seeds",
+    "filters_only": "the same share counted as papers on filters do, without the next layers' inputs: mean over seeds",
     "width": "factor on every channel count",
     "base": "the method's name without settings",
     "published_source": "where the published number stands",
@@ -82,7 +86,8 @@ def long(runs: Iterable[Finished], published: Sequence[Published]) -> pd.DataFra
     for run in counted:
         cells[run.cell].append(run)
     rows = [_row(group, names[cell], published) for cell, group in cells.items()]
-    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"kept_with_reuse": "Int64"})
+    whole = dict.fromkeys(("kept_with_reuse", "parameters_left"), "Int64")
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(whole)
     return _sorted(table, ["sparsity", "cell"])
 
 
@@ -163,8 +168,8 @@ def _row(group: Sequence[Finished], name: str, published: Sequence[Published]) -
         "dataset": result["dataset"],
         "method": name,
         "sparsity": first.sparsity,
-        "kept": _most(group, "kept"),
-        "kept_with_reuse": _most(group, "kept_with_reuse"),
+        "kept": _most(run.result.get("kept") for run in group),
+        "kept_with_reuse": _most(run.result.get("kept_with_reuse") for run in group),
         "seeds": len(group),
         "mean": mean,
         "std": float(values.std(ddof=1)),
@@ -178,6 +183,9 @@ def _row(group: Sequence[Finished], name: str, published: Sequence[Published]) -
         "connected": _connected(group),
         "effective": _mean(share(end.get("effective"), end.get("kept")) for end in _ends(group)),
         "explored": _mean(share(run.result.get("explored"), 1.0) for run in group),
+        "parameters_left": _most(section(run.result, "small").get("parameters") for run in group),
+        "flops_removed": _flops_gone(group, "removed"),
+        "filters_only": _flops_gone(group, "removed_filters"),
         "width": first.width,
         "base": result["method"],
         "published_source": number.source if number else None,
@@ -185,8 +193,11 @@ def _row(group: Sequence[Finished], name: str, published: Sequence[Published]) -
     }
 
 
-def _most(group: Iterable[Finished], name: str) -> int | None:
-    numbers = [run.result.get(name) for run in group]
+def _flops_gone(group: Iterable[Finished], counted: str) -> float:
+    return _mean(share(section(section(run.result, "small"), counted).get("flops"), 1.0) for run in group)
+
+
+def _most(numbers: Iterable[object]) -> int | None:
     return max((int(number) for number in numbers if is_number(number) and 0 <= number < _MOST), default=None)
 
 

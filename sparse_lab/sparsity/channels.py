@@ -135,7 +135,7 @@ def choose(
 
 
 def by_rates(groups: Sequence[Group], scores: Mapping[str, Tensor], rates: Sequence[float]) -> dict[str, Tensor]:
-    """Which channels stay (bool [channels] a group) when the i-th group loses its int(rates[i] * channels) worst.
+    """Which channels stay (bool [channels] a group) when the i-th group keeps its int(channels * (1 - rates[i])) best.
 
     A group's last channel stays in any case, and groups beyond the rates lose nothing. Raises UserError for more rates
     than groups and for a rate outside [0, 1].
@@ -146,7 +146,8 @@ def by_rates(groups: Sequence[Group], scores: Mapping[str, Tensor], rates: Seque
         raise UserError(f"a rate is the share of a group's channels that goes, from 0 to 1; these are {list(rates)}")
     gone = [*rates, *[0.0] * (len(groups) - len(rates))]
     return {
-        group.name: top_k(scores[group.name], max(1, group.channels - int(rate * group.channels)))
+        # 10 * (1 - 0.9) is a hair below 1
+        group.name: top_k(scores[group.name], max(1, int(group.channels * (1.0 - rate) + 1e-9)))
         for group, rate in zip(groups, gone, strict=True)
     }
 

@@ -10,6 +10,8 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ Batches = Sequence[tuple[Tensor, Tensor]]
 Mode = Callable[[nn.Module], AbstractContextManager[None]]
 
 GRASP_TEMPERATURE = 200.0  # the paper's: logits near zero, so that the softmax of a random network is not saturated
-# no value is given in what could be read of the paper; a weight just grown is zero and only its gradient speaks for it
+# our choice: the paper's value could not be read; a weight just grown is zero and only its gradient speaks for it
 MEST_LAMBDA = 1.0
 
 
@@ -111,9 +113,23 @@ class View:
 SCORES: dict[str, Callable[[View], Scores]] = {}
 
 
-def score(function: Callable[[View], Scores]) -> Callable[[View], Scores]:
-    """Enter a score under its function's name."""
+OF_WEIGHTS: set[str] = set()
+OWN_PASSES: set[str] = set()
+
+
+def score(
+    function: Callable[[View], Scores] | None = None, *, of_weights: bool = False, own_passes: bool = False
+) -> Any:
+    """Enter a score under its function's name: `@score`, or with what a request has to know of it.
+
+    of_weights: a weight of zero scores zero, so it cannot say which pruned weight is to come back.
+    own_passes: it runs the network itself, and gradients that a training step has at hand are not enough.
+    """
+    if function is None:
+        return partial(score, of_weights=of_weights, own_passes=own_passes)
     SCORES[function.__name__] = function
+    OF_WEIGHTS.update([function.__name__] * of_weights)
+    OWN_PASSES.update([function.__name__] * own_passes)
     return function
 
 
@@ -124,13 +140,13 @@ def find(name: str) -> Callable[[View], Scores]:
     return SCORES[name]
 
 
-@score
+@score(of_weights=True)
 def magnitude(view: View) -> Scores:
     """|w|."""
     return {name: weight.abs() for name, weight in view.weights().items()}
 
 
-@score
+@score(of_weights=True)
 def lamp(view: View) -> Scores:
     """Layer-adaptive magnitude (Lee et al. 2021, arXiv 2010.07611), to be ranked over all layers at once."""
     return {name: lamp_of(weight) for name, weight in view.weights().items()}
@@ -154,14 +170,14 @@ def gradient(view: View) -> Scores:
     return {name: grad.abs() for name, grad in view.gradients().items()}
 
 
-@score
+@score(of_weights=True)
 def taylor(view: View) -> Scores:
     """g^2 w^2, the mean over batches: the squared first-order change of the loss (Molchanov et al. 2019)."""
     squares = view.gradients(power=2)
     return {name: squares[name] * weight.square() for name, weight in view.weights().items()}
 
 
-@score
+@score(of_weights=True)
 def snip(view: View) -> Scores:
     """|w g|, g the mean gradient: how much the loss feels each connection (SNIP, Lee et al. 2019, arXiv 1810.02340).
 
@@ -171,7 +187,7 @@ def snip(view: View) -> Scores:
     return {name: (weight * grads[name]).abs() for name, weight in view.weights().items()}
 
 
-@score
+@score(of_weights=True, own_passes=True)
 def grasp(view: View) -> Scores:
     """w (H g), what a weight adds to the gradient's flow (GraSP, Wang et al. 2020, arXiv 2002.07376); signed.
 
@@ -195,7 +211,7 @@ def grasp(view: View) -> Scores:
     return {name: weight * products[name] for name, weight in view.weights().items()}
 
 
-@score
+@score(of_weights=True, own_passes=True)
 def synflow(view: View) -> Scores:
     """|w dR/dw|, R the summed logits for an image of ones (SynFlow, Tanaka et al. 2020, arXiv 2006.05467). No data.
 

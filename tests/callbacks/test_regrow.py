@@ -42,7 +42,16 @@ def regrow_with(config: RegrowConfig, start_density: float = 0.1):
     seen: list[int] = []
     schedule = Regrowth(0.9, 0.8, 1, 10)
     callback = Regrow(
-        config, schedule, masks, Clock(1, 1, 10), dense, None, batches, seed=1, changed=lambda *_: seen.append(1)
+        config,
+        schedule,
+        masks,
+        Clock(1, 1, 10),
+        dense,
+        None,
+        batches,
+        seed=1,
+        changed=lambda *_: seen.append(1),
+        image_size=32,
     )
     return callback, masks, dense, sparse, seen
 

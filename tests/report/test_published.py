@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import itertools
+
+import pytest
+
 from sparse_lab.report import load
 from sparse_lab.report.published import find
 
@@ -50,5 +54,21 @@ def test_nothing_else_matches() -> None:
     assert top1("oneshot", 0.99, dataset="cifar100") is None
 
 
-def test_an_entry_without_a_sparsity_is_never_beside_a_run() -> None:
-    assert not [number for number in load() if number.method == "hrank"]
+CHANNELS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+
+
+@pytest.mark.parametrize(
+    ("rates", "top1"),
+    [
+        ([0.95] + [0.5] * 6 + [0.9] * 4 + [0.8] * 2, 92.34),
+        ([0.21] * 7 + [0.75] * 5 + [0.0], 93.73),
+        ([0.3] * 7 + [0.75] * 5 + [0.0], 93.56),
+        ([0.45] * 7 + [0.78] * 5 + [0.0], 93.10),
+    ],
+)
+def test_hranks_numbers_stand_where_its_rates_lead(rates: list[float], top1: float) -> None:
+    """Weights of VGG16 that are left: each layer's filters times 3x3 times the filters left before it."""
+    left = [int(channels * (1 - rate)) for channels, rate in zip(CHANNELS, rates, strict=True)]
+    kept = sum(9 * before * after for before, after in itertools.pairwise([3, *left])) + 10 * left[-1]
+    number = find(load(), method="hrank", model="vgg16", dataset="cifar10", sparsity=1 - kept / 14_715_584, width=1.0)
+    assert number is not None and number.top1 == top1

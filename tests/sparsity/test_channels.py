@@ -364,7 +364,7 @@ def test_rates_take_the_worst_of_each_group() -> None:
     found = [Group(name, 10, (name,), ((name + "'", 1),)) for name in "abc"]
     scores = {"a": torch.arange(10.0), "b": torch.tensor([1.0] * 5 + [0.0] * 5), "c": torch.rand(10)}
     alive = by_rates(found, scores, [0.39, 0.7])
-    assert torch.nonzero(alive["a"]).flatten().tolist() == list(range(3, 10))
+    assert torch.nonzero(alive["a"]).flatten().tolist() == list(range(4, 10))
     assert torch.nonzero(alive["b"]).flatten().tolist() == [0, 1, 2]
     assert alive["c"].all()
     assert torch.nonzero(by_rates(found, scores, [1.0])["a"]).flatten().tolist() == [9]
@@ -376,19 +376,19 @@ def test_rates_take_the_worst_of_each_group() -> None:
 
 def test_hranks_rates_on_vgg16() -> None:
     """HRank's table quotes -82.1% of the parameters and -65.3% of the multiply-adds: filters alone, without the inputs
-    that go with them in the next layer. With those it is -95.2% and -86.8%.
+    that go with them in the next layer. With those it is -95.3% and -86.9%.
     """
     model = _meta("vgg16")
     found, shapes = groups(model, 32, coupled=False), _shapes(model)
     generator = torch.Generator().manual_seed(0)
     alive = by_rates(found, {group.name: torch.rand(group.channels, generator=generator) for group in found}, HRANK)
-    left = [4, 32, 64, 64, 128, 128, 128, 52, 52, 52, 52, 103, 103]
+    left = [3, 32, 64, 64, 128, 128, 128, 51, 51, 51, 51, 102, 102]
     assert [int(stays.sum()) for stays in alive.values()] == left
     sides = [32, 32, 16, 16, 8, 8, 8, 4, 4, 4, 2, 2, 2]
     costs = layer_costs(model, 32)
     for inputs, last, columns, fewer_weights, fewer_macs in (
-        ([3, *WIDTHS[:-1]], 5120, False, 0.8193, 0.6525),
-        ([3, *left[:-1]], 1030, True, 0.9522, 0.8677),
+        ([3, *WIDTHS[:-1]], 5120, False, 0.8210, 0.6534),
+        ([3, *left[:-1]], 1020, True, 0.9527, 0.8689),
     ):
         sizes = [9 * made * read for made, read in zip(left, inputs, strict=True)]
         masks = masks_of(found, alive, shapes, columns=columns)
