@@ -36,7 +36,7 @@ from sparse_lab.requests import Request, to_config
 
 OVERRIDES = (
     "dataset=synthetic",
-    "dataset.train_limit=256",
+    "dataset.train_limit=128",
     "dataset.eval_limit=128",
     "training=standard",  # SGD in every phase: the same optimizer state for all
     "training.batch_size=128",
@@ -44,7 +44,7 @@ OVERRIDES = (
     "trainer=cpu",
     "trainer.progress=false",
     "sparsity=s99",
-    # every mask change of every method within 8 steps
+    # every mask change of every method within 4 steps
     "schedule.share=0.8",
     "schedule.round_epochs=1",
     "schedule.every=1",
