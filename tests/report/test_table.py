@@ -195,3 +195,15 @@ def test_senseless_shares_are_not_counted(make_run: Make, tmp_path: Path, value:
     make_run(explored=value, kept_with_reuse=-1 if value == 1.5 else value)
     row = tabulate(tmp_path).iloc[0]
     assert math.isnan(row["explored"]) and pd.isna(row["kept_with_reuse"])
+
+
+def test_filters_that_went_have_columns_of_their_own(make_run: Make, tmp_path: Path) -> None:
+    small = {"parameters": 6022, "removed": {"flops": 0.84}, "removed_filters": {"flops": 0.64}}
+    make_run(method="hrank", small=small)
+    make_run(method="hrank", seed=2, small={**small, "parameters": 6000, "removed": {"flops": 0.86}})
+    make_run(method="oneshot")
+    table = tabulate(tmp_path).set_index("method")
+    assert table.loc["hrank", "parameters_left"] == 6022
+    assert table.loc["hrank", "flops_removed"] == pytest.approx(0.85)
+    assert table.loc["hrank", "filters_only"] == pytest.approx(0.64)
+    assert table.loc["oneshot", ["parameters_left", "flops_removed", "filters_only"]].isna().all()
