@@ -111,6 +111,10 @@ def check_pruning(config: Config) -> None:
             "method.prune.rewind_weights goes back into the dense training: it needs method.prune.rewind_lr=true and "
             "method.starts_from=dense"
         )
+    if prune.rewind_weights is not None and schedule.name not in ("iterative", "one_shot"):
+        raise UserError(
+            f"method.prune.rewind_weights goes back at every mask change: schedule=iterative, not {schedule.name}"
+        )
     if clock_of(config, 1).epochs_a_round < 1 or (prune.rewind_weights or 0) >= config.training.epochs:
         raise UserError(
             f"method.prune.rewind_weights={prune.rewind_weights}: no epoch is left of a round: lower it, or set "
@@ -170,6 +174,11 @@ def check_filters(config: Config) -> None:
         raise UserError(
             "method.filters.rates say all by themselves: schedule=one_shot or layerwise, and method.filters.flops=null"
         )
+    if chosen.flops is not None and schedule.name in ("cubic", "iterative"):
+        raise UserError(
+            f"method.filters.flops would be reached at the first of the changes that schedule={schedule.name} makes: "
+            "use schedule=one_shot"
+        )
     if method.compactors and recipe_of(config).optimizer != "sgd":
         raise UserError(
             f"compactors shrink by SGD with a momentum of their own, not by {recipe_of(config).optimizer}: "
@@ -202,7 +211,11 @@ def _check_channels(config: Config) -> None:
         return
     one = {group.name: torch.arange(group.channels) == 0 for group in groups}
     fewest = {name: int(mask.sum()) for name, mask in channels.masks_of(groups, one, shapes).items()}
-    more = "" if chosen.coupled else "; method.filters.coupled=true lets residual trunks go too"
+    more = (
+        ""
+        if chosen.coupled or config.method.compactors
+        else "; method.filters.coupled=true lets residual trunks go too"
+    )
     if kept_for(config.sparsity.target, total) < sum(fewest.values()):
         highest = math.floor(1e6 * (1 - sum(fewest.values()) / total)) / 1e6
         raise UserError(
@@ -265,7 +278,14 @@ def _check_together(config: Config) -> None:
         ("method.hypersphere=true", method.hypersphere, "method.sharing=true", method.sharing),
         ("method.hypersphere=true", method.hypersphere, "method.dct=true", method.dct),
         ("method.hypersphere=true", method.hypersphere, "rewire in method.parts", method.rewires),
+        ("method.hypersphere=true", method.hypersphere, "method.cyclic=true", method.cyclic),
         ("method.dct=true", method.dct, "sparsity.connect=true", config.sparsity.connect),
+        (
+            f"method.prune.iterations={method.prune.iterations}",
+            method.prunes and method.prune.iterations > 1,
+            "sparsity.connect=true",
+            config.sparsity.connect,
+        ),
         (
             "method.dct=true (weights start at 0)",
             method.dct,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import platform
 import resource
@@ -21,7 +22,6 @@ from sparse_lab.parts import Parts
 from sparse_lab.record import RunFolder, cell, digest, identity
 from sparse_lab.sparsity.cost import LayerCost, layer_costs
 from sparse_lab.sparsity.masks import COUNTING, count, layers
-from sparse_lab.sparsity.scores import evaluating
 
 PACKAGES = (
     "sparse_lab",
@@ -87,9 +87,11 @@ def removed(config: Config, parts: Parts, data: Data) -> tuple[nn.Module, dict[s
     """
     image_size = config.dataset.image_size
     small = thin(parts.model, image_size)
-    images = data.train.fixed(1)[0][0].to(next(small.parameters()))
-    with torch.no_grad(), evaluating(parts.model), evaluating(small):
-        difference = float((parts.model(images) - small(images)).abs().max())
+    # in float64: it is the surgery that is compared, not the rounding of logits that may be large
+    masked, thinned = copy.deepcopy(parts.model).double().eval(), copy.deepcopy(small).double().eval()
+    images = data.train.fixed(1)[0][0].to(next(thinned.parameters()))
+    with torch.no_grad():
+        difference = float((masked(images) - thinned(images)).abs().max())
     before, after = layer_costs(parts.model, image_size), layer_costs(small, image_size)
     rows = {new.name: layers(small)[new.name].weight.shape[0] for new in after}
     shares = {old.name: rows[old.name] / layers(parts.model)[old.name].weight.shape[0] for old in before}

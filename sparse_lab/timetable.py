@@ -144,7 +144,7 @@ def _idle_rewiring(config: Config, clock: Clock) -> list[str]:
     steps, chosen = clock.steps_a_round, config.method.rewire
     if chosen.low:
         bounds = bounds_of(config, clock)
-        if any(bounds.due(step) and step not in bounds.milestones for step in range(steps)):
+        if any(bounds.due(step) and bounds.densities(step) != (1.0, 1.0) for step in range(steps)):
             return []
         first = bounds.every
     else:

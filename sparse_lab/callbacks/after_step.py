@@ -24,8 +24,8 @@ class Rule(Protocol):
 
     def change(
         self, masks: Masks, steps_done: int, drop: Scores, grow: Scores, chance: torch.Generator
-    ) -> tuple[int, Scores]:
-        """(how many weights are to be kept, the new masks). `chance` draws among equal scores."""
+    ) -> tuple[int, list[Scores]]:
+        """(how many weights are to be kept, the masks to set in turn). `chance` draws among equal scores."""
         ...
 
 
@@ -91,10 +91,11 @@ class AfterStep(pl.Callback):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         view = View(pl_module.model, generator=generator, taken=taken)  # type: ignore[arg-type]
         try:
-            kept, new = self.rule.change(self.masks, step, self.drop(view), self.grow(view), generator)
+            kept, stages = self.rule.change(self.masks, step, self.drop(view), self.grow(view), generator)
         except ValueError as error:
             raise UserError(f"step {step}: masks cannot change: {error}: lower training.lr or clip gradients") from None
-        self.masks.set(broadcast(new), optimizer)
+        for new in stages:
+            self.masks.set(broadcast(new), optimizer)
         self.changed(self.rule.name, kept)
 
     def _dense_gradients(self) -> Scores:

@@ -27,6 +27,6 @@ class CyclicSparsity:
 
     def change(
         self, masks: Masks, steps_done: int, drop: Scores, grow: Scores, chance: torch.Generator
-    ) -> tuple[int, Scores]:
+    ) -> tuple[int, list[Scores]]:
         kept = kept_for(self.schedule.sparsity(steps_done), masks.total())
-        return kept, move_to(masks, kept, drop, grow, self.allocation, chance)
+        return kept, [move_to(masks, kept, drop, grow, self.allocation, chance)]

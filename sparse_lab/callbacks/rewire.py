@@ -30,12 +30,14 @@ class Rewire:
 
     def change(
         self, masks: Masks, steps_done: int, drop: Scores, grow: Scores, chance: torch.Generator
-    ) -> tuple[int, Scores]:
-        alive, kept = masks.masks(), masks.kept()
-        if self.pruning is not None:
-            kept = min(kept, kept_for(self.pruning.sparsity(steps_done), masks.total()))
-            alive = prune_to(masks, kept, drop, self.allocation)
-        return kept, drop_and_grow(alive, self.schedule.fraction(steps_done), drop, grow, chance)
+    ) -> tuple[int, list[Scores]]:
+        fraction = self.schedule.fraction(steps_done)
+        if self.pruning is None:
+            return masks.kept(), [drop_and_grow(masks.masks(), fraction, drop, grow, chance)]
+        kept = min(masks.kept(), kept_for(self.pruning.sparsity(steps_done), masks.total()))
+        pruned = prune_to(masks, kept, drop, self.allocation)
+        # set by itself first: what is pruned may grow at once, and then it starts from zero
+        return kept, [pruned, drop_and_grow(pruned, fraction, drop, grow, chance)]
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ class Mutate:
 
     def change(
         self, masks: Masks, steps_done: int, drop: Scores, grow: Scores, chance: torch.Generator
-    ) -> tuple[int, Scores]:
+    ) -> tuple[int, list[Scores]]:
         low, high = (
             kept_for(1.0 - times * (1.0 - self.target), masks.total()) for times in self.bounds.densities(steps_done)
         )
-        return high, drop_then_grow(masks, low, high, drop, grow, self.allocation, chance)
+        return high, [drop_then_grow(masks, low, high, drop, grow, self.allocation, chance)]

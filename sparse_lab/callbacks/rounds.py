@@ -54,6 +54,7 @@ class Rounds(pl.Callback):
 
     def _start_round(self) -> None:
         self.best: dict[str, Any] | None = None
+        self.waited = 0
         self.seconds = 0.0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -102,7 +103,9 @@ class Rounds(pl.Callback):
         if not self.at_target():
             return
         score = self._test_accuracy(trainer, module) if self.select == "test_best" else validation
+        self.waited += 1
         if self.best is None or self.select == "last" or score > self.best["score"]:
+            self.waited = 0
             network = {name: value.detach().clone() for name, value in module.model.state_dict().items()}
             self.best = {
                 "score": score,
@@ -112,9 +115,7 @@ class Rounds(pl.Callback):
             }
 
     def _out_of_patience(self) -> bool:
-        if self.patience is None or self.best is None:
-            return False
-        return self.clock.epoch_in_round - int(self.best["epoch"]) >= self.patience
+        return self.patience is not None and self.waited >= self.patience
 
     def _end_round(self, trainer: pl.Trainer, module: Classifier) -> None:
         assert self.best is not None, "the schedule has not reached its target by the end of the round"
@@ -144,12 +145,14 @@ class Rounds(pl.Callback):
             return accuracy(module.model, self.test)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"clock": self.clock.state_dict(), "levels": self.levels, "best": self.best, "seconds": self.seconds}
+        kept = {"levels": self.levels, "best": self.best, "waited": self.waited, "seconds": self.seconds}
+        return {"clock": self.clock.state_dict(), **kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.clock.load_state_dict(state["clock"])
         self.levels = state["levels"]
         self.best = state["best"]
+        self.waited = state["waited"]
         self.seconds = state["seconds"]
         if self.best is not None:
             self.best["network"] = {name: torch.as_tensor(value) for name, value in self.best["network"].items()}

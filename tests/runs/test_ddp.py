@@ -39,6 +39,20 @@ def test_east_loses_its_dyrelu_and_rewires_in_two_processes(small, tmp_path):
     assert "DyReLU has faded" in done.stdout and done.stdout.count("DyReLU has faded") == 1
 
 
+def test_compactors_are_folded_alike_in_two_processes(small, tmp_path):
+    """Both processes must take the same filters out, or the network that is saved is not the one that was tested."""
+    resrep = ("method=resrep", "sparsity.target=0.5", "method.compacting.begin=0", "method.compacting.every=1")
+    request = [part for part in (*small, *DDP[:2], *resrep) if part != "trainer=cpu"]
+    command = [sys.executable, "-m", "sparse_lab", *request, "trainer.devices=2", "training.finetune.optimizer=sgd"]
+    done = subprocess.run([*command, f"paths.outputs={tmp_path}"], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = (path for path in tmp_path.rglob("result.json") if "resrep" in str(path))
+    result = json.loads(path.read_text())
+    assert result["kept"] == result["small"]["weights"] <= round(0.5 * result["total"])
+    assert result["small"]["difference"] < 1e-5
+    assert done.stdout.count("filters are gone") == 1
+
+
 def test_a_sweep_in_several_processes_is_refused(tmp_path, capsys):
     request = ["-m", "dataset=digits", "trainer=ddp", "seed=1,2", f"paths.outputs={tmp_path}"]
     assert main(request) == 2
