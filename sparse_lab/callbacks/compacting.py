@@ -19,7 +19,6 @@ from sparse_lab.sparsity.masks import kept_for
 from sparse_lab.training.clock import Clock
 from sparse_lab.training.recipes import take_out
 
-
 SHORT = 1e-2  # a row of this norm adds a hundredth of what it did; the paper cuts at 1e-5, after 180 epochs
 
 

@@ -34,7 +34,7 @@ def test_density_follows_the_cycles_to_the_weight_and_ends_at_the_target(shape, 
     """
     config = compose(
         "method=east", *NARROW, f"method.cycles.shape={shape}", "method.cycles.lengths=[0.3,0.4]",
-        "method.cycles.every=2", "method.rewire.every=3",
+        "method.cycles.every=2", "method.rewire.every=3", "diagnostics.layers=true",
     )  # fmt: skip
     result = run(config, "x", quiet)
     wanted = {0: 0.1}
@@ -51,10 +51,11 @@ def test_density_follows_the_cycles_to_the_weight_and_ends_at_the_target(shape, 
     assert [row["change"] for row in rows] == ["prune"] + ["cycle"] * 7 + ["rewire"] * 2
     assert result["kept"] == 8_347 and result["kept_with_reuse"] > 8_347 and result["unique"] == 44_012
     assert all(a["explored"] <= b["explored"] for a, b in pairwise(rows))
-    steps = [*sorted(wanted), 20]
-    mean = sum((after - step) * round(wanted[step] * 83_468) for step, after in pairwise(steps)) / 20
-    flops = result["flops"]  # 20 steps of 64 images, three passes each
-    assert flops["training_sparse"] == round(3 * flops["inference_sparse"] * 20 * 64 * mean / 8_347)
+    positions = {layer["name"]: layer["macs"] // layer["total"] for layer in result["layers"]}
+    macs = {row["step"]: sum(positions[name] * layer["kept"] for name, layer in row["layers"].items()) for row in rows}
+    mean = sum((after - step) * macs[step] for step, after in pairwise([*sorted(wanted), 20])) / 20
+    # 20 steps of 64 images, three passes each, two operations a multiply-add
+    assert result["flops"]["training_sparse"] == round(6 * 20 * 64 * mean)
 
 
 @pytest.mark.parametrize("method", ["set", "rigl"])
