@@ -314,7 +314,7 @@ class CompactingConfig:
 class SphereConfig:
     """Hyperspherical training: filters of unit norm, and a penalty on what each has outside of its kept positions."""
 
-    penalty: float = key(0.1, "strength of the penalty at the end; it rises linearly from 0", low=0.0)
+    penalty: float = key(1.0, "strength of the penalty at the end; it rises linearly from 0", low=0.0)
     every: int = key(10, "steps between two looks at which positions would be kept", low=1)
     recovery: bool = key(True, "what is pruned is replaced by its mean, one number a filter")
 
