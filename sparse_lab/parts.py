@@ -102,31 +102,34 @@ def alter(model: nn.Module, config: Config) -> nn.Module:
         ) from None
     if config.method.dct:
         offsets.install_dct(model)
-    if config.method.compactors:
-        compactors.install(model, [group.name for group in filter_groups(config)])
+    try:
+        if config.method.compactors:
+            compactors.install(model, [group.name for group in filter_groups(config)])
+    except ValueError as error:
+        raise UserError(f"method.compactors=true does not fit {chosen}: {error}: use another model or method") from None
     return model
 
 
 def filter_groups(config: Config) -> list[channels.Group]:
     """The channels of the plain network that can go. Raises UserError when there are none."""
+    chosen = config.model.name
     with torch.device("meta"):
-        plain = models.build(
-            config.model.name, config.dataset.num_classes, config.model.width, config.dataset.image_size
-        )
+        plain = models.build(chosen, config.dataset.num_classes, config.model.width, config.dataset.image_size)
     try:
         found = channels.groups(plain, config.dataset.image_size, config.method.filters.coupled)
-        if config.method.compactors:  # behind a convolution, and nothing else may make what it has shrunk
-            found = [group for group in found if len(group.producers) == 1 and _is_conv(plain, group.name)]
-        return found
     except ValueError as error:
         raise UserError(
-            f"method {config.method.name} prunes filters, and {config.model.name} has none that can go: {error}: "
+            f"method {config.method.name} prunes filters, and {chosen} has none that can go: {error}: "
             "use another model, or method.filters.coupled=true"
         ) from None
-
-
-def _is_conv(model: nn.Module, name: str) -> bool:
-    return isinstance(model.get_submodule(name), nn.Conv2d)
+    convs = [group for group in found if isinstance(plain.get_submodule(group.name), nn.Conv2d)]
+    if not convs:
+        raise UserError(
+            f"method {config.method.name} prunes filters, and {chosen} has no convolution: use a model with "
+            "convolutions, or a method that prunes weights"
+        )
+    # behind a compactor stands one convolution, and nothing else may make what it shrinks
+    return [group for group in convs if len(group.producers) == 1] if config.method.compactors else found
 
 
 def assemble(

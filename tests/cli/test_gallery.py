@@ -204,3 +204,8 @@ def test_what_is_shipped_was_measured_of_these_methods():
 def test_the_gallery_answers_without_torch():
     code = "import sys, sparse_lab.gallery as g; g.main(['--markdown']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+
+
+def test_the_readme_carries_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "--markdown"]) == 0
+    assert capsys.readouterr().out.strip() in (conf_dir().parent / "README.md").read_text(encoding="utf-8")

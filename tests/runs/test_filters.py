@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparse_lab import data, models, stages
 from sparse_lab.callbacks.compacting import Compacting
 from sparse_lab.callbacks.prune import Prune
 from sparse_lab.check import check
+from sparse_lab.cli import main
 from sparse_lab.config import UserError
 from sparse_lab.deploy import export
 from sparse_lab.deploy.thin import rebuild
-from sparse_lab.models import compactors
+from sparse_lab.models import compactors, registry
 from sparse_lab.record import RunFolder
 from sparse_lab.run import run
 from sparse_lab.training.files import load, load_network
@@ -397,3 +401,44 @@ def test_filters_never_come_back_and_the_network_ends_whole(request_, compose, q
 def test_multiply_adds_that_cannot_go_are_refused_before_anything_trains(compose):
     with pytest.raises(UserError, match=r"method\.filters\.flops"):
         check(compose("method=l1_filters", "sparsity.target=0.9", "method.filters.flops=0.9999"))
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """network("mlp", builder) -> a network that model.name=mlp finds."""
+
+    def add(name, builder):
+        module = types.ModuleType(f"sparse_lab.models.{name}")
+        setattr(module, name, builder)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(registry._NETWORKS, name, registry.Entry(name, smallest=8, torchvision=name))
+
+    return add
+
+
+def mlp(num_classes, width, imagenet):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 20), nn.ReLU(), nn.Linear(20, num_classes))
+
+
+def without_norm(num_classes, width, imagenet):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, num_classes),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "builder", "said"),
+    [
+        ("l1_filters", mlp, "method l1_filters prunes filters, and mlp has no convolution"),
+        ("resrep", mlp, "method resrep prunes filters, and mlp has no convolution"),
+        ("resrep", without_norm, "is not followed by a BatchNorm"),
+    ],
+)
+def test_a_network_that_lacks_what_a_method_needs_is_refused(method, builder, said, network, tmp_path, capsys):
+    network(builder.__name__, builder)
+    request = [f"method={method}", f"model.name={builder.__name__}", "dataset=digits", "sparsity.target=0.5"]
+    assert main([*request, "training.finetune.optimizer=sgd", f"paths.outputs={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert said in error and len(error.strip().splitlines()) == 1
+    assert not list(tmp_path.rglob("status.json"))
