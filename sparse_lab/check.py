@@ -94,6 +94,8 @@ def check_pruning(config: Config) -> None:
     """Do the score, the unit, the schedule and the surgery of the pruning go together?"""
     method, schedule = config.method, config.schedule
     prune = method.prune
+    if method.compactors and not method.prunes_filters:
+        raise UserError("method.compactors=true is for whole filters: use method=resrep, or method.prune.unit=filters")
     if not method.prunes:
         return
     if schedule.name == "alternating":
@@ -122,8 +124,6 @@ def check_pruning(config: Config) -> None:
         check_filters(config)
         return
     find(prune.score)
-    if method.compactors:
-        raise UserError("method.compactors=true is for whole filters: method.prune.unit=filters")
     if schedule.name == "layerwise":
         raise UserError("schedule=layerwise is for whole filters: use method=hrank with method.filters.rates=[...]")
 

@@ -109,9 +109,8 @@ def _fit(
     result = outcome(config, parts, batches, folder, parent, command)
     if rank() == 0:
         about = {"run": folder.name, **{key: result[key] for key in ("sparsity", "kept", "kept_with_reuse")}}
-        save_network(
-            unshared(parts.model), folder.best, about
-        )  # loads into a plain network, or through models.surgery.match
+        # loads into a plain network, or through models.surgery.match
+        save_network(unshared(parts.model), folder.best, about)
         if config.method.prunes_filters:
             small, result["small"] = removed(config, parts, batches)
             save_network(small, folder.small, about)

@@ -63,8 +63,7 @@ class Compacting(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         network = pl_module.get_submodule("model")
-        last = trainer.is_last_batch and self.clock.epoch_in_round == self.clock.epochs_a_round - 1
-        if last and compactors.compactors(network):
+        if trainer.is_last_batch and self.clock.in_last_epoch and compactors.compactors(network):
             self._fuse(network, trainer.optimizers[0], trainer.strategy.broadcast)
 
     def _give_up(self, network: nn.Module, most: int, broadcast: Callable[[Any], Any]) -> None:

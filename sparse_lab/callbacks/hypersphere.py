@@ -59,7 +59,7 @@ class Hypersphere(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not (trainer.is_last_batch and self.clock.epoch_in_round == self.clock.epochs_a_round - 1):
+        if not (trainer.is_last_batch and self.clock.in_last_epoch):
             return
         before = {name: weight.detach().clone() for name, weight in self.masks.weights().items()}
         self.prune.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)

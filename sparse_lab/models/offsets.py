@@ -21,6 +21,16 @@ COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 OWN = ("alpha", "basis", "mean", "mask")  # what such a layer may hold besides a weight and a bias
 
 
+class _Conv2d(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight + self.offset, self.bias)  # type: ignore[operator]
+
+
+class _Linear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight + self.offset, self.bias)  # type: ignore[operator]
+
+
 class _DCT(nn.Module):
     """offset = alpha * basis: `alpha` a learnable scalar, `basis` fixed, of the weight's shape and not saved."""
 
@@ -32,18 +42,12 @@ class _DCT(nn.Module):
         return self.alpha * self.basis
 
 
-class DCTConv2d(_DCT, nn.Conv2d):
+class DCTConv2d(_DCT, _Conv2d):
     """A convolution plus alpha times the first coefficients of every patch's DCT; made by `install_dct`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight + self.offset, self.bias)
 
-
-class DCTLinear(_DCT, nn.Linear):
+class DCTLinear(_DCT, _Linear):
     """A linear layer plus alpha times the first coefficients of the input's DCT; made by `install_dct`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight + self.offset, self.bias)
 
 
 class _Recovered(nn.Module):
@@ -57,18 +61,12 @@ class _Recovered(nn.Module):
         return self.mean.reshape(-1, *(1,) * (self.mask.dim() - 1)) * ~self.mask
 
 
-class RecoveredConv2d(_Recovered, nn.Conv2d):
+class RecoveredConv2d(_Recovered, _Conv2d):
     """A convolution with each filter's mean in place of its pruned weights; made by `recover`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight + self.offset, self.bias)
 
-
-class RecoveredLinear(_Recovered, nn.Linear):
+class RecoveredLinear(_Recovered, _Linear):
     """A linear layer with each output's mean in place of its pruned weights; made by `recover`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight + self.offset, self.bias)
 
 
 PLAIN: dict[type[nn.Module], type[nn.Module]] = {

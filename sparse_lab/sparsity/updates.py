@@ -85,8 +85,7 @@ def move_to(
     is zero, and the lowest indices of all layers would join up to a path that no method has found.
     """
     alive = masks.masks()
-    everything = {name: torch.ones_like(mask) for name, mask in alive.items()}
-    counts = allocate(allocation, kept, masks.weights(), drop, everything)
+    counts = _counts_anew(masks, kept, drop, allocation)
     new = {}
     for name, mask in alive.items():
         change = counts[name] - int(mask.sum())
@@ -134,17 +133,22 @@ def drop_then_grow(
     the positions that were pruned by `grow` come. Both numbers are split over layers by `allocation`.
     """
     alive = masks.masks()
-    everything = {name: torch.ones_like(mask) for name, mask in alive.items()}
-    fewest = allocate(allocation, low, masks.weights(), drop, everything)
-    most = allocate(allocation, high, masks.weights(), drop, everything)
+    fewest, most = (_counts_anew(masks, kept, drop, allocation) for kept in (low, high))
     new = {}
     for name, mask in alive.items():
         pruned = mask.numel() - int(mask.sum())
         # a layer without pruned positions enough for what it is to hold keeps more of its own
         stay = max(min(fewest[name], int(mask.sum())), most[name] - pruned)
-        kept = top_k(_only(drop[name], mask), stay, chance)
-        new[name] = kept | top_k(_only(grow[name], ~mask), most[name] - stay, chance)
+        new[name] = top_k(_only(drop[name], mask), stay, chance) | top_k(
+            _only(grow[name], ~mask), most[name] - stay, chance
+        )
     return new
+
+
+def _counts_anew(masks: Masks, kept: int, scores: Mapping[str, Tensor], allocation: str) -> dict[str, int]:
+    """How many weights each layer is to keep, whatever is alive in it now."""
+    everything = {name: torch.ones_like(mask) for name, mask in masks.masks().items()}
+    return allocate(allocation, kept, masks.weights(), scores, everything)
 
 
 def _only(score: Tensor, allowed: Tensor) -> Tensor:

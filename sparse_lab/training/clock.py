@@ -44,6 +44,11 @@ class Clock:
         return self.rounds * self.epochs_a_round
 
     @property
+    def in_last_epoch(self) -> bool:
+        """Is this the last epoch of the round, unless patience ends it before?"""
+        return self.epoch_in_round == self.epochs_a_round - 1
+
+    @property
     def finished(self) -> bool:
         return self.round >= self.rounds
 

@@ -108,6 +108,10 @@ BAD = {
     "rewiring a trained network": (["method=rigl", "method.starts_from=dense"], "for training from scratch"),
     "sharing in a trained network": (["method=oneshot", "model=resnet34", "method.sharing=true"], "from scratch"),
     "dense with sharing": (["method=dense", "model=resnet34", "method.sharing=true"], "needs a sparse network"),
+    "dense with compactors": (
+        ["method=dense", "method.compactors=true"],
+        "method.compactors=true is for whole filters",
+    ),
     "dense with dyrelu": (["method=dense", "method.dyrelu=true"], "a method.name of its own"),
     "a connected start where nothing starts": (
         ["method=oneshot", "sparsity.connect=true"],
