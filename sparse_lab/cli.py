@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 VERBS = {
     "report": "sparse_lab.report.cli:main",
-    "status": "sparse_lab.report.cli:status_main",
+    "status": "sparse_lab.report.status:main",
     "methods": "sparse_lab.gallery:main",
     "keys": "sparse_lab.keys:main",
     "bench": "sparse_lab.bench:main",

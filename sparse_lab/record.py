@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 
 from sparse_lab import stages
 from sparse_lab.config import Config, MethodConfig, UserError
+from sparse_lab.whole import damaged, write_record, write_whole
 
 RESULT_KEYS = {"name", "test_accuracy", "kept", "total", "seconds"}
 SCHEDULE_KEYS = {
@@ -146,20 +147,6 @@ def run_name(config: Config) -> str:
     return "-".join([*parts, digest(identity(config))])
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a temporary file beside `path` and rename it, so that a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
@@ -182,7 +169,7 @@ class RunFolder:
             result = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):  # a torn file is no result: the run is finished again from its checkpoint
             return None
-        whole = isinstance(result, dict) and result.keys() >= RESULT_KEYS and self.best.is_file()
+        whole = isinstance(result, dict) and result.keys() >= RESULT_KEYS and not damaged(result) and self.best.is_file()
         return result if whole else None
 
     @contextmanager
@@ -227,7 +214,7 @@ class RunFolder:
         self._write_status()
 
     def finish(self, result: dict[str, Any]) -> None:
-        write_whole(self.path / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+        write_record(self.path / "result.json", result)
         self.status.update(state="done", error=None)
         self._write_status()
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sparse_lab.report.cli import main, status_main
+from sparse_lab.report.cli import main
+from sparse_lab.report.status import main as status_main
 
 Make = Callable[..., Path]
 
