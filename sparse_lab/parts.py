@@ -12,11 +12,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import Logger
 from rich.console import Console
 from torch import Tensor, nn
 
-from sparse_lab import models, stages
+from sparse_lab import dashboards, models, stages
 from sparse_lab.callbacks.activations import Activations
 from sparse_lab.callbacks.after_step import AfterStep
 from sparse_lab.callbacks.choose import Choice, Filters, Weights
@@ -59,6 +58,7 @@ from sparse_lab.timetable import (
 from sparse_lab.training.clock import Clock
 from sparse_lab.training.files import into, load_network
 from sparse_lab.training.module import Classifier
+from sparse_lab.training.stop import StopRequest
 
 
 @dataclass
@@ -133,7 +133,13 @@ def filter_groups(config: Config) -> list[channels.Group]:
 
 
 def assemble(
-    config: Config, data: Data, folder: RunFolder, starts: dict[str, Path], console: Console, label: str
+    config: Config,
+    data: Data,
+    folder: RunFolder,
+    starts: dict[str, Path],
+    console: Console,
+    label: str,
+    stop: StopRequest,
 ) -> Parts:
     """Everything that trains. `starts` holds the networks to start from: 'parent', and for regrowth 'dense',
     'reference'.
@@ -177,9 +183,10 @@ def assemble(
     changes = _mask_changes(config, data, masks, clock, starts, log, rewind, say)
     diagnostics = _diagnostics(config, folder, data, masks)
     history = History(folder, clock, lambda: {**rounds.row, **_kept(model, masks)})
-    boards = Dashboards(dashboards(config, folder), history.row, say)
-    save = SaveLast(folder.last, config.trainer.checkpoint_every, lambda: clock.finished)
-    progress = [Progress(label, rounds, console)] if config.trainer.progress else []
+    factories = dashboards.factories(config.logger, folder.path.parents[1])
+    boards = Dashboards(factories, about(config, folder), history.row, rounds, log, say)
+    save = SaveLast(folder, config.trainer.checkpoint_every, lambda: clock.finished, stop)
+    progress = [Progress(label, rounds, lambda: _kept(model, masks), console)] if config.trainer.progress else []
     for line in idle(config, clock):
         say(f"WARNING: {line}")
     order = [rounds, *keep, *phasing, *changes, StopWhenDiverged(), *diagnostics, history, boards, *progress, save]
@@ -313,32 +320,18 @@ def _measure(model: nn.Module, masks: Masks | None, log: MaskLog) -> Callable[[]
     return lambda: {**_kept(model, masks), "effective": log.look().as_dict()}
 
 
-def dashboards(config: Config, folder: RunFolder) -> dict[str, Callable[[], Logger]]:
-    """How to open the dashboards chosen. W&B stays offline unless a key is set, and never asks."""
-
-    def tensorboard() -> Logger:
-        from pytorch_lightning.loggers import TensorBoardLogger
-
-        return TensorBoardLogger(folder.path, name="tensorboard", version="")
-
-    def wandb() -> Logger:
-        from pytorch_lightning.loggers import WandbLogger
-
-        os.environ.setdefault("WANDB_SILENT", "true")
-        logger = WandbLogger(
-            name=folder.name,
-            id=digest(identity(config)),
-            project=config.logger.project,
-            save_dir=folder.path,
-            group=f"{config.method.name}-{stages.final_sparsity(config):g}",
-            offline="WANDB_API_KEY" not in os.environ,
-            resume="allow",
-        )
-        logger.experiment.config.update(identity(config))
-        return logger
-
-    chosen = {"tensorboard": (config.logger.tensorboard, tensorboard), "wandb": (config.logger.wandb, wandb)}
-    return {name: factory for name, (wanted, factory) in chosen.items() if wanted}
+def about(config: Config, folder: RunFolder) -> dashboards.About:
+    """The run as its dashboards know it."""
+    return dashboards.About(
+        name=folder.name,
+        hash=digest(identity(config)),
+        group=f"{config.method.name}-{stages.final_sparsity(config):g}",
+        project=config.logger.project,
+        config=identity(config),
+        folder=folder.path,
+        outputs=folder.path.parents[1],
+        mlflow_uri=config.logger.mlflow_uri,
+    )
 
 
 def make_trainer(config: Config, parts: Parts, folder: RunFolder) -> pl.Trainer:

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 
 from sparse_lab import stages
 from sparse_lab.config import Config, MethodConfig, UserError
-from sparse_lab.whole import damaged, write_record, write_whole
+from sparse_lab.whole import CHECKSUM, damaged, seal_holds, write_record, write_whole
 
 RESULT_KEYS = {"name", "test_accuracy", "kept", "total", "seconds"}
 SCHEDULE_KEYS = {
@@ -151,6 +151,10 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
+class Elsewhere(UserError):
+    """Another process has this run."""
+
+
 class RunFolder:
     """One run on disk: config.yaml, status.json, metrics.csv, result.json, checkpoints/."""
 
@@ -159,37 +163,64 @@ class RunFolder:
         self.name = run_name(config)
         self.path = Path(config.paths.outputs).expanduser().resolve() / "runs" / self.name
         self.last = self.path / "checkpoints" / "last.ckpt"
+        self.previous = self.path / "checkpoints" / "previous.ckpt"
         self.best = self.path / "checkpoints" / "best.ckpt"
         self.small = self.path / "checkpoints" / "small.ckpt"
         self.status: dict[str, Any] = {}
 
     def result(self) -> dict[str, Any] | None:
-        """The result of a finished run, or None. A run is finished when its result and its network are there."""
+        """The result of a finished run, or None. A run is finished when its result and its network are there, whole."""
         try:
             result = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # a torn file is no result: the run is finished again from its checkpoint
+            if not isinstance(result, dict) or damaged(result) or not result.keys() >= RESULT_KEYS:
+                return None
+            if seal_holds(self.best) is False:
+                return None
+        except (OSError, ValueError):  # what is torn is no result: the run is finished again from its checkpoint
             return None
-        whole = isinstance(result, dict) and result.keys() >= RESULT_KEYS and not damaged(result) and self.best.is_file()
-        return result if whole else None
+        return {key: value for key, value in result.items() if key != CHECKSUM}
 
     @contextmanager
-    def claim(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Hold the run for this process; wait while another one has it. The lock goes when its holder dies.
+    def claim(self, say: Callable[[str], None], wait: bool) -> Iterator[None]:
+        """Hold the run for this process. The lock goes when its holder dies.
 
-        Raises UserError when the folder cannot be written.
+        Raises Elsewhere while another process has it, unless `wait`; UserError when the folder cannot be written.
         """
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held open as long as the claim
+            lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - held open as long as the claim
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}; set paths.outputs=DIR") from None
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                say(f"waiting for {self.name}: another process runs it")
+                lock.seek(0)
+                holder = lock.read().strip() or "another process"
+                if not wait:
+                    raise Elsewhere(f"{holder} runs it already") from None
+                say(f"waiting for {self.name}: {holder} runs it")
                 fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
             yield
+
+    def set_aside_damaged(self, say: Callable[[str], None]) -> None:
+        """Rename checkpoints that are not what was saved, so that the one before them is used."""
+        for path, sealed in ((self.last, True), (self.previous, True), (self.best, False), (self.small, False)):
+            try:
+                holds = seal_holds(path)
+            except FileNotFoundError:
+                continue
+            if holds is False or (sealed and holds is None):
+                aside = path.with_name(f"{path.name}.damaged")
+                os.replace(path, aside)
+                say(f"WARNING: {path} is damaged (torn or changed since it was saved): set aside as {aside.name}")
+
+    def newest(self) -> Path | None:
+        """The checkpoint to go on from; damaged ones have been set aside."""
+        return next((path for path in (self.last, self.previous) if path.is_file()), None)
 
     def begin(self) -> None:
         (self.path / "error.txt").unlink(missing_ok=True)
@@ -213,8 +244,24 @@ class RunFolder:
         write_whole(self.path / "error.txt", details)
         self._write_status()
 
+    def settle(self) -> None:
+        """A finished run was killed before its status said so."""
+        try:
+            status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            status = {}
+        if isinstance(status, dict) and status.get("state") != "done":
+            self.status = {**status, "state": "done", "error": None}
+            self._write_status()
+
+    def interrupt(self, line: str) -> None:
+        """Mark the run stopped on demand: the same command goes on from here."""
+        self.status.update(state="interrupted", error=line)
+        self._write_status()
+
     def finish(self, result: dict[str, Any]) -> None:
         write_record(self.path / "result.json", result)
+        self.previous.unlink(missing_ok=True)  # last.ckpt is enough to write the result again
         self.status.update(state="done", error=None)
         self._write_status()
 

@@ -19,14 +19,16 @@ from sparse_lab.outcome import outcome, removed, reset_peak_memory
 from sparse_lab.parts import assemble, make_trainer, rank
 from sparse_lab.record import RunFolder
 from sparse_lab.training.files import load, save_network
+from sparse_lab.training.stop import Stopped, StopRequest
 
 RESUMABLE = {"state_dict", "callbacks", "optimizer_states", "random_state", "pytorch-lightning_version"}
 
 
-def run(config: Config, command: str, console: Console, label: str = "") -> dict[str, Any]:
+def run(config: Config, command: str, console: Console, label: str = "", wait: bool = False) -> dict[str, Any]:
     """Make the run that `config` asks for, with the runs that it starts from, and return its record.
 
-    A finished run is not made again. Raises UserError for what the user can mend; every failure is in status.json too.
+    A finished run is not made again. Raises UserError for what the user can mend (Elsewhere while another process has
+    the run, unless `wait`) and Stopped after a signal; every failure is in status.json too.
     """
     folder = RunFolder(config)
     label = f"{label} {folder.name}".strip()
@@ -35,23 +37,27 @@ def run(config: Config, command: str, console: Console, label: str = "") -> dict
         if rank() == 0:
             console.print(f"{label}: {line}", highlight=False, soft_wrap=True)
 
-    with folder.claim(say) if rank() == 0 else nullcontext():
+    with folder.claim(say, wait) if rank() == 0 else nullcontext(), StopRequest(say) as stop:
         done = folder.result()
         if done is not None:
+            if rank() == 0:
+                folder.settle()
             say(f"done already, test {done['test_accuracy']:.2f}%{_not_watched(config, folder)}")
             return done
         try:
             if rank() == 0:
                 folder.begin()
+                folder.set_aside_damaged(say)
             starts, parent = _starts(config, command, console)
-            say(f"started{f' from {parent}' if parent else ''}")
-            result = _fit(config, folder, starts, parent, command, console, label)
+            result = _fit(config, folder, starts, parent, command, console, label, stop)
         except BaseException as error:
             raise _failure(folder, error) from error
-    say(
-        f"test {result['test_accuracy']:.2f}%, {result['kept']:,} of {result['total']:,} weights, "
-        f"{result['seconds']:.0f} s"
-    )
+        say(
+            f"test {result['test_accuracy']:.2f}%, {result['kept']:,} of {result['total']:,} weights, "
+            f"{result['seconds']:.0f} s"
+        )
+        if stop.number is not None:  # asked for in the last epoch
+            raise stop.stopped("this run is done; start the same command again to go on with the others")
     return result
 
 
@@ -75,7 +81,7 @@ def _starts(config: Config, command: str, console: Console) -> tuple[dict[str, P
     names: dict[str, str] = {}
     for part, other in wanted.items():
         if other is not None:
-            names[part] = run(other, command, console, label="  needed first:")["name"]
+            names[part] = run(other, command, console, label="  needed first:", wait=True)["name"]
             starts[part] = RunFolder(other).best
     if config.method.regrows and config.method.regrow.reference is not None:
         starts["reference"] = Path(config.method.regrow.reference)
@@ -90,21 +96,21 @@ def _fit(
     command: str,
     console: Console,
     label: str,
+    stop: StopRequest,
 ) -> dict[str, Any]:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     pl.seed_everything(config.seed, verbose=False)
     reset_peak_memory()
     processes = config.trainer.devices
     batches = data.build(config.dataset, config.training, config.seed, rank=rank(), world_size=processes)
-    parts = assemble(config, batches, folder, starts, console, label)
+    parts = assemble(config, batches, folder, starts, console, label, stop)
     trainer = make_trainer(config, parts, folder)
-    resume = None
-    if folder.last.is_file():
-        if not load(folder.last).keys() >= RESUMABLE:  # a torn or foreign file is said in one line here
-            raise UserError(
-                f"{folder.last} is not a checkpoint of this run: remove it and start the same command again"
-            )
-        resume = folder.last
+    resume = folder.newest()
+    if resume is not None and not load(resume).keys() >= RESUMABLE:
+        raise UserError(f"{resume} is not a checkpoint of this run: remove it and start the same command again")
+    if rank() == 0:
+        begun = f"goes on from {resume.name}" if resume else f"started{f' from {parent}' if parent else ''}"
+        console.print(f"{label}: {begun}", highlight=False, soft_wrap=True)
     trainer.fit(parts.module, batches.train, batches.validation, ckpt_path=resume, weights_only=True)
     result = outcome(config, parts, batches, folder, parent, command)
     if rank() == 0:
@@ -125,14 +131,15 @@ def _failure(folder: RunFolder, error: BaseException) -> BaseException:
         error = UserError(
             f"the disk is full: {folder.path} holds what was saved before; make room and start the same command again"
         )
-    if isinstance(error, (KeyboardInterrupt, SystemExit)):  # Lightning turns Ctrl-C into an exit
-        error = KeyboardInterrupt("interrupted: start the same command again to go on")
     line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if rank() != 0:
         return error
     try:
-        known = isinstance(error, (UserError, KeyboardInterrupt))
-        folder.fail(line if known else f"{type(error).__name__}: {line}", traceback.format_exc())
+        if isinstance(error, Stopped):
+            folder.interrupt(line)
+        else:
+            said = line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"
+            folder.fail(said, traceback.format_exc())
     except OSError:
         pass  # nothing can be written any more: the error itself still reaches the user
     return error

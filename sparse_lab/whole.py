@@ -1,16 +1,23 @@
-"""Files that are written whole, and JSON that carries its own checksum. No torch: reports read records with it too."""
+"""Files that are written whole, and carry their own checksum. No torch: reports read records with it too.
+
+A record is JSON with a key for it. A checkpoint is a zip archive (torch.save makes one), which may end in a comment:
+the checksum stands there, so that it comes and goes with the file, and everything that reads zip archives reads it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 CHECKSUM = "checksum"
+SEAL = b"sparse_lab sha256 "
+END_OF_ZIP = struct.Struct("<4s16xH")  # the last record of an archive: its signature ..., the comment's length
 
 
 @contextmanager
@@ -48,3 +55,29 @@ def damaged(record: dict[str, Any]) -> bool:
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """A record as JSON, with its checksum."""
     write_whole(path, json.dumps({**record, CHECKSUM: checksum(record)}, indent=2, allow_nan=False) + "\n")
+
+
+def seal(path: Path) -> None:
+    """Give the zip archive its SHA-256 as a comment. Raises ValueError when it is none, or has a comment already."""
+    with open(path, "r+b") as file:
+        file.seek(-END_OF_ZIP.size, os.SEEK_END)
+        signature, length = END_OF_ZIP.unpack(file.read())
+        if signature != b"PK\x05\x06" or length:
+            raise ValueError(f"{path} is no zip archive that a seal could be added to")
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest().encode()  # type: ignore[arg-type]
+        file.seek(-2, os.SEEK_END)
+        file.write(struct.pack("<H", len(SEAL + digest)) + SEAL + digest)
+
+
+def seal_holds(path: Path) -> bool | None:
+    """Is the archive what it was when it was sealed? None for a whole archive without a seal, and for other files."""
+    comment = len(SEAL) + 64
+    with open(path, "rb") as file:
+        content = memoryview(file.read())
+    end = bytes(content[-comment:])
+    if not end.startswith(SEAL):
+        return False if content[:4] == b"PK\x03\x04" and content[-END_OF_ZIP.size :][:4] != b"PK\x05\x06" else None
+    digest = hashlib.sha256(content[: -comment - 2])
+    digest.update(b"\0\0")  # the comment's length, as it was before the seal
+    return digest.hexdigest().encode() == end[len(SEAL) :]

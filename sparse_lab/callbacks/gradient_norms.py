@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -33,13 +35,19 @@ class GradientNorms(pl.Callback):
             # a step that the gradient scaler will skip has infinite gradients, and does not count
             counts = torch.isfinite(norm)
             pair = torch.stack([torch.where(counts, norm, 0.0), counts.to(norm)])
-            self.sums[part] = self.sums[part] + pair if part in self.sums else pair
+            self.sums[part] = self.sums[part].to(pair) + pair if part in self.sums else pair
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         means = {part: float(total) / max(float(steps), 1.0) for part, (total, steps) in self.sums.items()}
         self.sums = {}
         if trainer.is_global_zero:
             self.folder.add_line(FILE, {"epoch": trainer.current_epoch + 1, "parts": means})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sums = {part: torch.as_tensor(pair) for part, pair in state["sums"].items()}
 
 
 @torch.no_grad()

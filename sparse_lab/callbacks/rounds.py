@@ -142,10 +142,12 @@ class Rounds(pl.Callback):
 
     def _test_accuracy(self, trainer: pl.Trainer, module: Classifier) -> float:
         with trainer.precision_plugin.forward_context():
-            return accuracy(module.model, self.test)
+            # each process has BatchNorm statistics of its own: the first one's count, or they select different epochs
+            return trainer.strategy.broadcast(accuracy(module.model, self.test))
 
     def state_dict(self) -> dict[str, Any]:
-        kept = {"levels": self.levels, "best": self.best, "waited": self.waited, "seconds": self.seconds}
+        seconds = self.seconds + time.monotonic() - self._since
+        kept = {"levels": self.levels, "best": self.best, "waited": self.waited, "seconds": seconds}
         return {"clock": self.clock.state_dict(), **kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -33,12 +33,12 @@ class Batches(Loader):
         if self.augment is not None:
             augmentation.check_padding(self.augment, *self.images.shape[2:])
 
-    def __iter__(self) -> Iterator[Batch]:
+    def _from(self, first: int) -> Iterator[Batch]:
         device = self.images.device
         order = self.plan.order(self.count, self.epoch).to(device)
         offsets, mirrored = (draws.to(device) for draws in self._draws())
         mean, std = self.statistics(device)
-        for block in self.plan.blocks(self.count):
+        for block in self.plan.blocks(self.count)[first:]:
             images, labels = self.images[order[block]], self.labels[order[block]]
             if self.augment is not None:
                 padding, mode = self.augment.crop_padding, self.augment.padding_mode

@@ -123,9 +123,9 @@ class Photos(Loader):
     device: torch.device
     train_transform: v2.Compose | None = None
 
-    def __iter__(self) -> Iterator[Batch]:
+    def _from(self, first: int) -> Iterator[Batch]:
         order = self.plan.order(self.count, self.epoch)
-        picks = [order[block] for block in self.plan.blocks(self.count)]
+        picks = [order[block] for block in self.plan.blocks(self.count)[first:]]
         return self._decoded(picks, self.train_transform or _eval_transform(self.image_size), self.epoch)
 
     def picked(self, picks: list[torch.Tensor]) -> list[Batch]:

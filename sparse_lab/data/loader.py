@@ -19,7 +19,8 @@ class Loader(ABC):
     """Iterates over (images float32 [B, 3, H, W] normalised, labels int64 [B]), both on the device.
 
     What an epoch holds derives from the plan's seed and `epoch` alone: two passes through one epoch are equal, and the
-    global random state is neither read nor moved. Lightning calls `sampler.set_epoch` itself.
+    global random state is neither read nor moved. Lightning calls `sampler.set_epoch` itself, and keeps `state_dict`
+    in its checkpoints: a run that was stopped within an epoch goes on with the next batch.
 
     Raises:
         UserError: fewer images than devices.
@@ -30,6 +31,8 @@ class Loader(ABC):
     mean: list[float]
     std: list[float]
     epoch: int = field(default=0, init=False)
+    taken: int = field(default=0, init=False)
+    _skip: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         if self.count < self.plan.world_size:
@@ -68,8 +71,23 @@ class Loader(ABC):
         """Batches an epoch, the same on every rank."""
         return len(self.plan.blocks(self.count))
 
+    def __iter__(self) -> Iterator[Batch]:
+        # Lightning asks for the iterator before it sets the epoch: nothing is decided before the first batch is asked for
+        first, self._skip = self._skip, 0
+        for self.taken, batch in enumerate(self._from(first), first + 1):  # noqa: B020 - counts what was handed out
+            yield batch
+
     @abstractmethod
-    def __iter__(self) -> Iterator[Batch]: ...
+    def _from(self, first: int) -> Iterator[Batch]:
+        """The epoch's batches, without the first `first`."""
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of the epoch have been handed out; 0 at its end."""
+        return {"taken": self.taken % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next pass leaves out so many batches."""
+        self._skip = state["taken"]
 
     @abstractmethod
     def picked(self, picks: list[torch.Tensor]) -> list[Batch]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import random
 from pathlib import Path
@@ -12,29 +11,26 @@ import numpy as np
 import torch
 
 from sparse_lab.config import UserError
+from sparse_lab.whole import seal, seal_holds, whole
 
 FORMAT = "sparse_lab network 1"
 
 
 def save_whole(payload: dict[str, Any], path: Path) -> None:
-    """torch.save to a temporary file beside `path`, then rename: a reader sees the old file or the new one."""
+    """torch.save with a seal: a reader sees the old file or the new one, and can tell whether it is damaged."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
+    with whole(path) as temporary:
+        with open(temporary, "wb") as file:  # to a path torch writes itself, and a full disk has no errno then
             torch.save(payload, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        seal(temporary)
 
 
 def load(path: str | Path) -> dict[str, Any]:
     """A checkpoint as a dict, with weights_only. Raises UserError when it is missing, corrupt or foreign."""
     path = Path(path)
     try:
+        if seal_holds(path) is False:
+            raise UserError(f"{path} is damaged (its content is not what was saved): remove it or name another")
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"no checkpoint at {path}") from None

@@ -32,8 +32,13 @@ class Classifier(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return make_optimizer(parameter_groups(self.model), self.recipe)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["sums"] = {stage: self._over_ranks(one) for stage, one in self.sums.items()}
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         match(self.model, [name.removeprefix("model.") for name in checkpoint["state_dict"]])
+        # within an epoch the sums over all ranks are saved; each image counts once
+        self.sums = dict(checkpoint["sums"]) if self.trainer.is_global_zero else {}
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         rate = learning_rate(self.recipe, self.clock.progress)
@@ -55,13 +60,13 @@ class Classifier(pl.LightningModule):
             one = torch.stack(
                 [loss.detach().double() * len(labels), hits.double(), hits.new_tensor(len(labels)).double()]
             )
-            self.sums[stage] = self.sums[stage] + one if stage in self.sums else one
+            self.sums[stage] = self.sums[stage].to(one) + one if stage in self.sums else one
         return loss
 
     def take(self, stage: str) -> tuple[float, float]:
         """(mean loss, accuracy in percent) of `stage` since the last call, over all ranks; starts counting anew."""
-        one = self.sums.pop(stage)
-        if self.trainer.world_size > 1:
-            one = self.trainer.strategy.reduce(one, reduce_op="sum")
-        loss, hits, images = one.tolist()
+        loss, hits, images = self._over_ranks(self.sums.pop(stage)).tolist()
         return loss / images, 100.0 * hits / images
+
+    def _over_ranks(self, one: Tensor) -> Tensor:
+        return one if self.trainer.world_size == 1 else self.trainer.strategy.reduce(one.clone(), reduce_op="sum")

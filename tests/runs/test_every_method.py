@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise, product
@@ -22,6 +24,7 @@ from sparse_lab.models.surgery import match
 from sparse_lab.record import RunFolder
 from sparse_lab.run import run
 from sparse_lab.training.files import load, load_network
+from sparse_lab.training.stop import Stopped
 
 OFTEN = ("method.rewire.every=2",)
 EAST = ("model=resnet34", *OFTEN, "method.cycles.every=1", "method.cycles.lengths=[0.3,0.3]")
@@ -172,15 +175,35 @@ def check_the_plain_network_of(state: dict[str, torch.Tensor], plain: torch.nn.M
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_interrupted_run_goes_on_to_the_same_bits(method, compose, quiet, tmp_path, monkeypatch):
-    check_an_interrupted_run((f"method={method}", *METHODS[method]), 5, compose, quiet, tmp_path, monkeypatch)
+def test_a_run_that_died_goes_on_to_the_same_bits(method, compose, quiet, tmp_path, monkeypatch):
+    check_an_interrupted_run(die, (f"method={method}", *METHODS[method]), 5, compose, quiet, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("method", ["dense", "iterative_regrow", "east", "resrep", "prune_on_the_fly"])
+def test_a_run_that_was_asked_to_stop_goes_on_to_the_same_bits(method, compose, quiet, tmp_path, monkeypatch):
+    check_a_stopped_run(method, compose, quiet, tmp_path, monkeypatch)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", METHODS)
+def test_every_run_that_was_asked_to_stop_goes_on(method, compose, quiet, tmp_path, monkeypatch):
+    check_a_stopped_run(method, compose, quiet, tmp_path, monkeypatch)
+
+
+def check_a_stopped_run(method, compose, quiet, tmp_path, monkeypatch) -> None:
+    """Stopped in the middle of an epoch, and saved there."""
+    overrides = (f"method={method}", *METHODS[method], "diagnostics.gradients=true")
+    checkpoint = check_an_interrupted_run(preempt, overrides, 5, compose, quiet, tmp_path, monkeypatch)
+    assert checkpoint["global_step"] == 5
 
 
 @pytest.mark.parametrize(("phase", "step"), [("before", 3), ("during", 7), ("after", 9)])
 def test_east_goes_on_from_every_phase_of_dyrelu(phase, step, compose, quiet, tmp_path, monkeypatch):
     """Two steps an epoch: the checkpoints are those of steps 2, 6 and 8; DyReLU fades from step 3 to step 7."""
     phasing = ("method.phasing.unit=epochs", "method.phasing.begin=1.5", "method.phasing.end=3.5")
-    checkpoint = check_an_interrupted_run(("method=east", *EAST, *phasing), step, compose, quiet, tmp_path, monkeypatch)
+    overrides = ("method=east", *EAST, *phasing)
+    checkpoint = check_an_interrupted_run(die, overrides, step, compose, quiet, tmp_path, monkeypatch)
+    assert checkpoint["global_step"] == step - 1
     betas = [float(value) for name, value in checkpoint["state_dict"].items() if name.endswith(".beta")]
     # as the last step before the checkpoint had it, step 1 or step 5
     assert betas == {"before": [1.0] * 33, "during": [0.5] * 33, "after": []}[phase]
@@ -188,9 +211,17 @@ def test_east_goes_on_from_every_phase_of_dyrelu(phase, step, compose, quiet, tm
     assert len(scales) == 16
 
 
-def check_an_interrupted_run(overrides, step, compose, quiet, tmp_path, monkeypatch) -> dict:
-    """The same run twice, once stopped by an exception in the middle of an epoch, after a checkpoint; all that they
-    leave must be equal. Returns the checkpoint that the second one went on from.
+def die() -> None:
+    raise RuntimeError("pulled the plug")
+
+
+def preempt() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def check_an_interrupted_run(how, overrides, step, compose, quiet, tmp_path, monkeypatch) -> dict:
+    """The same run twice, once interrupted after `step` steps; all that they leave must be equal. Returns the
+    checkpoint that the second one went on from.
     """
     whole, broken = (
         compose(*overrides, *COMMON, *SIX_EPOCHS, f"paths.outputs={tmp_path / name}") for name in ("whole", "broken")
@@ -200,27 +231,30 @@ def check_an_interrupted_run(overrides, step, compose, quiet, tmp_path, monkeypa
     if parent is not None:
         run(parent, "x", quiet)
 
-    def pull_the_plug(self, trainer, *rest):
+    def interrupt(self, trainer, *rest):
         if trainer.global_step == step:
-            raise RuntimeError("pulled the plug")
+            how()
 
     with monkeypatch.context() as patch:
-        patch.setattr(StopWhenDiverged, "on_train_batch_end", pull_the_plug)
-        with pytest.raises(RuntimeError, match="pulled the plug"):
+        patch.setattr(StopWhenDiverged, "on_train_batch_end", interrupt)
+        with pytest.raises(RuntimeError if how is die else Stopped) as caught:
             run(broken, "x", quiet)
     status = json.loads((RunFolder(broken).path / "status.json").read_text())
-    assert status["state"] == "failed" and "pulled the plug" in status["error"]
+    if how is die:
+        assert status["state"] == "failed" and "pulled the plug" in status["error"]
+    else:
+        assert status["state"] == "interrupted" and f"SIGTERM: saved at step {step};" in status["error"]
+        assert caught.value.status == 143
     checkpoint = load(RunFolder(broken).last)
-    assert checkpoint["global_step"] == step // 2 * 2
     run(broken, "x", quiet)
     first, second = (load_network(RunFolder(config).best) for config in (whole, broken))
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    parts = ("state_dict", "optimizer_states", "random_state")
     first, second = (
-        dict(tensors({key: load(RunFolder(config).last)[key] for key in ("state_dict", "optimizer_states")}))
-        for config in (whole, broken)
+        dict(tensors({key: load(RunFolder(config).last)[key] for key in parts})) for config in (whole, broken)
     )
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-    for name in ("metrics.csv", "updates.jsonl"):
+    for name in ("metrics.csv", "updates.jsonl", "gradients.jsonl"):
         paths = [RunFolder(config).path / name for config in (whole, broken)]
         assert paths[0].exists() == paths[1].exists()
         assert not paths[0].exists() or paths[0].read_bytes() == paths[1].read_bytes()

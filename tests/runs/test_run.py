@@ -44,7 +44,8 @@ def test_what_a_run_leaves_on_disk(compose, quiet):
     assert {path.name for path in folder.iterdir()} >= {"config.yaml", "status.json", "metrics.csv", "result.json"}
     assert (folder / "checkpoints" / "last.ckpt").is_file()
     assert not list(folder.rglob("*.tmp"))
-    assert json.loads((folder / "result.json").read_text()) == result
+    on_disk = json.loads((folder / "result.json").read_text())
+    assert on_disk.pop("checksum") and on_disk == result
     assert json.loads((folder / "status.json").read_text())["state"] == "done"
     levels = result["levels"]
     assert [round(level["sparsity"], 3) for level in levels] == [0.6, 0.84, 0.9]
@@ -189,16 +190,6 @@ def test_a_file_that_a_run_starts_from_counts_by_its_content(compose, tmp_path):
         (tmp_path / folder / "w.pt").write_bytes(content)
         names.append(run_name(compose(f"model.weights={tmp_path / folder / 'w.pt'}")))
     assert names[0] == names[1] != names[2]
-
-
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 torn"])
-def test_a_torn_last_checkpoint_is_named_in_one_line(content, compose, quiet):
-    config = compose("method=dense")
-    folder = RunFolder(config)
-    folder.last.parent.mkdir(parents=True)
-    folder.last.write_bytes(content)
-    with pytest.raises(UserError, match=r"last\.ckpt"):
-        run(config, "x", quiet)
 
 
 def test_patience_ends_a_phase_early_and_test_selection_marks_the_record(compose, quiet):

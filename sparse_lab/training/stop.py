@@ -1,0 +1,74 @@
+"""SIGTERM (preemption) and Ctrl-C: what was trained is saved first, then the process leaves with a status of its own."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import torch
+
+
+class Stopped(BaseException):
+    """A signal asked the run to stop. `status`: the exit status of a process that ends so (143: SIGTERM, 130: Ctrl-C)."""
+
+    def __init__(self, number: int, line: str) -> None:
+        super().__init__(line)
+        self.number = number
+
+    @property
+    def status(self) -> int:
+        return 128 + self.number
+
+
+class StopRequest:
+    """Listens to SIGTERM and Ctrl-C while a run goes on.
+
+    Outside of training there is nothing to save: `Stopped` is raised where the signal came. While `training` it is
+    noted, and the training loop asks `wanted` after each step; a second Ctrl-C does not wait for that.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.number: int | None = None
+        self.training = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+            self.listen()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def listen(self) -> None:
+        """Take the signals (again: Lightning puts a handler of its own in place when a fit starts)."""
+        for number in self._before:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        again = self.number is not None and number == signal.SIGINT
+        self.number = number
+        if again or not self.training:
+            raise self.stopped("start the same command again to go on")
+        if number == signal.SIGINT:
+            self.say("stopping: saving after this step; Ctrl-C again does not wait for that")
+
+    def stopped(self, line: str) -> Stopped:
+        assert self.number is not None
+        name = "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
+        return Stopped(self.number, f"stopped by {name}: {line}")
+
+    def wanted(self, trainer: Any) -> bool:
+        """Has any process of the run been asked to stop? All of them agree on the answer."""
+        if trainer.world_size == 1:
+            return self.number is not None
+        asked = torch.tensor(float(self.number or 0), device=trainer.strategy.root_device)
+        number = int(trainer.strategy.reduce(asked, reduce_op="max"))
+        self.number = number or None
+        return self.number is not None
