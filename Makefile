@@ -1,14 +1,21 @@
 # make demo: the main job on data that needs no download.   make test: the fast test suite.
-# Both make .venv first; nothing else is needed but Python >= 3.11 with venv, and make.
+# make test-all: what takes longer, with every extra, a real browser, servers and a cluster on loopback (Debian, root).
+# All make .venv first; nothing else is needed but Python >= 3.11 with venv, and make.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/full: .venv/ready
+	$(PIP) -e '.[full]'
+	scripts/install_browser
 	@touch $@
 
 demo: .venv/ready
@@ -17,6 +24,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+test-all: .venv/full
+	$(BIN)/python -m pytest -m full --durations=10
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .
