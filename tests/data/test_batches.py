@@ -151,3 +151,29 @@ def test_the_device_does_not_change_the_batches(mode: str) -> None:
         assert there.device.type == there_labels.device.type == "cuda"
         assert torch.equal(labels, there_labels.cpu())
         assert torch.allclose(images, there.cpu(), rtol=1e-6)
+
+
+def test_a_loader_goes_on_within_an_epoch() -> None:
+    """As Lightning does it: the state is put back, the iterator made, and only then is the epoch set."""
+    whole = made()
+    whole.set_epoch(3)
+    wanted = list(whole)
+    stopped = made()
+    stopped.set_epoch(3)
+    first = [batch for _, batch in zip(range(2), stopped, strict=False)]
+    state = stopped.state_dict()
+    again = made()
+    again.load_state_dict(state)
+    rest = iter(again)
+    again.set_epoch(3)
+    for (images, labels), (want, want_labels) in zip([*first, *rest], wanted, strict=True):
+        assert torch.equal(images, want) and torch.equal(labels, want_labels)
+    assert len(list(again)) == 6, "only the first pass leaves something out"
+
+
+def test_at_the_end_of_an_epoch_nothing_is_left_out_of_the_next() -> None:
+    loader = made()
+    list(loader)
+    again = made()
+    again.load_state_dict(loader.state_dict())
+    assert len(list(again)) == 6

@@ -166,3 +166,14 @@ def test_a_broken_photo_is_named_in_one_line(photos: DatasetConfig, workers: int
     with pytest.raises(UserError) as caught:
         list(data.test)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_photos_go_on_within_an_epoch_that_is_set_after_the_iterator_is_made(photos: DatasetConfig) -> None:
+    whole, again = build(photos, TRAINING, seed=1).train, build(photos, TRAINING, seed=1).train
+    whole.set_epoch(5)
+    wanted = list(whole)
+    again.load_state_dict({"taken": 1})
+    rest = iter(again)
+    again.set_epoch(5)
+    for (images, labels), (want, want_labels) in zip(rest, wanted[1:], strict=True):
+        assert torch.equal(images, want) and torch.equal(labels, want_labels)
