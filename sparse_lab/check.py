@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from sparse_lab import data, models, stages
+from sparse_lab import dashboards, data, models, stages
 from sparse_lab.callbacks.regrow import check_layers
 from sparse_lab.check_filters import check_filters
 from sparse_lab.config import PARTS, Config, CyclesConfig, RewireConfig, UserError, check_ranges, nearest
@@ -25,6 +25,14 @@ from sparse_lab.training.files import load
 
 def check(config: Config) -> None:
     """Raises UserError for a value, name, combination, file or folder that this run could not work with."""
+    check_request(config)
+    _check_data(repr(config.dataset), config)
+    dashboards.check(config.logger)
+    check_outputs(Path(config.paths.outputs))
+
+
+def check_request(config: Config) -> None:
+    """What is wrong with the request itself, whatever data, packages and room are here. Raises UserError."""
     check_ranges(config)
     if config.model.name not in models.names():
         raise UserError(f"unknown model {config.model.name!r}; {nearest(config.model.name, models.names())}")
@@ -38,8 +46,6 @@ def check(config: Config) -> None:
     for name, numbers in (("mean", config.dataset.mean), ("std", config.dataset.std)):
         if len(numbers) != 3 or (name == "std" and min(numbers) <= 0):
             raise UserError(f"dataset.{name}={list(numbers)}: three numbers, one a channel, std above 0")
-    _check_data(repr(config.dataset), config)
-    check_outputs(Path(config.paths.outputs))
 
 
 CHECKED: set[str] = set()

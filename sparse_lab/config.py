@@ -397,7 +397,12 @@ class DiagnosticsConfig:
 class LoggerConfig:
     wandb: bool = key(False, "log to Weights & Biases as well (offline unless WANDB_API_KEY is set)", identity=False)
     tensorboard: bool = key(False, "write TensorBoard event files as well", identity=False)
-    project: str = key("sparse_lab", "W&B project", identity=False)
+    mlflow: bool = key(False, "log to MLflow as well", identity=False)
+    trackio: bool = key(False, "log to Trackio as well, on this machine alone", identity=False)
+    project: str = key("sparse_lab", "W&B or Trackio project, MLflow experiment", identity=False)
+    mlflow_uri: str | None = key(
+        None, "MLflow server; null: MLFLOW_TRACKING_URI, or else mlflow.db in paths.outputs", identity=False
+    )
 
 
 @dataclass

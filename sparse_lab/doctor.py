@@ -1,4 +1,6 @@
-"""`sparse-lab doctor`: what machine, versions, devices and data are here, and what is missing."""
+"""`sparse-lab doctor`: what machine, versions, devices, data and extras are here; and, given a command, what of that is
+missing for it. Nothing is trained, fetched or left behind.
+"""
 
 from __future__ import annotations
 
@@ -6,71 +8,171 @@ import argparse
 import os
 import platform
 import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from sparse_lab.config import DatasetConfig, UserError, conf_dir
+from sparse_lab.secrets import redact
+
+GIB = 2**30
+EXTRAS = {  # distribution -> what it is for, and how to get it
+    "wandb": ("logger=wandb", "pip install wandb"),
+    "tensorboard": ("logger=tensorboard", "pip install 'sparse_lab[tensorboard]'"),
+    "mlflow": ("logger=mlflow", "pip install 'sparse_lab[mlflow]'"),
+    "trackio": ("logger=trackio", "pip install 'sparse_lab[trackio]'"),
+    "hydra-joblib-launcher": ("hydra/launcher=joblib", "pip install 'sparse_lab[joblib]'"),
+    "hydra-ray-launcher": ("hydra/launcher=ray", "pip install 'sparse_lab[ray]'"),
+    "hydra-submitit-launcher": ("hydra/launcher=submitit_slurm", "pip install 'sparse_lab[slurm]'"),
+    "hydra-optuna-sweeper": ("hydra/sweeper=optuna", "pip install 'sparse_lab[optuna]'"),
+}
+LOOKING = 10.0  # seconds that nvidia-smi gets
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line. `needed`: nothing (or, under a command, not that command) can start without it."""
+
+    good: bool
+    line: str
+    needed: bool = False
 
 
 def main(argv: list[str]) -> int:
-    """Print one line a finding. Exit status 1 when something that every run needs is missing."""
+    """Print one line a finding. Exit status 0 when the command (or, without one, any run) could start, else 1."""
     parser = argparse.ArgumentParser(
-        prog="sparse-lab doctor", description="What is here: machine, versions, devices, data, room to write."
+        prog="sparse-lab doctor",
+        usage="sparse-lab doctor [OVERRIDES...]",
+        description="What is here: machine, versions, devices, extras, data, room to write. With the words of a "
+        "command (-m too): what is missing for exactly that command, and what to do about it. Nothing is trained or "
+        "fetched.",
+        allow_abbrev=False,
     )
-    parser.add_argument("--data", default="data", metavar="DIR", help="data root to look in (as paths.data)")
-    parser.add_argument(
-        "--outputs", default="outputs", metavar="DIR", help="folder that runs would land in (as paths.outputs)"
-    )
-    args = parser.parse_args(argv)
-    findings = [*machine(), *versions(), *data_sets(Path(args.data)), *room(Path(args.outputs))]
-    for good, line in findings:
-        print(f"{'ok ' if good else ' - '} {line}")
-    return 0 if all(good for good, line in findings if line.startswith("needed")) else 1
+    _, command = parser.parse_known_args(argv)
+    sections: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
+        ("machine", machine),
+        ("threads", threads),
+        ("GPUs", gpus),
+        ("versions", versions),
+        ("extras", extras),
+    ]
+    if command:
+        from sparse_lab.doctor_command import look
+
+        sections.append(("the command", lambda: look(command)))
+    else:
+        sections += [("data sets", lambda: data_sets(Path("data"))), ("room", lambda: room(Path("outputs")))]
+    missing = 0
+    for title, section in sections:
+        for finding in _surviving(title, section):
+            _say(finding)
+            missing += finding.needed and not finding.good
+    if command:
+        print(f"this command cannot start: {missing} missing" if missing else "this command can start")
+    return 1 if missing else 0
 
 
-def machine() -> list[tuple[bool, str]]:
-    """Processor, memory, GPUs."""
+def _surviving(title: str, section: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """What is broken here is a finding too."""
+    try:
+        yield from section()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        yield Finding(False, f"{title}: cannot be looked at ({type(error).__name__}: {reason})", needed=True)
+
+
+def _say(finding: Finding) -> None:
+    """Marks and colours are for people at a terminal; a file gets words."""
+    line = redact(finding.line)
+    if sys.stdout.isatty():
+        mark, colour = ("✓", 32) if finding.good else ("✗", 31) if finding.needed else ("·", 33)
+        print(f"\033[{colour}m{mark}\033[0m {line}" if "NO_COLOR" not in os.environ else f"{mark} {line}")
+    else:
+        print(f"{'ok' if finding.good else 'missing' if finding.needed else '-':8}{line}")
+
+
+def machine() -> Iterator[Finding]:
+    """Processor and memory."""
+    name = platform.processor() or platform.machine()
+    lines = _lines("/proc/cpuinfo")
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    free = next((int(line.split()[1]) / 2**20 for line in _lines("/proc/meminfo") if "MemAvailable" in line), total)
+    yield Finding(True, f"machine: {name}, {total:.0f} GiB memory, {free:.0f} GiB of it free; {platform.platform()}")
+
+
+def threads() -> Iterator[Finding]:
     import torch
 
-    from sparse_lab.outcome import device_name
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = f", OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}" if "OMP_NUM_THREADS" in os.environ else ""
+    computing = torch.get_num_threads()
+    line = f"processors: {os.cpu_count()}, usable here {usable}; torch computes with {computing} threads{asked}"
+    yield Finding(computing <= usable, line if computing <= usable else f"{line}: more than there are processors")
 
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    found = [
-        (
-            True,
-            f"machine: {device_name(torch.device('cpu'))}, {os.cpu_count()} processors, {memory:.0f} GiB",
-        )
-    ]
+
+def gpus() -> Iterator[Finding]:
+    """Every GPU with its memory and driver; without one, why."""
+    import torch
+
+    driver = _nvidia("driver_version")
     for index in range(torch.cuda.device_count()):
-        found.append((True, f"GPU {index}: {torch.cuda.get_device_name(index)}"))
-    if not torch.cuda.is_available():
-        found.append((False, "no GPU: trainer=cpu is what trainer=auto will take"))
-    return found
-
-
-def versions() -> list[tuple[bool, str]]:
-    """What is installed; a missing extra is said, with the way to it."""
-    from sparse_lab.outcome import PACKAGES, version
-
-    found = [(True, f"python {platform.python_version()}")]
-    for name in PACKAGES:
-        found.append(
-            (version(name) is not None, f"needed: {name} {version(name) or 'is missing: install sparse_lab again'}")
+        about = torch.cuda.get_device_properties(index)
+        used = _nvidia("memory.used")
+        taken = (
+            f", {int(used[index]) / 1024:.0f} GiB of it in use" if index < len(used) and used[index].isdigit() else ""
         )
-    for name, way in (
-        ("wandb", "logger=wandb"),
-        ("tensorboard", "logger=tensorboard: pip install 'sparse_lab[tensorboard]'"),
-    ):
-        found.append((version(name) is not None, f"for {way}: {name} {version(name) or 'is missing'}"))
-    return found
+        driven = f", driver {driver[0]}" if driver else ""
+        kind = f"compute capability {about.major}.{about.minor}"
+        yield Finding(True, f"GPU {index}: {about.name}, {about.total_memory / GIB:.0f} GiB{taken}, {kind}{driven}")
+    if torch.cuda.is_available():
+        return
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    if driver:
+        yield Finding(
+            False, f"a GPU is here (driver {driver[0]}), but torch {torch.__version__}, {built}, cannot use it"
+        )
+    else:
+        yield Finding(False, f"no GPU: trainer=auto takes the CPU (torch is {built})")
 
 
-def data_sets(root: Path) -> list[tuple[bool, str]]:
+def _nvidia(field: str) -> list[str]:
+    """One value a GPU from nvidia-smi; none where it is not there or does not answer."""
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=LOOKING, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in said.splitlines() if line.strip()]
+
+
+def versions() -> Iterator[Finding]:
+    """What every run needs."""
+    from sparse_lab.outcome import PACKAGES
+
+    found = {name: version(name) for name in PACKAGES}
+    there = [f"{name} {number}" for name, number in found.items() if number is not None]
+    yield Finding(True, f"versions: python {platform.python_version()}, {', '.join(there)}")
+    for name in (name for name, number in found.items() if number is None):
+        yield Finding(False, f"{name} is missing: install sparse_lab again", needed=True)
+
+
+def extras() -> Iterator[Finding]:
+    for name, (use, way) in EXTRAS.items():
+        number = version(name)
+        yield Finding(number is not None, f"{use}: {f'{name} {number}' if number is not None else way}")
+
+
+def data_sets(root: Path) -> Iterator[Finding]:
     """Each data set of conf/dataset: there, or why not."""
     from sparse_lab import data
 
-    found = []
     for path in sorted((conf_dir() / "dataset").glob("*.yaml")):
         values = OmegaConf.load(path)
         values.root = str(root)
@@ -78,18 +180,42 @@ def data_sets(root: Path) -> list[tuple[bool, str]]:
         assert isinstance(config, DatasetConfig)
         try:
             data.check(config)
-            found.append((True, f"dataset={path.stem}"))
-        except UserError as error:
-            found.append((False, f"dataset={path.stem}: {error}"))
-    return found
+            yield Finding(True, f"dataset={path.stem}")
+        except (UserError, OSError) as error:
+            yield Finding(False, f"dataset={path.stem}: {error}")
 
 
-def room(outputs: Path) -> list[tuple[bool, str]]:
-    """Can runs be written, and how much fits?"""
-    from sparse_lab.check import check_outputs
-
+def room(outputs: Path, wanted: int = 0) -> Iterator[Finding]:
+    """Can runs be written below `outputs`, and do `wanted` bytes fit?"""
+    there = next(folder for folder in (outputs.absolute(), *outputs.absolute().parents) if folder.exists())
     try:
-        check_outputs(outputs)
-    except UserError as error:
-        return [(False, f"needed: {error}")]
-    return [(True, f"needed: {outputs} can be written, {shutil.disk_usage(outputs).free / 2**30:.0f} GiB free")]
+        with tempfile.NamedTemporaryFile(dir=there) as probe:
+            probe.write(b"x")
+            probe.flush()
+    except OSError as error:
+        yield Finding(False, f"cannot write to {outputs} ({error.strerror}): set paths.outputs=DIR", needed=True)
+        return
+    free = shutil.disk_usage(there).free
+    line = f"{outputs} can be written, {size(free)} free"
+    if wanted:
+        line += f", about {size(wanted)} wanted for checkpoints"
+    good = wanted <= free
+    yield Finding(good, line if good else f"{line}: make room there or set paths.outputs=DIR", needed=not good)
+
+
+def size(number: int) -> str:
+    return f"{number / GIB:.1f} GiB" if number >= GIB / 10 else f"{number / 2**20:.1f} MiB"
+
+
+def version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -39,6 +39,7 @@ from sparse_lab.config import Config, UserError
 from sparse_lab.data import Data
 from sparse_lab.models import compactors, dyrelu, offsets, weight_sharing
 from sparse_lab.record import RunFolder, digest, identity
+from sparse_lab.secrets import redact
 from sparse_lab.sparsity import channels
 from sparse_lab.sparsity.cost import layer_costs
 from sparse_lab.sparsity.masks import Masks, count, kept_for
@@ -60,6 +61,8 @@ from sparse_lab.training.files import into, load_network
 from sparse_lab.training.module import Classifier
 from sparse_lab.training.stop import StopRequest
 
+T = TypeVar("T")
+
 
 @dataclass
 class Parts:
@@ -75,6 +78,18 @@ class Parts:
 def rank() -> int:
     """Which process of a DDP run this is; 0 everywhere else."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def agreed(seen: T) -> T:
+    """What the first process of a DDP run has `seen` on disk: the others may look too early, or while it waits.
+
+    Before the first training nothing is agreed: the others are started by it, and find what it has found.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return seen
+    box = [seen]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def build_model(config: Config) -> nn.Module:
@@ -147,7 +162,8 @@ def assemble(
 
     def say(line: str) -> None:
         if rank() == 0:
-            console.print(f"  {line}", highlight=False, soft_wrap=True, style="bold red" if "WARNING" in line else None)
+            style = "bold red" if "WARNING" in line else None
+            console.print(f"  {redact(line)}", highlight=False, soft_wrap=True, style=style)
 
     model = build_model(config)
     rewind = _rewinding(config, model, starts)
@@ -322,12 +338,13 @@ def _measure(model: nn.Module, masks: Masks | None, log: MaskLog) -> Callable[[]
 
 def about(config: Config, folder: RunFolder) -> dashboards.About:
     """The run as its dashboards know it."""
+    plain = identity(config)
     return dashboards.About(
         name=folder.name,
-        hash=digest(identity(config)),
+        hash=digest(plain),
         group=f"{config.method.name}-{stages.final_sparsity(config):g}",
         project=config.logger.project,
-        config=identity(config),
+        config=plain,
         folder=folder.path,
         outputs=folder.path.parents[1],
         mlflow_uri=config.logger.mlflow_uri,

@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 
 from sparse_lab import stages
 from sparse_lab.config import Config, MethodConfig, UserError
+from sparse_lab.secrets import clean, redact
 from sparse_lab.whole import CHECKSUM, damaged, seal_holds, write_record, write_whole
 
 RESULT_KEYS = {"name", "test_accuracy", "kept", "total", "seconds"}
@@ -224,7 +225,9 @@ class RunFolder:
 
     def begin(self) -> None:
         (self.path / "error.txt").unlink(missing_ok=True)
-        write_whole(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(self.config))))
+        write_whole(
+            self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(clean(dataclasses.asdict(self.config))))
+        )
         self.status = {
             "state": "running",
             "error": None,
@@ -241,7 +244,7 @@ class RunFolder:
     def fail(self, error: str, details: str) -> None:
         """Mark the run failed: one line in status.json, the whole traceback in error.txt."""
         self.status.update(state="failed", error=error)
-        write_whole(self.path / "error.txt", details)
+        write_whole(self.path / "error.txt", redact(details))
         self._write_status()
 
     def settle(self) -> None:
@@ -267,7 +270,7 @@ class RunFolder:
 
     def _write_status(self) -> None:
         self.status["updated"] = now()
-        write_whole(self.path / "status.json", json.dumps(self.status, indent=2) + "\n")
+        write_whole(self.path / "status.json", json.dumps(clean(self.status), indent=2) + "\n")
 
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Append one epoch to metrics.csv (with a head line if it is new)."""
@@ -291,7 +294,7 @@ class RunFolder:
     def add_line(self, name: str, row: dict[str, Any]) -> None:
         """Append one line to NAME.jsonl."""
         with open(self.path / f"{name}.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+            file.write(json.dumps(clean(row), allow_nan=False) + "\n")
 
     def cut_lines(self, name: str, keep: Callable[[int, dict[str, Any]], bool]) -> None:
         """Keep only the lines of NAME.jsonl of which `keep(number from 0, row)` is true, and none that is torn."""

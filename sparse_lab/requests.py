@@ -9,25 +9,65 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import math
 import typing
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sparse_lab.config import Config, UserError, conf_dir, nearest
+from sparse_lab.secrets import check_config, check_line
+from sparse_lab.targets import check_searchpath, check_targets
 
 ConfigStore.instance().store(name="schema", node=Config)
 
 ANSWERS = ("help", "hydra_help", "cfg", "info", "shell_completion")
+# what Hydra and its plugins offer beside the choices in conf/
+OWN_CHOICES = {
+    "hydra/launcher": ["basic"],
+    "hydra/sweeper": ["basic"],
+    "hydra/sweeper/sampler": ["cmaes", "nsgaii", "motpe", "grid"],
+}
+# Hydra's plugin -> the extra that brings it, and what it runs on
+EXTRAS = {
+    "hydra_joblib_launcher": ("joblib", "joblib"),
+    "hydra_ray_launcher": ("ray", "ray"),
+    "hydra_submitit_launcher": ("slurm", "submitit"),
+    "hydra_optuna_sweeper": ("optuna", "optuna"),
+}
+# what Hydra's plugins register: conf/ holds our own choices of these names, or none is meant to be
+PLUGINS_OWN = {
+    "launcher": ("joblib", "ray", "ray_aws", "submitit_local", "submitit_slurm"),
+    "sweeper": ("optuna",),
+    "sweeper/sampler": ("tpe", "random"),
+}
+MANY_CORNERS = 256
+
+
+def leave_out_plugins_own() -> None:
+    """Take out what would be merged into our choices of the same name (with a warning each), and slow Hydra down."""
+    Plugins.instance()  # they register when they are found
+    for group, names in PLUGINS_OWN.items():
+        entries: Any = ConfigStore.instance().repo["hydra"]
+        for part in group.split("/"):
+            entries = entries.get(part, {})
+        for name in names:
+            entries.pop(f"{name}.yaml", None)
 
 
 def to_config(cfg: DictConfig) -> Config:
@@ -43,7 +83,12 @@ def to_config(cfg: DictConfig) -> Config:
 
 @dataclass
 class Request:
-    """One command line. `axes`: override key -> the values that a sweep gives it."""
+    """One command line.
+
+    `axes`: override key -> the values that a sweep gives it (the ends of an interval, where a sweeper searches one).
+    What `check` finds out: `multirun`, `launcher` and its settings, `sweeper`, `outputs`, and `plan`, what each job will
+    run, in order.
+    """
 
     argv: list[str]
     conf: Path
@@ -51,11 +96,22 @@ class Request:
     runs: bool
     fixed: list[str]
     axes: dict[str, list[str]]
+    help: bool = False
+    multirun: bool = False
+    launcher: str = "basic"
+    sweeper: str = "basic"
+    outputs: Path = Path("outputs")
+    launching: DictConfig = field(default_factory=lambda: DictConfig({}))  # hydra.launcher
+    trials: int | None = None  # how many jobs a sweeper makes up as it goes
+    plan: list[dict[str, Any]] = field(default_factory=list)
+    swept: list[Override] = field(default_factory=list)
 
     @classmethod
     def read(cls, argv: list[str]) -> Request:
         """Parse with Hydra's own grammar. Raises UserError for what it cannot read."""
+        check_line(argv)
         args = _parse(argv)
+        leave_out_plugins_own()
         argv = _flags_first(argv, args.overrides)
         conf = conf_dir()
         user_conf = Path(args.config_dir).resolve() if args.config_dir else None
@@ -63,18 +119,18 @@ class Request:
             raise UserError(f"--config-dir {args.config_dir}: no such folder")
         if args.config_name or args.config_path:
             raise UserError("--config-name and --config-path would leave sparse_lab's own config: use --config-dir DIR")
+        asked = [f"--{name}" for name in ("cfg", "info", "multirun", "shell_completion") if getattr(args, name)]
+        if len(asked) > 1:
+            raise UserError(f"{' and '.join(asked)} do not go together")
         runs = not any(getattr(args, name) for name in ANSWERS)
-        request = cls(argv, conf, user_conf, runs, [], {})
+        request = cls(argv, conf, user_conf, runs, [], {}, help=args.help, multirun=args.multirun)
         if args.shell_completion:  # completes half-typed overrides: nothing to read yet
             return request
-        try:
-            overrides = OverridesParser.create().parse_overrides(args.overrides)
-        except HydraException as error:
-            raise UserError(f"cannot read the command line: {_first_line(error)}") from None
-        for override in overrides:
+        for override in request.parse(args.overrides):
             request._check_names(override)
             if override.is_sweep_override():
-                request.axes[override.get_key_element()] = list(override.sweep_string_iterator())  # type: ignore[arg-type]
+                request.swept.append(override)
+                request.axes[override.get_key_element()] = values_of(override)
             else:
                 request.fixed.append(str(override.input_line))
         if request.axes and runs and not args.multirun:
@@ -86,10 +142,19 @@ class Request:
 
     @property
     def jobs(self) -> int:
-        number = 1
-        for values in self.axes.values():
-            number *= len(values)
-        return number
+        if self.trials is not None:
+            return self.trials
+        return math.prod(len(values) for values in self.axes.values())
+
+    def parse(self, lines: list[str]) -> list[Override]:
+        """Overrides, in Hydra's grammar. Raises UserError."""
+        searched = create_config_search_path(str(self.conf))
+        if self.user_conf is not None:
+            searched.append("command-line", f"file://{self.user_conf}")
+        try:
+            return OverridesParser.create(ConfigLoaderImpl(searched)).parse_overrides(lines)
+        except HydraException as error:
+            raise UserError(f"cannot read the command line: {_first_line(error)}") from None
 
     def choices(self, group: str) -> list[str]:
         """Names that a config group offers, in subfolders too, the user's own among them."""
@@ -107,46 +172,125 @@ class Request:
         key = override.key_or_group
         if not key or override.is_delete():
             raise UserError(f"{override.input_line}: give keys a value, as in seed=1; nothing can be taken out")
-        if key.startswith("hydra"):
-            return
+        if key.startswith("hydra") and override.is_sweep_override():
+            raise UserError(f"{override.input_line}: a sweep cannot go over {key}: give it one value")
+        if key == "hydra.searchpath":  # composing would import what it names
+            check_searchpath(override.value() or [])
         choices = self.choices(key)
-        if choices:
-            values = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
-            for value in values:
-                name = str(value)
-                if name not in choices and name not in ("None", "null"):
-                    raise UserError(f"unknown {key} {name!r}; {nearest(name, choices)}")
-        else:
+        if key in OWN_CHOICES:
+            choices += OWN_CHOICES[key]
+        elif key.startswith("hydra"):
+            return
+        if not choices:
             check_key(key)
+            return
+        for name in names_in(override):
+            if name not in choices and name not in ("None", "null"):
+                raise UserError(f"unknown {key} {name!r}; {nearest(name, choices)}")
 
     def check(self) -> None:
         """Compose every job and check it, before the first one starts. Raises UserError."""
         from sparse_lab.check import check
+        from sparse_lab.record import run_name
 
-        if self.read_experiment_axes().trainer.devices > 1 and self.axes:
-            raise UserError(
-                "a sweep with trainer=ddp would start itself again in every process: run its lines one by one"
-            )
-        for values in itertools.product(*self.axes.values()):
-            config = to_config(self.compose([f"{key}={value}" for key, value in zip(self.axes, values, strict=True)]))
+        base = self.read_experiment_axes()
+        for plugin in (base.hydra.launcher, base.hydra.sweeper) if self.multirun else ():
+            check_extra(str(plugin.get("_target_")))
+        self.outputs = Path(base.paths.outputs).expanduser().resolve()
+        for values in self.corners():
+            composed = self.compose([f"{key}={value}" for key, value in zip(self.axes, values, strict=True)])
+            config = to_config(composed)
             if config.method.goes_on and config.method.starts_from not in self.choices("method"):
                 known = nearest(str(config.method.starts_from), self.choices("method"))
                 raise UserError(f"method.starts_from={config.method.starts_from}: {known}")
+            if self.multirun and config.trainer.devices > 1:
+                raise UserError(
+                    f"trainer.devices={config.trainer.devices} (DDP) starts the command again in every process, which "
+                    "under -m would be the whole sweep: run its lines one by one without -m, or give every job one "
+                    "device and let several run at a time: trainer.devices=1 hydra/launcher=ray"
+                )
             check(config)
+            if self.trials is None:
+                groups = {group: getattr(config, group).name for group in ("model", "dataset", "method")}
+                sparsity = config.sparsity.target if config.method.prunes else 0.0
+                self.plan.append({"name": run_name(config), **groups, "sparsity": sparsity, "seed": config.seed})
+
+    def corners(self) -> Iterable[tuple[str, ...]]:
+        """One value of each axis a job; of a long search, jobs that hold each value at least once."""
+        values = list(self.axes.values())
+        if self.trials is None or math.prod(len(one) for one in values) <= MANY_CORNERS:
+            return itertools.product(*values)
+        return [tuple(one[row % len(one)] for one in values) for row in range(max(len(one) for one in values))]
 
     def read_experiment_axes(self) -> DictConfig:
-        """An experiment file may hold a sweep of its own; a list on the command line replaces the file's list."""
-        composed = self.compose([f"{key}={values[0]}" for key, values in self.axes.items()], hydra=True)
-        params = composed.hydra.sweeper.get("params") or {}
-        if not params or str(composed.hydra.get("mode")) == "RunMode.RUN":
-            return composed
-        given = {line.split("=", 1)[0].lstrip("+") for line in self.fixed}
-        for override in OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()]):
+        """What the whole command shares, with Hydra's own settings; and the sweep that an experiment file may hold.
+
+        A list on the command line replaces the file's list. Raises UserError.
+        """
+        base = self.compose([], hydra=True)
+        self.multirun = self.multirun or "MULTIRUN" in str(base.hydra.get("mode"))
+        self.launcher = str(base.hydra.runtime.choices.get("hydra/launcher"))
+        self.sweeper = str(base.hydra.runtime.choices.get("hydra/sweeper"))
+        self.launching = base.hydra.launcher
+        if not self.multirun:
+            return base
+        self._check_swept_choices(base)
+        self._read_params({str(key): value for key, value in (base.hydra.sweeper.get("params") or {}).items()})
+        self._check_kinds(base)
+        return base
+
+    def _read_params(self, params: dict[str, Any]) -> None:
+        """In the order in which Hydra's sweeper numbers its jobs: the file's keys first."""
+        given, typed = {line.split("=", 1)[0].lstrip("+") for line in self.fixed}, {**self.axes}
+        self.axes = {}
+        for override in self.parse([f"{key}={value}" for key, value in params.items()]):
             self._check_names(override)
             key = override.get_key_element()
-            if key not in self.axes and key not in given and override.is_sweep_override():
-                self.axes[key] = list(override.sweep_string_iterator())  # type: ignore[arg-type]
-        return composed
+            if key in typed:
+                self.axes[key] = typed.pop(key)
+            elif key not in given and override.is_sweep_override():
+                self.swept.append(override)
+                self.axes[key] = values_of(override)
+            elif key not in given:
+                self.fixed.append(str(override.input_line))
+        self.axes |= typed
+
+    def _check_kinds(self, base: DictConfig) -> None:
+        """Sweepers differ in what they understand."""
+        if self.sweeper == "basic":
+            continuous = next((one.input_line for one in self.swept if one.is_interval_sweep()), None)
+            if continuous:
+                raise UserError(f"{continuous}: an interval has no list of values: add hydra/sweeper=optuna")
+            return
+        self.trials = int(base.hydra.sweeper.n_trials)
+        globbed = next((one.input_line for one in self.swept if one.value_type == ValueType.GLOB_CHOICE_SWEEP), None)
+        if globbed:
+            raise UserError(f"{globbed}: hydra/sweeper={self.sweeper} does not know glob(): write the choices out")
+        if not self.axes:
+            raise UserError(f"hydra/sweeper={self.sweeper} has nothing to search: add a key=interval(LOW,HIGH)")
+        if base.hydra.sweeper.get("storage") and int(metadata.version("sqlalchemy").split(".")[0]) >= 2:
+            raise UserError(
+                "hydra.sweeper.storage does not work with the Optuna that Hydra's sweeper needs (2.10) and SQLAlchemy "
+                "2: leave it out; the same command again asks for the same trials and finds those that are done"
+            )
+
+    def _check_swept_choices(self, base: DictConfig) -> None:
+        """Hydra settles launcher, sweeper and mode before it reads what is swept, and ignores them there."""
+        for key, values in self.axes.items():
+            for value in values if self.choices(key) else []:
+                one = self.compose([f"{key}={value}"], hydra=True)
+                for group in ("hydra/launcher", "hydra/sweeper"):
+                    chosen = one.hydra.runtime.choices.get(group)
+                    if chosen != base.hydra.runtime.choices.get(group):
+                        raise UserError(
+                            f"{key}={value} chooses {group}={chosen}, which Hydra ignores in a swept choice: "
+                            f"put {group}={chosen} on the command line"
+                        )
+                if any(one.hydra[part] != base.hydra[part] for part in ("launcher", "sweeper", "mode")):
+                    raise UserError(
+                        f"{key}={value} sets hydra.launcher, hydra.sweeper or hydra.mode, which Hydra ignores in a "
+                        f"swept choice: run {key}={value} by itself"
+                    )
 
     def compose(self, swept: list[str], hydra: bool = False) -> DictConfig:
         """The config of one job: what is fixed, and one value of each axis. Raises UserError."""
@@ -155,9 +299,75 @@ class Request:
             overrides = [f"hydra.searchpath=[file://{self.user_conf}]", *overrides]
         try:
             with initialize_config_dir(str(self.conf), version_base="1.3"):
-                return compose("config", overrides, return_hydra_config=hydra)
-        except (HydraException, OmegaConfBaseException) as error:
+                composed = compose("config", overrides, return_hydra_config=True)
+        except (YAMLError, UnicodeDecodeError) as error:  # a file of --config-dir
+            raise UserError(f"a config file cannot be read: {' '.join(str(error).split())}") from None
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(_first_line(error.__cause__ or error)) from None
+        check_targets(composed)
+        check_config(composed)
+        if not hydra:
+            with open_dict(composed):
+                del composed["hydra"]
+        return composed
+
+    def help_text(self) -> str:
+        """What --help prints. Hydra's own way to list the groups takes seconds with its plugins installed."""
+        composed = self.compose([], hydra=True)
+        groups = sorted(
+            {
+                folder.relative_to(top).as_posix()
+                for top in (self.conf, self.user_conf)
+                if top
+                for folder in _groups(top)
+            }
+        )
+        own = {group: sorted({*self.choices(group), *OWN_CHOICES.get(group, [])}) for group in groups}
+        listed = [
+            f"{group}: {', '.join(name for name in names if '/' not in name)}"
+            for group, names in own.items()
+            if group != "hydra" and any("/" not in name for name in names)
+        ]
+        template = str(OmegaConf.to_container(composed.hydra.help, resolve=False)["template"])  # type: ignore[index,call-overload]
+        with open_dict(composed):
+            del composed["hydra"]
+        config = OmegaConf.to_yaml(composed)
+        return template.replace("$APP_CONFIG_GROUPS", "\n".join(listed)).replace("$CONFIG", config)
+
+
+def _groups(top: Path) -> list[Path]:
+    return [path for path in top.rglob("*") if path.is_dir()]
+
+
+def names_in(override: Override) -> list[str]:
+    """The choices that an override of a group names: one, a list of them, or the values of a sweep."""
+    values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
+    names: list[str] = []
+    for value in values:
+        names += [str(one) for one in (value if isinstance(value, list) else [value])]
+    return names
+
+
+def values_of(override: Override) -> list[str]:
+    """The values of a sweep as Hydra would write them; of an interval both ends."""
+    if override.is_interval_sweep():
+        interval = override.value()
+        assert isinstance(interval, IntervalSweep)
+        return [str(interval.start), str(interval.end)]
+    return [str(value) for value in override.sweep_string_iterator()]
+
+
+def check_extra(target: str) -> None:
+    """Is the plugin there that a launcher or sweeper needs? Raises UserError that names the extra."""
+    if not target.startswith("hydra_plugins."):
+        return
+    plugin = target.split(".")[1]
+    extra, library = EXTRAS[plugin]
+    missing = next(
+        (one for one in ("hydra_plugins", f"hydra_plugins.{plugin}", library) if find_spec(one) is None), None
+    )
+    if missing is not None:
+        raise UserError(f"{missing} is not installed: pip install 'sparse_lab[{extra}]'")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

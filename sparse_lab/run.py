@@ -16,8 +16,9 @@ from sparse_lab import data, stages
 from sparse_lab.config import Config, UserError
 from sparse_lab.models.weight_sharing import unshared
 from sparse_lab.outcome import outcome, removed, reset_peak_memory
-from sparse_lab.parts import assemble, make_trainer, rank
+from sparse_lab.parts import agreed, assemble, make_trainer, rank
 from sparse_lab.record import RunFolder
+from sparse_lab.secrets import redact
 from sparse_lab.training.files import load, save_network
 from sparse_lab.training.stop import Stopped, StopRequest
 
@@ -35,10 +36,10 @@ def run(config: Config, command: str, console: Console, label: str = "", wait: b
 
     def say(line: str) -> None:
         if rank() == 0:
-            console.print(f"{label}: {line}", highlight=False, soft_wrap=True)
+            console.print(redact(f"{label}: {line}"), highlight=False, soft_wrap=True)
 
     with folder.claim(say, wait) if rank() == 0 else nullcontext(), StopRequest(say) as stop:
-        done = folder.result()
+        done = agreed(folder.result())
         if done is not None:
             if rank() == 0:
                 folder.settle()
@@ -105,7 +106,7 @@ def _fit(
     batches = data.build(config.dataset, config.training, config.seed, rank=rank(), world_size=processes)
     parts = assemble(config, batches, folder, starts, console, label, stop)
     trainer = make_trainer(config, parts, folder)
-    resume = folder.newest()
+    resume = agreed(folder.newest())
     if resume is not None and not load(resume).keys() >= RESUMABLE:
         raise UserError(f"{resume} is not a checkpoint of this run: remove it and start the same command again")
     if rank() == 0:

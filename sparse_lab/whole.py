@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sparse_lab.secrets import clean
+
 CHECKSUM = "checksum"
 SEAL = b"sparse_lab sha256 "
 END_OF_ZIP = struct.Struct("<4s16xH")  # the last record of an archive: its signature ..., the comment's length
@@ -52,8 +54,27 @@ def damaged(record: dict[str, Any]) -> bool:
     return CHECKSUM in record and record[CHECKSUM] != checksum(record)
 
 
+def printable(plain: Any) -> Any:
+    """A record's plain values, of whatever origin, with text that stays text on a terminal and in any file.
+
+    What steers a terminal, breaks a line or turns the direction of writing becomes a space; half a surrogate pair,
+    which JSON can spell and no file in UTF-8 can hold, a question mark.
+    """
+    if isinstance(plain, str):
+        if plain.isprintable():
+            return plain
+        text = plain.encode("utf-8", "replace").decode("utf-8")
+        return "".join(sign if sign.isprintable() else " " for sign in text)
+    if isinstance(plain, list):
+        return [printable(value) for value in plain]
+    if isinstance(plain, dict):
+        return {printable(key): printable(value) for key, value in plain.items()}
+    return plain
+
+
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """A record as JSON, with its checksum."""
+    """A record as JSON, with its checksum, without secrets."""
+    record = clean(record)
     write_whole(path, json.dumps({**record, CHECKSUM: checksum(record)}, indent=2, allow_nan=False) + "\n")
 
 

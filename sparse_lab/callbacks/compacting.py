@@ -80,6 +80,8 @@ class Compacting(pl.Callback):
             found[name].alive[row] = False
 
     def _fuse(self, network: nn.Module, optimizer: torch.optim.Optimizer, broadcast: Callable[[Any], Any]) -> None:
+        # what is folded are BatchNorm's statistics, of which each process has its own: the first one's count
+        network.load_state_dict(broadcast(dict(network.named_buffers())), strict=False)
         norms = compactors.norms(network)
         stay = broadcast(self.filters.best(norms, self.sparsity))
         longest = max(

@@ -118,6 +118,28 @@ def _fetch(files: FileSet) -> None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+def unpack(archive: Path, folder: Path) -> None:
+    """Extract files and folders of a tar archive below `folder`; whatever would land elsewhere is refused.
+
+    Links are refused as well, wherever they point: no data set needs them, and ways around Python's `data` filter went
+    through them (CVE-2025-4517).
+
+    Raises:
+        tarfile.TarError: it is no tar archive, or holds something else.
+        UserError: this Python has no such filter.
+    """
+    if not hasattr(tarfile, "data_filter"):
+        raise UserError("archives are unpacked by Python 3.11.4 or newer alone: unpack this one yourself, or update")
+
+    def plain(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
+        if not (member.isfile() or member.isdir()):
+            raise tarfile.SpecialFileError(member)
+        return tarfile.data_filter(member, path)
+
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter=plain)
+
+
 def _move_into_place(files: FileSet, partial: Path) -> None:
     for name, official in files.official.items():
         path = partial / files.folder / name

@@ -1,4 +1,4 @@
-"""Tables, pictures and a page from the records of runs, beside the numbers that others published.
+"""Tables, pictures and pages from the records of runs, beside the numbers that others published.
 
 This room reads JSON files from disk and needs neither torch nor Lightning nor Hydra, so that a report can be made on
 any machine that the records were copied to. The published numbers are data: `published.yaml`.

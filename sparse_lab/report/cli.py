@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sparse_lab.config import UserError
+from sparse_lab.report.plans import NOT_STARTED
 from sparse_lab.report.write import Written, show, write
 
 
@@ -16,9 +17,12 @@ def main(argv: list[str]) -> int:
     """`sparse-lab report DIR... [--out DIR]`. Returns 0, or 2 after one line on stderr about what to mend."""
     parser = argparse.ArgumentParser(
         prog="sparse-lab report",
-        description="Tables (mean ± std over seeds, the published number beside them) and a plot from finished runs.",
-        epilog="Writes results.csv (a row a cell), levels.csv (every level of every run), report.md and accuracy.png; "
-        "where runs recorded how they went, also updates.png, layers.png, activations.png, gradients.png.",
+        description="Tables (mean ± std over seeds, the published number beside them with a verdict), plots and pages "
+        "from finished runs, and what is missing from them.",
+        epilog="Writes report.html (one file that needs no network: tables to sort and filter, plots), report.md, "
+        "results.csv (a row a cell), levels.csv (every level of every run), table.tex (LaTeX with booktabs), and each "
+        "plot as PNG and PDF: accuracy, costs, density, curves, and where runs recorded how they went, updates, "
+        "layers, activations, gradients.",
     )
     parser.add_argument("roots", metavar="DIR", nargs="+", type=Path, help="folder that holds runs, at any depth")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where the report goes (default: the first DIR)")
@@ -33,13 +37,19 @@ def main(argv: list[str]) -> int:
 
 
 def _tell(written: Written) -> None:
+    report = written.made_from
     console = Console(highlight=False)
-    show(written.table, console)
-    for run in written.records.unfinished:
+    show(report.table, console)
+    for run in report.records.unfinished:
         print(f"missing: {run.name} ({run.status.state}{f': {run.status.error}' if run.status.error else ''})")
-    for note in written.notes:
+    if idle := sum(run.status.state == NOT_STARTED for run in report.planned):
+        print(f"missing: {idle} of the runs that sweeps planned, not started: {written.report.name} lists them")
+    if report.gaps:
+        cells = "1 cell lacks" if len(report.gaps) == 1 else f"{len(report.gaps)} cells lack"
+        print(f"missing: {cells} seeds that others have: {written.report.name} lists them")
+    for note in report.notes:
         print(f"note: {note}")
-    for warning in written.records.warnings:
+    for warning in report.records.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    beside = [written.results, written.levels, written.plot, *written.pictures]
-    print(f"wrote {written.report}, {', '.join(path.name for path in beside)}")
+    beside = [written.report, written.results, written.levels, written.latex, *written.pictures]
+    print(f"wrote {written.page}, {', '.join(path.name for path in beside)}; the plots also as PDF")

@@ -1,16 +1,20 @@
-"""Reads how finished runs went: changes of the masks, activations and gradients, a JSON object a line.
+"""Reads how finished runs went: metrics a row an epoch; changes of the masks, activations and gradients a JSON object
+a line.
 
-Nothing here trusts a file: it may be absent, torn in its last line or from another version. What cannot be read is
-left out, with one warning a file; a value that is missing or senseless is NaN.
+A file is read when something asks for it: a report of a thousand runs shows the insides of some only. Nothing here
+trusts a file: it may be absent, torn in its last line or from another version. What cannot be read is left out, with
+one warning a file; a value that is missing or senseless is NaN.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,8 +27,8 @@ from sparse_lab.report.records import Finished, is_number, section, share
 from sparse_lab.report.table import distinct
 
 UPDATES, ACTIVATIONS, GRADIENTS = "updates.jsonl", "activations.jsonl", "gradients.jsonl"
+METRICS, MEASURES = "metrics.csv", ("train_loss", "validation_accuracy")
 PARTS = ("live weights", "pruned positions", "BatchNorm", "DyReLU", "sharing scales", "biases")
-MAPS = 6  # cells whose layers are kept in memory, and so the heat maps of a report
 _SHARES = {
     "density": ("kept", "total"),
     "asked": ("asked", "total"),
@@ -61,18 +65,11 @@ class Moment:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """How one run went. `updates`: a row a change of the masks, shares in 0..1 beside their epoch; `gradients`: the
-    norm of every part by epoch; `end`: the epochs that it trained, NaN where not known.
-    """
+    """How one run went; each part is read from its file once, when something asks. All runs share `warnings`."""
 
     run: Finished
     label: str
-    end: float
-    updates: pd.DataFrame
-    moments: list[Moment]
-    gradients: pd.DataFrame
-    layers: Layers | None = None
-    by_layer: bool = False
+    warnings: list[str]
 
     @property
     def place(self) -> tuple[str, str, float]:
@@ -82,6 +79,91 @@ class Trace:
     @property
     def dense(self) -> bool:
         return bool(self.run.result["method"] == "dense")
+
+    @property
+    def end(self) -> float:
+        """The epochs that it trained, NaN where not known."""
+        status = self.run.status
+        trained = status.epochs if status.epoch is None else status.epoch
+        return float(trained) if trained is not None and 0 <= trained <= _MOST_EPOCHS else math.nan
+
+    @property
+    def changes(self) -> int:
+        """Lines of updates.jsonl, sound or not."""
+        return self._seen[0]
+
+    @property
+    def by_layer(self) -> bool:
+        """Do the updates say how every layer was? As far as can be told without reading them."""
+        return self._seen[1]
+
+    @property
+    def phased(self) -> bool:
+        """Did a DyReLU go through its phases? As the first line of activations.jsonl says."""
+        try:
+            with open(self.run.folder / ACTIVATIONS, "rb") as file:
+                line = _parsed(file.readline(), _activation)
+        except OSError:
+            return False
+        return line is not None and line.beta is not None
+
+    def has(self, name: str) -> bool:
+        """Is there such a file beside the record?"""
+        return (self.run.folder / name).exists()
+
+    @cached_property
+    def updates(self) -> pd.DataFrame:
+        """A row a change of the masks: shares in 0..1 beside their epoch."""
+        rows = _lines(self.run.folder / UPDATES, _update, self.warnings)
+        rows.sort(key=lambda row: (row["epoch"], row["step"]))
+        columns = ["epoch", *_SHARES, "explored"]
+        return pd.DataFrame(
+            np.array([[row[name] for name in columns] for row in rows]).reshape(-1, len(columns)), columns=columns
+        )
+
+    @cached_property
+    def arrays(self) -> dict[str, Values]:
+        """The columns of `updates`: what draws a thousand lines takes them from here, many times faster."""
+        return {str(name): values.to_numpy(float) for name, values in self.updates.items()}
+
+    @cached_property
+    def layers(self) -> Layers | None:
+        """Density and effective share of every layer after every update; None where they were not recorded."""
+        unsaid: list[str] = []  # `updates` warns of this file
+        found = [row for row in _lines(self.run.folder / UPDATES, _layered, unsaid) if row["layers"]]
+        return _layers(sorted(found, key=lambda row: (row["epoch"], row["step"]))) if found else None
+
+    @cached_property
+    def moments(self) -> list[Moment]:
+        """Activations at the epochs that tell most."""
+        return _moments(_lines(self.run.folder / ACTIVATIONS, _activation, self.warnings))
+
+    @cached_property
+    def gradients(self) -> pd.DataFrame:
+        """The norm of every part by epoch."""
+        found = {row["epoch"]: row for row in _lines(self.run.folder / GRADIENTS, _gradient, self.warnings)}
+        return _by_epoch(found.values(), PARTS)
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """`MEASURES` by epoch: the loss while training, and accuracy on the validation images in percent."""
+        return _by_epoch(_epochs(self.run.folder / METRICS, self.warnings), MEASURES)
+
+    @cached_property
+    def densities(self) -> dict[str, float]:
+        """The share of its weights that every layer keeps at the end, by name, as the record says."""
+        layers = self.run.result.get("layers")
+        sound = [one for one in layers if isinstance(one, dict)] if isinstance(layers, list) else []
+        known = {str(one.get("name")): share(one.get("kept"), one.get("total")) for one in sound}
+        return {name: density for name, density in known.items() if not math.isnan(density)}
+
+    @cached_property
+    def _seen(self) -> tuple[int, bool]:
+        try:
+            content = (self.run.folder / UPDATES).read_bytes()
+        except OSError:
+            return 0, False
+        return sum(1 for line in content.split(b"\n") if line.strip()), b'"layers"' in content
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,25 +177,14 @@ class Course:
 
 
 def traces(runs: Iterable[Finished]) -> tuple[list[Trace], list[str]]:
-    """The counted runs that left at least one file, by network, data set, falling sparsity, method and seed; warnings.
-
-    Layers stay in memory for the first seed of the first `MAPS` cells that have them.
+    """The counted runs by network, data set, falling sparsity, method and seed; and the list that will hold the
+    warnings about those of their files that are read.
     """
     counted, _ = distinct(runs)
-    if not any((run.folder / name).exists() for run in counted for name in (UPDATES, ACTIVATIONS, GRADIENTS)):
-        return [], []
     names = labels(counted)
     counted.sort(key=lambda run: (run.result["model"], run.result["dataset"], -run.sparsity, names[run.cell], run.seed))
-    found: list[Trace] = []
     warnings: list[str] = []
-    mapped: set[str] = set()
-    for run in counted:
-        trace = _trace(run, names[run.cell], warnings, map_layers=run.cell not in mapped and len(mapped) < MAPS)
-        if trace.layers is not None:
-            mapped.add(run.cell)
-        if len(trace.updates) or trace.moments or len(trace.gradients):
-            found.append(trace)
-    return found, warnings
+    return [Trace(run, names[run.cell], warnings) for run in counted], warnings
 
 
 def cells(found: Iterable[Trace]) -> list[list[Trace]]:
@@ -129,39 +200,68 @@ def course(seeds: Sequence[Trace], value: str, end: float = math.nan) -> Course:
 
     A seed counts from its first update on. NaN where no seed has the value.
     """
-    own = [seed.updates["epoch"].to_numpy(float) for seed in seeds if len(seed.updates)]
-    values = [seed.updates[value].to_numpy(float) for seed in seeds if len(seed.updates)]
+    own = [seed.arrays["epoch"] for seed in seeds if len(seed.updates)]
+    values = [seed.arrays[value] for seed in seeds if len(seed.updates)]
     epochs = np.unique(np.concatenate([*own, *([] if math.isnan(end) else [[end]])])) if own else np.empty(0)
     held = np.full((max(len(own), 1), len(epochs)), np.nan)
     for row, (places, known) in enumerate(zip(own, values, strict=True)):
         last = np.searchsorted(places, epochs, side="right") - 1
         held[row] = np.where(last >= 0, known[np.maximum(last, 0)], np.nan)
-    seen = np.ma.masked_invalid(held)
-    mean, low, high = (np.ma.filled(part, np.nan) for part in (seen.mean(0), seen.min(0), seen.max(0)))
-    return Course(epochs, mean, low, high)
+    return Course(epochs, *spread(held))
 
 
-def _trace(run: Finished, label: str, warnings: list[str], map_layers: bool) -> Trace:
-    updates = _lines(run.folder / UPDATES, _update, warnings)
-    updates.sort(key=lambda update: (update["epoch"], update["step"]))
-    activations = _lines(run.folder / ACTIVATIONS, _activation, warnings)
-    gradients = {row["epoch"]: row for row in _lines(run.folder / GRADIENTS, _gradient, warnings)}
-    layered = [update for update in updates if update["layers"]]
-    trained = run.status.epochs if run.status.epoch is None else run.status.epoch
-    return Trace(
-        run=run,
-        label=label,
-        end=float(trained) if trained is not None and 0 <= trained <= _MOST_EPOCHS else math.nan,
-        updates=pd.DataFrame(updates, columns=["epoch", *_SHARES, "explored"], dtype=float),
-        moments=_moments(activations),
-        gradients=_by_epoch(gradients.values()),
-        layers=_layers(layered) if layered and map_layers else None,
-        by_layer=bool(layered),
-    )
+def by_epoch(tables: Sequence[pd.DataFrame], column: str) -> Course:
+    """Mean, lowest and highest value of a column at every epoch that a table has; tables are indexed by epoch."""
+    own = [table.index.to_numpy(float) for table in tables]
+    epochs = np.unique(np.concatenate(own)) if own else np.empty(0)
+    held = np.full((max(len(own), 1), len(epochs)), np.nan)
+    for row, (places, table) in enumerate(zip(own, tables, strict=True)):
+        held[row, np.searchsorted(epochs, places)] = table[column].to_numpy(float)
+    return Course(epochs, *spread(held))
 
 
-def _by_epoch(rows: Iterable[dict[str, float]]) -> pd.DataFrame:
-    return pd.DataFrame(list(rows), columns=["epoch", *PARTS], dtype=float).set_index("epoch").sort_index()
+def spread(values: Values) -> tuple[Values, Values, Values]:
+    """Mean, lowest and highest over the first axis without what is not finite; NaN where nothing is."""
+    known = np.isfinite(values)
+    count = known.sum(0)
+    mean = np.where(known, values, 0.0).sum(0) / np.maximum(count, 1)
+    low, high = np.where(known, values, np.inf).min(0), np.where(known, values, -np.inf).max(0)
+    mean, low, high = (np.where(count > 0, part, np.nan) for part in (mean, low, high))
+    return mean, low, high
+
+
+def _by_epoch(rows: Iterable[dict[str, float]], columns: Sequence[str]) -> pd.DataFrame:
+    listed = sorted(rows, key=lambda row: row["epoch"])
+    values = np.array([[row.get(name, math.nan) for name in columns] for row in listed]).reshape(-1, len(columns))
+    return pd.DataFrame(values, index=[row["epoch"] for row in listed], columns=list(columns), dtype=float)
+
+
+def _epochs(path: Path, warnings: list[str]) -> list[dict[str, float]]:
+    """The rows of metrics.csv, the last of each epoch."""
+    try:
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            lines = list(csv.DictReader(line.replace("\0", "") for line in file))
+    except FileNotFoundError:
+        return []
+    except (OSError, csv.Error) as error:
+        warnings.append(f"{path}: cannot be read ({' '.join(str(error).split())})")
+        return []
+    rows = {}
+    for line in lines:
+        epoch = _number(line.get("epoch"))
+        if 0 <= epoch <= _MOST_EPOCHS:
+            rows[epoch] = {"epoch": epoch, **{name: _number(line.get(name)) for name in MEASURES}}
+    if bad := sum(not 0 <= _number(line.get("epoch")) <= _MOST_EPOCHS for line in lines):
+        warnings.append(f"{path}: {bad} of {len(lines)} lines cannot be read and are left out")
+    return list(rows.values())
+
+
+def _number(text: object) -> float:
+    try:
+        value = float(text) if isinstance(text, str) else math.nan
+    except ValueError:
+        return math.nan
+    return value if is_number(value) and abs(value) <= _LARGEST_NORM else math.nan
 
 
 def _lines(path: Path, sound: Callable[[dict[str, Any]], T | None], warnings: list[str]) -> list[T]:
@@ -196,8 +296,13 @@ def _update(entry: dict[str, Any]) -> dict[str, Any] | None:
         return None
     row = {name: share(entry.get(part), entry.get(whole)) for name, (part, whole) in _SHARES.items()}
     numbers = {"step": entry["step"], "epoch": _epoch(entry), "explored": share(entry.get("explored"), 1.0)}
-    layers = {name: layer for name, layer in section(entry, "layers").items() if isinstance(layer, dict)}
-    return {**row, **numbers, "layers": layers}
+    return {**row, **numbers}
+
+
+def _layered(entry: dict[str, Any]) -> dict[str, Any] | None:
+    if (row := _update(entry)) is None:
+        return None
+    return row | {"layers": {name: one for name, one in section(entry, "layers").items() if isinstance(one, dict)}}
 
 
 def _activation(entry: dict[str, Any]) -> Moment | None:

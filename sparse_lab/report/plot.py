@@ -1,20 +1,15 @@
-"""Accuracy against sparsity as one picture, a panel for each network and data set.
-
-matplotlib is imported when a picture is drawn, without pyplot: no window, no display, no state left behind.
-"""
+"""Accuracy against sparsity as one picture, a panel for each network and data set, and the look of every method."""
 
 from __future__ import annotations
 
 import math
-import re
-import textwrap
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from sparse_lab.report.published import Published
+from sparse_lab.report.sheet import legend, legend_height, sheet, short
 from sparse_lab.report.table import panels, percent
 
 if TYPE_CHECKING:
@@ -29,67 +24,27 @@ DENSE = "#222222"
 STAR: dict[str, Any] = {"linestyle": "none", "marker": "*", "markersize": 10, "markerfacecolor": "white"}
 DASHES = ("--", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (2, 1)))
 PANEL = (6.4, 4.4)  # inches
-LEGEND_CHARS = 34
-LEGEND_LINE = 0.2  # inches
-LEGEND_WIDTH = 2.6  # inches
+_X = "sparsity (logarithmic in the share of weights kept)"
 
 
-def draw(table: pd.DataFrame, levels: pd.DataFrame, published: Sequence[Published], path: Path) -> None:
-    """Writes a PNG of the long table, of the levels that runs passed, and of the methods' published numbers."""
+def draw(table: pd.DataFrame, levels: pd.DataFrame, published: Sequence[Published]) -> Figure:
+    """The long table, the levels that runs passed, and the methods' published numbers."""
     found = panels(table)
     across = min(2, max(1, len(found)))
-    down = max(1, math.ceil(len(found) / across))
     beside = legend_height([*table["method"].astype(str).unique(), "", ""])
-    figure = canvas(PANEL[0] * across + LEGEND_WIDTH, max(PANEL[1] * down, beside))
-    axes = figure.subplots(down, across, squeeze=False).ravel()
-    styles = looks(table)
-    for axis, (model, dataset) in zip(axes, found, strict=False):
+    page = sheet(max(1, math.ceil(len(found) / across)), across, PANEL, (0.75, 0.6, 0.2, 0.4), beside=beside)
+    styles, axes = looks(table), []
+    for number, (model, dataset) in enumerate(found):
         here = table[(table["model"] == model) & (table["dataset"] == dataset)]
         passed = levels[(levels["model"] == model) & (levels["dataset"] == dataset)]
         numbers = [number for number in published if (number.model, number.dataset) == (model, dataset)]
-        _panel(axis, here, passed, numbers, styles)
-        axis.set_title(_no_formula(f"{model} on {dataset}"))
-    for axis in axes[len(found) :]:
-        axis.set_visible(False)
+        title = f"{short(model, 28)} on {short(dataset, 28)}"
+        axes.append(page.axis(*divmod(number, across), x=_X, y="top-1 test accuracy, %", title=title))
+        _panel(axes[-1], here, passed, numbers, styles)
     if not found:
-        figure.text(0.5, 0.5, "no finished run yet", ha="center", va="center")
-    _legend(figure, list(axes[: len(found)]))
-    figure.savefig(path, format="png")
-
-
-def canvas(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches that draws without a window."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def plain(axis: Axes) -> None:
-    """A pale grid behind the lines, and no frame."""
-    axis.grid(True, which="major", color="#dddddd", linewidth=0.7)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def legend(figure: Figure, entries: Mapping[str, Any], lines: int | None = None) -> None:
-    """One legend to the right of all panels; labels that are too long are wrapped, to at most `lines` lines each."""
-    if entries:
-        labels = [_wrapped(label, lines) for label in entries]
-        figure.legend(entries.values(), labels, loc="outside right upper", fontsize=9, frameon=False)
-
-
-def legend_height(labels: Sequence[str], lines: int | None = None) -> float:
-    """Inches that a legend of these labels needs."""
-    return LEGEND_LINE * (1 + sum(_wrapped(label, lines).count("\n") + 1 for label in labels))
-
-
-def short(name: str, chars: int) -> str:
-    """A name as text for a picture, its middle left out where it is long: layers, say, differ at their ends."""
-    cut = name if len(name) <= chars else f"{name[: chars // 2 - 1]}…{name[-(chars - chars // 2) :]}"
-    return _no_formula(cut)
+        page.figure.text(0.5, 0.5, "no finished run yet", ha="center", va="center")
+    _legend(page.figure, axes)
+    return page.figure
 
 
 def looks(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -149,8 +104,6 @@ def _panel(
             **styles[name],
         )
     _published(axis, here, beside, styles)
-    axis.set_ylabel("top-1 test accuracy, %")
-    plain(axis)
 
 
 def _levels(axis: Axes, passed: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
@@ -214,7 +167,6 @@ def _sparsity_axis(axis: Axes, sparsities: pd.Series[float]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     axis.set_xscale("log")
-    axis.set_xlabel("sparsity (logarithmic in the share of weights kept)")
     kept = 1 - sparsities
     kept = kept[kept > 0]
     most, least = (kept.max(), kept.min()) if len(kept) else (0.1, 0.01)
@@ -245,13 +197,3 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
         # Dense first, then the methods by name, then what is common to all of them.
         order = sorted(list(entries)[:last], key=lambda label: (not label.startswith("dense"), label))
         legend(figure, {label: entries[label] for label in [*order, *general]})
-
-
-def _wrapped(label: str, lines: int | None = None) -> str:
-    cut = textwrap.fill(label, LEGEND_CHARS, subsequent_indent="  ", max_lines=lines, placeholder=" ...")
-    return _no_formula(cut)
-
-
-def _no_formula(text: str) -> str:
-    # matplotlib would read what stands between two dollar signs as TeX.
-    return re.sub(r"(?<!\\)\$", r"\$", text)

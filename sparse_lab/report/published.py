@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 
 TOLERANCE = 5e-5  # published sparsities are rounded to a hundredth of a percent
+WITHIN = "within one published std"
+_SAME = 1e-9  # points
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,16 @@ def _numbers(entry: dict[str, Any]) -> Iterator[Published]:
     for names, sparsity, top1, std in points:
         for name in [names] if isinstance(names, str) else names:
             yield Published(name, entry["model"], entry["dataset"], sparsity, top1, std, source)
+
+
+def verdict(difference: float, std: float | None) -> str:
+    """What a difference (ours minus the published number, in points) says beside the published standard deviation."""
+    if std is None:
+        side = "above" if difference > _SAME else "below" if difference < -_SAME else "equal"
+        return f"{side} (no std given)"
+    if abs(difference) <= std + _SAME:
+        return WITHIN
+    return "above" if difference > 0 else "below"
 
 
 def find(

@@ -1,6 +1,7 @@
 """Reads the records that runs leave on disk: `status.json` and `result.json` in a folder a run.
 
-Nothing here trusts a file: what cannot be read becomes a warning line, and its run is listed as unfinished.
+Nothing here trusts a file: what cannot be read, or does not match its own checksum, becomes a warning line, and its run
+is listed as unfinished. The plans of sweeps are found on the way; `report/plans.py` reads them.
 """
 
 from __future__ import annotations
@@ -17,11 +18,16 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from sparse_lab.config import UserError
+from sparse_lab.whole import damaged, printable
+
+STATES = ("running", "done", "failed", "interrupted")
+PLAN = "plan.json"  # of a sweep
+_RECORDS = {"status.json", "result.json", PLAN}
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a run is. `state`: done, running, failed, interrupted (its process is gone) or unreadable."""
+    """How far a run is. `state`: done, running, failed, interrupted (stopped, or its process is gone) or unreadable."""
 
     state: str
     error: str | None = None
@@ -88,11 +94,12 @@ class Unfinished:
 
 @dataclass(frozen=True)
 class Records:
-    """All that was found under the roots, in the order of the folders' names."""
+    """All that was found under the roots, in the order of the folders' names. `plans`: the files of sweeps' plans."""
 
     results: list[Finished] = field(default_factory=list)
     unfinished: list[Unfinished] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    plans: list[Path] = field(default_factory=list)
 
 
 def read(*roots: Path) -> Records:
@@ -101,25 +108,36 @@ def read(*roots: Path) -> Records:
     Raises UserError if a root is not a folder.
     """
     records = Records()
-    for folder in _folders(roots):
-        warnings: list[str] = []
-        raw = _json(folder / "status.json", warnings)
-        result = _json(folder / "result.json", warnings)
-        if result is not None and (problem := _problem(result)):
-            warnings.append(f"{folder / 'result.json'}: {problem}; the run is not counted")
-            result = None
-        if result is None:
-            status = _status(raw, fallback="unreadable")
-            if status.state == "done":
-                status = Status("unreadable", "done, but without a sound result.json", updated=status.updated)
-            records.unfinished.append(Unfinished(folder, folder.name, status))
-        else:
-            status = _status(raw, fallback="done")
-            if status.state != "done":
-                warnings.append(f"{folder}: status.json says {status.state}, yet result.json is there and is counted")
-            records.results.append(Finished(folder, str(result.get("name", folder.name)), result, status))
-        records.warnings.extend(warnings)
+    for folder, files in _folders(roots):
+        if PLAN in files:
+            records.plans.append(folder / PLAN)
+        if "status.json" in files or "result.json" in files:
+            _add(records, folder)
     return records
+
+
+def read_json(path: Path, warnings: list[str]) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is no file, or none that can be trusted, with a warning."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        warnings.append(f"{path}: cannot be read ({' '.join(str(error).split())})")
+        return None
+    if not isinstance(content, dict):
+        warnings.append(f"{path}: cannot be read (a JSON object was expected)")
+        return None
+    if damaged(content):
+        warnings.append(f"{path}: damaged, its checksum is wrong; it is not counted")
+        return None
+    return printable(content) if "\\" in text or "\x7f" in text or not text.isascii() else content
+
+
+def read_status(folder: Path, warnings: list[str], fallback: str = "unreadable") -> Status:
+    """How far the run in a folder is; the fallback where its `status.json` does not say."""
+    return _status(read_json(folder / "status.json", warnings), fallback)
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
@@ -141,7 +159,25 @@ def section(record: dict[str, Any], name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _folders(roots: tuple[Path, ...]) -> Iterator[Path]:
+def _add(records: Records, folder: Path) -> None:
+    warnings = records.warnings
+    result = read_json(folder / "result.json", warnings)
+    if result is not None and (problem := _problem(result)):
+        warnings.append(f"{folder / 'result.json'}: {problem}; the run is not counted")
+        result = None
+    if result is None:
+        status = read_status(folder, warnings)
+        if status.state == "done":
+            status = Status("unreadable", "done, but without a sound result.json", updated=status.updated)
+        records.unfinished.append(Unfinished(folder, printable(folder.name), status))
+    else:
+        status = read_status(folder, warnings, fallback="done")
+        if status.state != "done":
+            warnings.append(f"{folder}: status.json says {status.state}, yet result.json is there and is counted")
+        records.results.append(Finished(folder, printable(str(result.get("name", folder.name))), result, status))
+
+
+def _folders(roots: tuple[Path, ...]) -> Iterator[tuple[Path, list[str]]]:
     seen: set[Path] = set()
     for root in roots:
         if not root.is_dir():
@@ -149,24 +185,10 @@ def _folders(roots: tuple[Path, ...]) -> Iterator[Path]:
         for place, subfolders, files in os.walk(root):
             subfolders.sort()
             folder = Path(place)
-            if ("status.json" in files or "result.json" in files) and (real := folder.resolve()) not in seen:
+            if _RECORDS.intersection(files) and (real := folder.resolve()) not in seen:
                 seen.add(real)
                 # "." has no name, and a run given by itself should still be listed under one.
-                yield folder if folder.name else real
-
-
-def _json(path: Path, warnings: list[str]) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        warnings.append(f"{path}: cannot be read ({' '.join(str(error).split())})")
-        return None
-    if not isinstance(content, dict):
-        warnings.append(f"{path}: cannot be read (a JSON object was expected)")
-        return None
-    return content
+                yield folder if folder.name else real, files
 
 
 def _problem(result: dict[str, Any]) -> str | None:
@@ -183,7 +205,7 @@ def _problem(result: dict[str, Any]) -> str | None:
 
 
 def _status(raw: dict[str, Any] | None, fallback: str) -> Status:
-    if raw is None or raw.get("state") not in ("running", "done", "failed"):
+    if raw is None or raw.get("state") not in STATES:
         return Status(fallback)
     state, error = str(raw["state"]), raw.get("error")
     if state == "running" and raw.get("host") == socket.gethostname() and not _alive(raw.get("pid")):

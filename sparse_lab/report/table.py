@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
 
 from sparse_lab.report.labels import labels
-from sparse_lab.report.published import Published, find
+from sparse_lab.report.published import Published, find, verdict
 from sparse_lab.report.records import Finished, is_number, section, share
 
 COLUMNS = {
@@ -29,6 +30,7 @@ COLUMNS = {
     "published": "published top-1 accuracy at the same sparsity, %; only for networks of width 1",
     "published_std": "its standard deviation, %, where one was given",
     "difference": "mean - published, in points",
+    "verdict": "the difference beside the published standard deviation: within one of it, above or below",
     "official_data": "the md5 of the data files is the official one in every run of the row",
     "selected_on": "what chose the epoch whose weights were tested: validation, last epoch, or test (optimistic)",
     "connected": "a path of kept weights leads from the input to the logits in every run; empty where not recorded",
@@ -40,6 +42,9 @@ COLUMNS = {
     "too): most over seeds; empty where single weights go",
     "flops_removed": "share of the dense multiply-adds that is really gone without those filters: mean over seeds",
     "filters_only": "the same share counted as papers on filters do, without the next layers' inputs: mean over seeds",
+    "seconds": "wall time of the run itself, mean over seeds, without the networks that it starts from",
+    "inference_flops": "operations for one image (2 a multiply-add) that the sparse network needs, mean over seeds",
+    "peak_memory_mb": "most memory that a run took while training, in MB (of the GPU where there is one)",
     "width": "factor on every channel count",
     "base": "the method's name without settings",
     "published_source": "where the published number stands",
@@ -49,10 +54,43 @@ MARKS = {
     "†": "the epoch was selected on the test set: the number is optimistic",
     "‡": "the data files are not the official ones",
     "§": "in at least one run no path of kept weights leads from the input to the logits",
+    "≈": "within one published standard deviation of the published number",
+    "↑": "above the published number by more than its standard deviation, or where none is given",
+    "↓": "below the published number by more than its standard deviation, or where none is given",
 }
+_VERDICTS = {"within": "≈", "equal": "≈", "above": "↑", "below": "↓"}
 _MOST = 2**53  # weights; what is more is damage
 _LEVEL = ("level", "sparsity", "kept", "validation_accuracy", "test_accuracy", "best_epoch", "epochs", "seconds")
 _EFFECTIVE = ("effective", "dead_channels", "channels", "connected", "live_logits")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a wide table as text: ours, what is published and what that says, and the marks of `MARKS`.
+
+    `difference` in points, `verdict` in words and its mark `sign` are "" where nothing is published, as `published` is.
+    """
+
+    ours: str
+    published: str
+    difference: str
+    verdict: str
+    sign: str
+    marks: str
+
+    @property
+    def text(self) -> str:
+        """`91.20 ± 0.31 [91.03 ± 0.17] ≈ †`."""
+        beside = f"[{self.published}]" if self.published else ""
+        return " ".join(part for part in (self.ours, beside, self.sign, self.marks) if part)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A wide table: (sparsity, kept weights) of every column, and the cells of every method, None where none ran."""
+
+    heads: list[tuple[str, str]]
+    rows: dict[str, list[Cell | None]]
 
 
 def distinct(runs: Iterable[Finished]) -> tuple[list[Finished], list[str]]:
@@ -114,20 +152,27 @@ def levels(runs: Iterable[Finished]) -> pd.DataFrame:
 
 
 def wide(table: pd.DataFrame, model: str, dataset: str) -> pd.DataFrame:
-    """Method x sparsity for one network and data set, cells like `91.20 ± 0.31 [91.03 ± 0.17] †`, empty where none ran.
+    """`grid` as text, cells like `91.20 ± 0.31 [91.03 ± 0.17] ≈ †`, empty where none ran.
 
     The columns are named like `99% (9,213 kept)`. `MARKS` explains the marks.
     """
+    found = grid(table, model, dataset)
+    rows = {method: ["" if cell is None else cell.text for cell in cells] for method, cells in found.rows.items()}
+    heads = [f"{sparsity} ({kept} kept)" for sparsity, kept in found.heads]
+    return pd.DataFrame(list(rows.values()), columns=heads, index=pd.Index(list(rows), name="method"))
+
+
+def grid(table: pd.DataFrame, model: str, dataset: str) -> Grid:
+    """Method x sparsity for one network and data set, in the order of the table and of rising sparsity."""
     panel = table[(table["model"] == model) & (table["dataset"] == dataset)]
-    columns: dict[str, dict[str, str]] = {}
+    heads: list[tuple[str, str]] = []
+    rows: dict[str, list[Cell | None]] = {str(method): [] for method in panel["method"]}
     for sparsity, column in panel.sort_values("sparsity").groupby("sparsity"):
-        head = f"{percent(float(str(sparsity)))} ({_kept_range(column['kept'])} kept)"
-        columns[head] = {str(row["method"]): _cell(row) for row in column.to_dict("records")}
-    methods = list(dict.fromkeys(panel["method"]))
-    return pd.DataFrame(
-        {head: [cells.get(method, "") for method in methods] for head, cells in columns.items()},
-        index=pd.Index(methods, name="method"),
-    )
+        heads.append((percent(float(str(sparsity))), _kept_range(column["kept"])))
+        cells = {str(row["method"]): _cell(row) for row in column.to_dict("records")}
+        for method, row in rows.items():
+            row.append(cells.get(method))
+    return Grid(heads, rows)
 
 
 def panels(table: pd.DataFrame) -> list[tuple[str, str]]:
@@ -137,7 +182,7 @@ def panels(table: pd.DataFrame) -> list[tuple[str, str]]:
 
 def marks(table: pd.DataFrame) -> list[str]:
     """What the marks in the wide tables mean, those that occur."""
-    used = "".join(_marks(row) for row in table.to_dict("records"))
+    used = "".join(_marks(row) + _sign(row) for row in table.to_dict("records"))
     return [f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used]
 
 
@@ -178,6 +223,7 @@ def _row(group: Sequence[Finished], name: str, published: Sequence[Published]) -
         "published": number.top1 if number else math.nan,
         "published_std": number.std if number and number.std is not None else math.nan,
         "difference": mean - number.top1 if number else math.nan,
+        "verdict": verdict(mean - number.top1, number.std) if number else None,
         "official_data": all(section(run.result, "data").get("official") is True for run in group),
         "selected_on": ", ".join(sorted({str(run.result.get("selected_on", "not recorded")) for run in group})),
         "connected": _connected(group),
@@ -186,6 +232,9 @@ def _row(group: Sequence[Finished], name: str, published: Sequence[Published]) -
         "parameters_left": _most(section(run.result, "small").get("parameters") for run in group),
         "flops_removed": _flops_gone(group, "removed"),
         "filters_only": _flops_gone(group, "removed_filters"),
+        "seconds": _mean(_positive(run.result.get("seconds")) for run in group),
+        "inference_flops": _mean(_positive(section(run.result, "flops").get("inference_sparse")) for run in group),
+        "peak_memory_mb": _max(_positive(run.result.get("peak_memory_mb")) for run in group),
         "width": first.width,
         "base": result["method"],
         "published_source": number.source if number else None,
@@ -203,6 +252,14 @@ def _most(numbers: Iterable[object]) -> int | None:
 
 def _mean(shares: Iterable[float]) -> float:
     return float(pd.Series(list(shares), dtype=float).mean())
+
+
+def _max(numbers: Iterable[float]) -> float:
+    return float(pd.Series(list(numbers), dtype=float).max())
+
+
+def _positive(value: object) -> float:
+    return float(value) if is_number(value) and value > 0 else math.nan
 
 
 def _ends(group: Iterable[Finished]) -> list[dict[str, Any]]:
@@ -223,12 +280,20 @@ def _sorted(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return order.sort_values(by, ignore_index=True).drop(columns="_sparse")
 
 
-def _cell(row: dict[Any, Any]) -> str:
-    text = accuracy(row["mean"], row["std"])
-    if not math.isnan(row["published"]):
-        text += f" [{accuracy(row['published'], row['published_std'])}]"
-    used = _marks(row)
-    return f"{text} {used}" if used else text
+def _cell(row: dict[Any, Any]) -> Cell:
+    known = not math.isnan(row["published"])
+    return Cell(
+        ours=accuracy(row["mean"], row["std"]),
+        published=accuracy(row["published"], row["published_std"]) if known else "",
+        difference=f"{row['difference']:+.2f}" if known else "",
+        verdict=row["verdict"] if known else "",
+        sign=_sign(row),
+        marks=_marks(row),
+    )
+
+
+def _sign(row: dict[Any, Any]) -> str:
+    return _VERDICTS[row["verdict"].split()[0]] if isinstance(row["verdict"], str) else ""
 
 
 def _marks(row: dict[Any, Any]) -> str:

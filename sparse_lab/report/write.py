@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,14 +15,19 @@ from rich.table import Table
 from rich.text import Text
 
 from sparse_lab.config import UserError
+from sparse_lab.report.content import Report, widths
 from sparse_lab.report.dynamics import traces
+from sparse_lab.report.latex import latex
+from sparse_lab.report.markdown import markdown
 from sparse_lab.report.notes import notes
-from sparse_lab.report.page import page, widths
-from sparse_lab.report.pictures import NAMES, pictures
-from sparse_lab.report.plot import draw
+from sparse_lab.report.pictures import NAMES, Picture, pictures
+from sparse_lab.report.plans import gaps, unfinished
+from sparse_lab.report.press import FORMATS, put_all
 from sparse_lab.report.published import load
-from sparse_lab.report.records import Records, read
+from sparse_lab.report.records import read
 from sparse_lab.report.table import levels, long, marks, panels, wide
+from sparse_lab.report.webpage import webpage
+from sparse_lab.whole import printable, whole
 
 NAME_COLUMN = 30  # the methods' column may be folded down to so many characters
 PIPE_COLUMNS = 120  # a pipe has no width of its own
@@ -29,59 +35,86 @@ PIPE_COLUMNS = 120  # a pipe has no width of its own
 
 @dataclass(frozen=True)
 class Written:
-    """The files of a report, and what they were made from. `pictures`: those of how runs went, where there are any."""
+    """The files of a report, and what they were made from. `pictures`: the PNGs; a PDF lies beside each."""
 
+    page: Path
+    report: Path
     results: Path
     levels: Path
-    report: Path
-    plot: Path
-    table: pd.DataFrame
-    records: Records
-    notes: list[str]
+    latex: Path
+    made_from: Report
     pictures: list[Path] = field(default_factory=list)
 
 
 def write(roots: list[Path], out: Path) -> Written:
-    """Reads every run under the roots and writes results.csv, levels.csv, report.md and accuracy.png into `out`.
-
-    Where runs have recorded how they went, the pictures of `pictures.NAMES` come with it; one that an earlier report
-    left and this one does not draw goes.
+    """Reads every run under the roots and writes report.html, report.md, results.csv, levels.csv, table.tex and the
+    pictures of `pictures.NAMES`, as PNG and PDF, into `out`. A picture that an earlier report left and this one does
+    not draw goes.
 
     Raises UserError if there is no record at all, or if `out` cannot be written.
     """
-    records = read(*roots)
-    if not records.results and not records.unfinished:
-        listed = ", ".join(str(root) for root in roots)
-        raise UserError(f"no records under {listed}: give a folder that holds runs (result.json, status.json)")
-    published = load()
-    table, passed, remarks = long(records.results, published), levels(records.results), notes(records.results)
-    found, warnings = traces(records.results)
-    records = replace(records, warnings=[*records.warnings, *warnings])
-    drawn = pictures(found, table)
+    with _uncollected():
+        return _write(roots, out)
+
+
+def _write(roots: list[Path], out: Path) -> Written:
+    report, passed = _gather(roots)
     written = Written(
+        page=out / "report.html",
+        report=out / "report.md",
         results=out / "results.csv",
         levels=out / "levels.csv",
-        report=out / "report.md",
-        plot=out / "accuracy.png",
-        table=table,
-        records=records,
-        notes=remarks,
-        pictures=[out / picture.name for picture in drawn],
+        latex=out / "table.tex",
+        made_from=report,
+        pictures=[out / f"{picture.name}.png" for picture in report.pictures],
     )
-    text = page(table, records, remarks, written.plot.name, drawn)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _whole(written.results, lambda path: table.round(6).to_csv(path, index=False))
+        _whole(written.results, lambda path: report.table.round(6).to_csv(path, index=False))
         _whole(written.levels, lambda path: passed.to_csv(path, index=False))
-        _whole(written.plot, lambda path: draw(table, passed, published, path))
-        for picture in drawn:
-            _whole(out / picture.name, picture.draw)
-        _whole(written.report, lambda path: path.write_text(text, encoding="utf-8"))
-        for name in set(NAMES) - {picture.name for picture in drawn}:
-            (out / name).unlink(missing_ok=True)
+        _whole(written.latex, lambda path: path.write_text(latex(report.table), encoding="utf-8"))
+        put_all(report.pictures, out)
+        _whole(written.report, lambda path: path.write_text(markdown(report), encoding="utf-8"))
+        _whole(written.page, lambda path: path.write_text(webpage(report, out), encoding="utf-8"))
+        _remove_old(report.pictures, out)
     except OSError as error:
         raise UserError(f"the report cannot be written to {out} ({error.strerror}): choose another --out") from error
     return written
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection: a report makes millions of objects that it needs to its end, and looking through them
+    again and again takes a fifth of the time.
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+def _gather(roots: list[Path]) -> tuple[Report, pd.DataFrame]:
+    """Everything that the report says, and the table of the levels."""
+    records = read(*roots)
+    planned, warnings = unfinished(records)
+    if not records.results and not records.unfinished and not planned:
+        listed = ", ".join(str(root) for root in roots)
+        raise UserError(f"no records under {listed}: give a folder that holds runs (result.json, status.json)")
+    published = load()
+    table, passed = long(records.results, published), levels(records.results)
+    found, unread = traces(records.results)
+    drawn = pictures(table, passed, published, found)
+    records = replace(records, warnings=printable([*records.warnings, *warnings, *unread]))
+    return Report(table, records, notes(records.results), drawn, planned, gaps(records.results)), passed
+
+
+def _remove_old(drawn: Sequence[Picture], out: Path) -> None:
+    for name in set(NAMES) - {picture.name for picture in drawn}:
+        for kind in FORMATS:
+            (out / f"{name}.{kind}").unlink(missing_ok=True)
 
 
 def show(table: pd.DataFrame, console: Console) -> None:
@@ -139,9 +172,5 @@ def _two_lines(head: str) -> str:
 
 
 def _whole(path: Path, put: Callable[[Path], object]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole(path) as part:
         put(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""SIGTERM (preemption) and Ctrl-C: what was trained is saved first, then the process leaves with a status of its own."""
+"""SIGTERM (preemption) and Ctrl-C: what was trained is saved first, then the process leaves with its own status."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 class Stopped(BaseException):
-    """A signal asked the run to stop. `status`: the exit status of a process that ends so (143: SIGTERM, 130: Ctrl-C)."""
+    """A signal asked the run to stop. `status`: the exit status of the process, 143 for SIGTERM and 130 for Ctrl-C."""
 
     def __init__(self, number: int, line: str) -> None:
         super().__init__(line)

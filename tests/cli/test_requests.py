@@ -220,6 +220,18 @@ BAD = {
     "statistics": (["dataset.std=[0,1,1]"], "dataset.std"),
     "grammar": (["seed=[1"], "cannot read the command line"),
     "no such config dir": (["--config-dir", "nowhere"], "no such folder"),
+    "DDP in a sweep": (["-m", "trainer=ddp", "seed=1,2"], "trainer.devices=2 (DDP) starts the command again"),
+    "DDP in a sweep of one": (["-m", "trainer=ddp"], "run its lines one by one without -m"),
+    "DDP in one choice": (["-m", "trainer=cpu,ddp"], "trainer.devices=2 (DDP) starts the command again"),
+    "DDP in an experiment's sweep": (["experiment=demo", "trainer.devices=2"], "hydra/launcher=ray"),
+    "unknown launcher": (["-m", "hydra/launcher=rai", "seed=1,2"], "did you mean 'ray'?"),
+    "unknown sweeper": (["-m", "hydra/sweeper=optunas", "seed=1,2"], "did you mean 'optuna'?"),
+    "a sweep over launchers": (["-m", "hydra/launcher=basic,joblib"], "a sweep cannot go over hydra/launcher"),
+    "a sweep over Hydra": (["-m", "hydra.launcher.n_jobs=1,2"], "a sweep cannot go over hydra.launcher.n_jobs"),
+    "sweeps in a swept choice": (["-m", "experiment=demo,gallery"], "run experiment=demo by itself"),
+    "a sweep that only shows": (["-m", "--cfg", "job"], "--cfg and --multirun do not go together"),
+    "unknown logger in a list": (["logger=[wandb,tensorbord]"], "did you mean 'tensorboard'?"),
+    "unknown logger in a sweep of lists": (["-m", "logger=[csv],[wandbb]"], "did you mean 'wandb'?"),
     "missing checkpoint": (["model.weights=nowhere.pt"], "no checkpoint at nowhere.pt"),
 }
 
@@ -368,6 +380,70 @@ def test_shell_completion_offers_choices(tmp_path):
         capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60,
     )  # fmt: skip
     assert "method=oneshot_regrow" in done.stdout
+
+
+def test_a_launcher_in_a_swept_choice_is_refused_and_named(tmp_path, capsys):
+    (tmp_path / "experiment").mkdir()
+    for name, defaults in (("far", "[{override /hydra/launcher: joblib}]"), ("near", "[]")):
+        (tmp_path / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\ndefaults: {defaults}\n")
+    line = ["-m", "--config-dir", str(tmp_path), "experiment=near,far", "dataset=digits"]
+    assert main(line) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.endswith("put hydra/launcher=joblib on the command line") and len(error.splitlines()) == 1
+    request = Request.read([*line, "hydra/launcher=joblib", f"paths.outputs={tmp_path}"])
+    request.check()
+    assert request.launcher == "joblib" and request.jobs == 2
+
+
+@pytest.mark.parametrize(
+    ("group", "extra"), [("launcher=joblib", "joblib"), ("launcher=ray", "ray"), ("sweeper=optuna", "optuna")]
+)
+def test_a_missing_extra_is_named(group, extra, monkeypatch, capsys):
+    from sparse_lab import requests
+
+    monkeypatch.setattr(requests, "find_spec", lambda name: None if extra in name else object())
+    assert main(["-m", f"hydra/{group}", "seed=1,2", "dataset=digits"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert f"pip install 'sparse_lab[{extra}]'" in error and len(error.splitlines()) == 1
+
+
+def test_our_launchers_win_over_the_plugins_own():
+    for launcher, key, value in (("joblib", "n_jobs", 2), ("submitit_slurm", "max_num_timeout", 10)):
+        request = Request.read(["-m", f"hydra/launcher={launcher}"])
+        assert request.compose([], hydra=True).hydra.launcher[key] == value
+    request = Request.read(["-m", "hydra/launcher=ray", "trainer=cpu"])
+    ray = request.compose([], hydra=True).hydra.launcher.ray
+    assert ray.remote.num_gpus == 0 and ray.remote.max_calls == 1 and ray.init.object_store_memory > 0
+    request = Request.read(["-m", "hydra/launcher=ray", "hydra.launcher.ray.init.address=auto"])
+    assert request.compose([], hydra=True).hydra.launcher.ray.init.object_store_memory is None
+
+
+@pytest.mark.parametrize(("visible", "accelerator", "wanted"), [("0,1", "auto", 1), ("", "auto", 0), ("0", "cpu", 0)])
+def test_a_ray_job_asks_for_a_gpu_where_there_is_one(visible, accelerator, wanted, monkeypatch):
+    from sparse_lab.sweep import gpus_a_job
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpus_a_job(accelerator) == wanted
+
+
+def test_a_group_takes_a_list_of_choices():
+    request = Request.read(["logger=[wandb,tensorboard]"])
+    assert request.fixed == ["logger=[wandb,tensorboard]"]
+
+
+def test_globs_are_written_out():
+    request = Request.read(["-m", "sparsity=glob(s99_9*)"])
+    assert request.axes["sparsity"] == ["s99_9", "s99_95", "s99_99"]
+
+
+def test_help_is_quick_and_imports_no_launcher(tmp_path):
+    code = (
+        "import sys, time\nbegan = time.perf_counter()\nimport hydra\nhydra_took = time.perf_counter() - began\n"
+        "from sparse_lab.cli import main\nmain(['--help'])\ntook = time.perf_counter() - began - hydra_took\n"
+        "print('took', took, {'torch', 'ray', 'joblib', 'optuna', 'submitit'} & set(sys.modules))\n"
+    )
+    took = python("-c", code, cwd=tmp_path).stdout.splitlines()[-1].split(maxsplit=2)
+    assert took[2] == "set()" and float(took[1]) < 3.0  # 0.4 s on an idle machine
 
 
 def test_a_sweep_runs_on_past_a_failing_run_and_ends_non_zero(tmp_path, capfd):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
-
 import pytest
 import torch
 
@@ -22,15 +20,6 @@ def test_methods_prints_the_gallery_as_markdown(capsys):
     assert main(["methods", "--markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any("`iterative_regrow`" in line and "iterative" in line and "taylor" in line for line in lines)
-
-
-def test_doctor_says_what_is_here_and_what_is_missing(tmp_path, capsys):
-    assert main(["doctor", "--data", str(tmp_path / "none"), "--outputs", str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    assert f"torch {metadata.version('torch')}" in out and "ok  dataset=digits" in out
-    assert " -  dataset=cifar10" in out and "dataset.download=true" in out
-    (tmp_path / "file").write_text("")
-    assert main(["doctor", "--outputs", str(tmp_path / "file" / "x")]) == 1
 
 
 def test_export_writes_one_file_that_loads_into_a_plain_network(tmp_path, capsys):

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from sparse_lab.report import read
-from sparse_lab.report.dynamics import MAPS, Trace, cells, course, traces
+from sparse_lab.report.dynamics import Trace, by_epoch, cells, course, spread, traces
 
 Make = Callable[..., Path]
 Update = Callable[..., dict[str, Any]]
@@ -17,14 +18,33 @@ Put = Callable[..., None]
 
 
 def traced(root: Path) -> list[Trace]:
-    found, warnings = traces(read(root).results)
+    found, warnings = read_all(root)
     assert not warnings
     return found
 
 
+def read_all(root: Path) -> tuple[list[Trace], list[str]]:
+    """Every trace with all its files read, and the warnings."""
+    found, warnings = traces(read(root).results)
+    for trace in found:
+        assert all(part is not None for part in (trace.updates, trace.moments, trace.gradients, trace.metrics))
+    return found, warnings
+
+
 def test_runs_without_files_leave_nothing(make_run: Make, tmp_path: Path) -> None:
     make_run()
-    assert traces(read(tmp_path).results) == ([], [])
+    [trace] = traced(tmp_path)
+    assert trace.changes == len(trace.updates) == len(trace.moments) == len(trace.gradients) == len(trace.metrics) == 0
+    assert not trace.by_layer and trace.layers is None and not trace.phased and not trace.densities
+    assert not trace.has("updates.jsonl")
+
+
+def test_a_file_is_read_when_it_is_asked_for(make_run: Make, put_lines: Put, update: Update, tmp_path: Path) -> None:
+    put_lines(make_run(), "updates", [update(0), update(1)], torn="{")
+    [trace], warnings = traces(read(tmp_path).results)
+    assert trace.changes == 3 and not warnings
+    assert len(trace.updates) == 2 and trace.layers is None and trace.updates is trace.updates
+    assert len(warnings) == 1
 
 
 def test_an_update_is_read_as_shares(make_run: Make, put_lines: Put, update: Update, tmp_path: Path) -> None:
@@ -51,7 +71,7 @@ def test_lines_that_cannot_be_read_are_one_warning_a_file(
     put_lines(folder, "updates", [update(0), update(1)], torn=f"{torn}\n{torn}")
     put_lines(folder, "activations", [{"epoch": 1, "beta": None, "layers": {"a": 0.5}}], torn=torn)
     put_lines(folder, "gradients", [{"epoch": 1, "parts": {"biases": 0.5}}])
-    [trace], warnings = traces(read(tmp_path).results)
+    [trace], warnings = read_all(tmp_path)
     assert len(trace.updates) == 2 and len(trace.moments) == 1 and len(trace.gradients) == 1
     assert [line.split(": ")[1].split(" lines")[0] for line in warnings] == ["2 of 4", "1 of 2"]
     assert str(folder / "updates.jsonl") in warnings[0] and str(folder / "activations.jsonl") in warnings[1]
@@ -60,8 +80,8 @@ def test_lines_that_cannot_be_read_are_one_warning_a_file(
 
 def test_a_file_that_cannot_be_opened_is_one_warning(make_run: Make, tmp_path: Path) -> None:
     (make_run() / "gradients.jsonl").mkdir()
-    found, warnings = traces(read(tmp_path).results)
-    assert not found and len(warnings) == 1 and "gradients.jsonl" in warnings[0]
+    [trace], warnings = read_all(tmp_path)
+    assert trace.gradients.empty and len(warnings) == 1 and "gradients.jsonl" in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +92,7 @@ def test_an_update_without_sense_is_left_out(
     make_run: Make, put_lines: Put, update: Update, tmp_path: Path, wrong: dict[str, object]
 ) -> None:
     put_lines(make_run(), "updates", [update(0), {**update(1), **wrong}, update(2)])
-    [trace], warnings = traces(read(tmp_path).results)
+    [trace], warnings = read_all(tmp_path)
     assert list(trace.updates["epoch"]) == [0, 2] and len(warnings) == 1 and "1 of 3" in warnings[0]
 
 
@@ -126,18 +146,49 @@ def test_layers_are_tables_in_the_order_of_the_network(
     np.testing.assert_array_equal(trace.layers.effective, [[0.5, 1.0], [0.0, np.nan]])
 
 
-def test_layers_are_kept_for_one_seed_of_a_few_cells(
-    make_run: Make, put_lines: Put, update: Update, tmp_path: Path
-) -> None:
-    layers = {"fc": {"kept": 1, "total": 100, "effective": 0}}
-    for number in range(MAPS + 2):
-        for seed in (1, 2):
-            put_lines(make_run(method=f"m{number}", seed=seed), "updates", [update(0, layers=layers)])
-    found = traced(tmp_path)
-    assert len(found) == 2 * (MAPS + 2) and all(trace.by_layer for trace in found)
-    mapped = [trace for trace in found if trace.layers is not None]
-    assert [trace.label for trace in mapped] == [f"m{i}" for i in range(MAPS)]
-    assert {trace.run.seed for trace in mapped} == {1}
+def test_densities_are_what_the_record_says_of_its_layers(make_run: Make, tmp_path: Path) -> None:
+    layers = [{"name": "stem", "kept": 4, "total": 8}, {"name": "fc", "kept": -1, "total": 9}, "damaged"]
+    make_run(layers=layers)
+    make_run(seed=2, layers={"stem": 1})
+    first, second = traced(tmp_path)
+    assert first.densities == {"stem": 0.5} and second.densities == {}
+
+
+def test_metrics_are_the_last_row_of_every_epoch(make_run: Make, tmp_path: Path) -> None:
+    text = "epoch,round,train_loss,validation_accuracy\n2,1,1.5,40\n1,1,2.5,30\n2,1,0.5,50\n3,1,nan,\n"
+    (make_run() / "metrics.csv").write_text(text)
+    [trace] = traced(tmp_path)
+    assert list(trace.metrics.index) == [1, 2, 3]
+    np.testing.assert_array_equal(trace.metrics["train_loss"], [2.5, 0.5, np.nan])
+    np.testing.assert_array_equal(trace.metrics["validation_accuracy"], [30, 50, np.nan])
+
+
+@pytest.mark.parametrize("torn", [b"2,0.5", b"x,1,2", b"\x00\xff", b"1e300,1,2", b'2,"a\nb'])
+def test_damaged_metrics_never_stop_a_report(make_run: Make, tmp_path: Path, torn: bytes) -> None:
+    path = make_run() / "metrics.csv"
+    path.write_bytes(b"epoch,train_loss,validation_accuracy\n1,2.5,30\n" + torn)
+    [trace], warnings = read_all(tmp_path)
+    assert trace.metrics["validation_accuracy"][1] == 30 and len(trace.metrics) in (1, 2)
+    assert all(str(path) in line for line in warnings) and len(warnings) <= 1
+
+
+def test_means_by_epoch_leave_out_what_a_seed_lacks() -> None:
+    tables = [pd.DataFrame({"a": [1.0, 3.0]}, index=[1, 2]), pd.DataFrame({"a": [5.0, math.nan]}, index=[2, 4])]
+    line = by_epoch(tables, "a")
+    np.testing.assert_array_equal(line.epochs, [1, 2, 4])
+    np.testing.assert_array_equal(line.mean, [1, 4, np.nan])
+    np.testing.assert_array_equal(line.low, [1, 3, np.nan])
+    np.testing.assert_array_equal(line.high, [1, 5, np.nan])
+
+
+def test_a_spread_agrees_with_numpys() -> None:
+    values = np.random.default_rng(0).normal(size=(5, 40))
+    values[values > 1] = np.nan
+    with np.errstate(all="raise"):
+        mean, low, high = spread(values)
+    np.testing.assert_allclose(mean, np.nanmean(values, axis=0))
+    np.testing.assert_array_equal(low, np.nanmin(values, axis=0))
+    np.testing.assert_array_equal(high, np.nanmax(values, axis=0))
 
 
 def moments(
@@ -181,7 +232,7 @@ def test_senseless_activations_are_nan_or_left_out(make_run: Make, put_lines: Pu
         {"epoch": 3, "beta": None, "layers": []},
     ]
     put_lines(make_run(), "activations", rows)
-    [trace], [warning] = traces(read(tmp_path).results)
+    [trace], [warning] = read_all(tmp_path)
     [moment] = trace.moments
     assert math.isnan(moment.shares["a"]) and math.isnan(moment.shares["b"]) and moment.shares["c"] == 0.5
     assert "2 of 3" in warning

@@ -17,7 +17,7 @@ def picture(root: Path) -> np.ndarray:
     """The drawn report as an array of shape (height, width, 4), values in 0..1."""
     runs = read(root).results
     path = root / "accuracy.png"
-    draw(long(runs, load()), levels(runs), load(), path)
+    draw(long(runs, load()), levels(runs), load()).savefig(path)
     return np.asarray(imread(path))
 
 

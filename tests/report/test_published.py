@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from sparse_lab.report import load
-from sparse_lab.report.published import find
+from sparse_lab.report.published import find, verdict
 
 
 def top1(
@@ -72,3 +72,21 @@ def test_hranks_numbers_stand_where_its_rates_lead(rates: list[float], top1: flo
     kept = sum(9 * before * after for before, after in itertools.pairwise([3, *left])) + 10 * left[-1]
     number = find(load(), method="hrank", model="vgg16", dataset="cifar10", sparsity=1 - kept / 14_715_584, width=1.0)
     assert number is not None and number.top1 == top1
+
+
+@pytest.mark.parametrize(
+    ("difference", "std", "said"),
+    [
+        (0.17, 0.17, "within one published std"),
+        (-0.17, 0.17, "within one published std"),
+        (0.1701, 0.17, "above"),
+        (-0.18, 0.17, "below"),
+        (0.0, 0.0, "within one published std"),
+        (0.01, 0.0, "above"),
+        (0.01, None, "above (no std given)"),
+        (-3.0, None, "below (no std given)"),
+        (0.0, None, "equal (no std given)"),
+    ],
+)
+def test_verdict(difference: float, std: float | None, said: str) -> None:
+    assert verdict(difference, std) == said

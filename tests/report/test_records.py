@@ -12,6 +12,7 @@ import pytest
 
 from sparse_lab.config import UserError
 from sparse_lab.report import read
+from sparse_lab.whole import write_record
 
 Make = Callable[..., Path]
 
@@ -80,6 +81,31 @@ def test_running_needs_a_living_process_on_this_host(make_status: Make, tmp_path
     make_status("senseless", state="running", pid=-1, host=here)
     states = {run.name: run.status.state for run in read(tmp_path).unfinished}
     assert states == {"alive": "running", "dead": "interrupted", "elsewhere": "running", "senseless": "interrupted"}
+
+
+def test_a_result_whose_checksum_is_wrong_does_not_count(make_run: Make, tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        path = make_run(seed=seed, accuracy=90.0 + seed) / "result.json"
+        write_record(path, json.loads(path.read_text()))
+        if seed == 2:
+            path.write_text(path.read_text().replace('"test_accuracy": 92.0', '"test_accuracy": 99.0'))
+    records = read(tmp_path)
+    assert [run.accuracy for run in records.results] == [91.0, 93.0]
+    [run], [warning] = records.unfinished, records.warnings
+    assert run.status.state == "unreadable" and "checksum" in warning
+    assert str(run.folder / "result.json") in warning
+
+
+def test_a_run_that_was_stopped_is_interrupted(make_status: Make, tmp_path: Path) -> None:
+    make_status("stopped", state="interrupted", error="stopped by SIGTERM; the same command goes on")
+    [run] = read(tmp_path).unfinished
+    assert (run.status.state, run.status.error) == ("interrupted", "stopped by SIGTERM; the same command goes on")
+
+
+def test_text_that_no_file_can_hold_is_made_storable(make_run: Make, tmp_path: Path) -> None:
+    make_run(method="half \ud800 a pair", folder="half")
+    [run] = read(tmp_path).results
+    assert run.result["method"] == "half ? a pair"
 
 
 def test_a_result_beside_a_failed_status_counts_with_a_warning(make_run: Make, tmp_path: Path) -> None:

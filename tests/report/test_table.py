@@ -11,7 +11,7 @@ import pytest
 
 from sparse_lab.report import levels, load, long, read, wide
 from sparse_lab.report.notes import notes
-from sparse_lab.report.table import COLUMNS, percent
+from sparse_lab.report.table import COLUMNS, marks, percent
 
 Make = Callable[..., Path]
 
@@ -38,7 +38,7 @@ def test_one_seed_has_no_deviation(make_run: Make, tmp_path: Path) -> None:
     make_run(accuracy=90.0)
     table = tabulate(tmp_path)
     assert math.isnan(table.iloc[0]["std"])
-    assert wide(table, "vgg16", "cifar10").loc["oneshot", "99% (9,213 kept)"] == "90.00 [91.03 ± 0.17]"
+    assert wide(table, "vgg16", "cifar10").loc["oneshot", "99% (9,213 kept)"] == "90.00 [91.03 ± 0.17] ↓"
 
 
 def test_the_published_number_stands_beside_full_width_only(make_run: Make, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_cells_that_differ_are_never_merged(make_run: Make, tmp_path: Path) -> N
         "oneshot (training.epochs=5)": 90.0,
     }
     grid = wide(table, "vgg16", "cifar10")
-    assert list(grid["99% (9,213 kept)"]) == ["80.00 [91.03 ± 0.17]", "90.00 [91.03 ± 0.17]"]
+    assert list(grid["99% (9,213 kept)"]) == ["80.00 [91.03 ± 0.17] ↓", "90.00 [91.03 ± 0.17] ↓"]
 
 
 def test_a_variant_keeps_its_name_at_its_other_sparsities(make_run: Make, tmp_path: Path) -> None:
@@ -207,3 +207,30 @@ def test_filters_that_went_have_columns_of_their_own(make_run: Make, tmp_path: P
     assert table.loc["hrank", "flops_removed"] == pytest.approx(0.85)
     assert table.loc["hrank", "filters_only"] == pytest.approx(0.64)
     assert table.loc["oneshot", ["parameters_left", "flops_removed", "filters_only"]].isna().all()
+
+
+def test_the_verdict_stands_where_a_number_is_published(make_run: Make, tmp_path: Path) -> None:
+    for method, accuracy in (("oneshot", 91.1), ("lamp_oneshot", 90.0), ("synflow", 91.0), ("mine", 99.0)):
+        make_run(method=method, accuracy=accuracy)
+    table = tabulate(tmp_path).set_index("method")
+    assert table["verdict"].dropna().to_dict() == {
+        "oneshot": "within one published std",
+        "lamp_oneshot": "below",
+        "synflow": "above (no std given)",
+    }
+    grid = wide(table.reset_index(), "vgg16", "cifar10")["99% (9,213 kept)"]
+    assert grid["oneshot"] == "91.10 [91.03 ± 0.17] ≈" and grid["synflow"] == "91.00 [90.08] ↑"
+    assert grid["mine"] == "99.00"
+    said = marks(table)
+    assert [line[0] for line in said] == ["≈", "↑", "↓"] and "within one published" in said[0]
+
+
+def test_what_runs_cost_is_a_mean_and_the_most_memory(make_run: Make, tmp_path: Path) -> None:
+    for seed, seconds in ((1, 10.0), (2, 30.0)):
+        cost = {"flops": {"inference_sparse": 100 * seed}, "peak_memory_mb": 5.5 * seed}
+        make_run(seed=seed, seconds=seconds, **cost)
+    make_run(method="old", seconds="long", flops=3, peak_memory_mb=-1)
+    table = tabulate(tmp_path).set_index("method")
+    costs = ["seconds", "inference_flops", "peak_memory_mb"]
+    assert list(table.loc["oneshot", costs]) == [20.0, 150.0, 11.0]
+    assert table.loc["old", costs].isna().all()

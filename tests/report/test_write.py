@@ -1,19 +1,20 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from sparse_lab.config import UserError
 from sparse_lab.report import show, write
-from sparse_lab.report.page import escape
+from sparse_lab.report.markdown import escape
 
 Make = Callable[..., Path]
 
@@ -29,29 +30,47 @@ def test_every_file_is_written_and_the_csv_holds_the_means(make_run: Make, tmp_p
         make_run(seed=seed, accuracy=value)
     written = write([tmp_path / "runs"], tmp_path / "new" / "out")
     names = {path.name for path in (tmp_path / "new" / "out").iterdir()}
-    assert names == {"results.csv", "levels.csv", "report.md", "accuracy.png"}
+    tables = {"report.html", "report.md", "results.csv", "levels.csv", "table.tex"}
+    assert names == tables | {f"{name}.{kind}" for name in ("accuracy",) for kind in ("png", "pdf")}
     [row] = csv.DictReader(written.results.open())
     assert float(row["mean"]) == pytest.approx(statistics.fmean(values), abs=1e-5)
     assert float(row["std"]) == pytest.approx(statistics.stdev(values), abs=1e-5)
     assert len(list(csv.DictReader(written.levels.open()))) == 3
-    assert written.plot.stat().st_size > 10_000
-    assert "91.27 ± 0.60 [91.03 ± 0.17]" in written.report.read_text()
+    assert (written.page.parent / "accuracy.png").stat().st_size > 10_000
+    assert (written.page.parent / "accuracy.pdf").read_bytes().startswith(b"%PDF")
+    # 91.27 is 0.24 above 91.03, more than its deviation of 0.17.
+    assert "91.27 ± 0.60 [91.03 ± 0.17] ↑" in written.report.read_text() and row["verdict"] == "above"
 
 
 def test_a_file_is_whole_or_as_it_was(make_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_run()
-    before = write([tmp_path], tmp_path).plot.read_bytes()
+    write([tmp_path], tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 
-    def torn(*args: object) -> None:
-        Path(str(args[-1])).write_bytes(b"half")
+    def torn(_: object, path: Path, **__: object) -> None:
+        path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    # The package has a function of the module's name, so the module is fetched by its path.
-    monkeypatch.setattr(importlib.import_module("sparse_lab.report.write"), "draw", torn)
+    monkeypatch.setattr(Figure, "savefig", torn)
     with pytest.raises(UserError, match="No space left"):
         write([tmp_path], tmp_path)
-    assert (tmp_path / "accuracy.png").read_bytes() == before
-    assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*.tmp"))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_full_disk_is_told_by_the_process_that_meets_it(
+    make_run: Make, put_lines: Callable[..., None], update: Callable[..., Any], tmp_path: Path
+) -> None:
+    layers = {"fc": {"kept": 1, "total": 100, "effective": 0}}
+    for seed in (1, 2):
+        folder = make_run(seed=seed, seconds=1.0, layers=[{"name": "fc", "kept": 1, "total": 100}])
+        put_lines(folder, "updates", [update(0, layers=layers), update(1, layers=layers)])
+    written = write([tmp_path], tmp_path / "out")
+    assert len(written.pictures) > 3
+    (tmp_path / "out" / "updates.pdf").unlink()
+    (tmp_path / "out" / "updates.pdf").mkdir()
+    with pytest.raises(UserError, match="cannot be written"):
+        write([tmp_path], tmp_path / "out")
+    assert not list((tmp_path / "out").glob(".*.tmp"))
 
 
 def test_whoever_reads_the_old_file_reads_it_to_its_end(make_run: Make, tmp_path: Path) -> None:
@@ -67,9 +86,11 @@ def test_whoever_reads_the_old_file_reads_it_to_its_end(make_run: Make, tmp_path
 def test_a_report_in_the_runs_folder_changes_nothing_when_made_again(make_run: Make, tmp_path: Path) -> None:
     make_run()
     first = write([tmp_path], tmp_path)
-    texts = [path.read_text() for path in (first.results, first.levels, first.report)]
-    second = write([tmp_path], tmp_path)
-    assert texts == [path.read_text() for path in (second.results, second.levels, second.report)]
+    written = [first.page, first.report, first.results, first.levels, first.latex, *first.pictures]
+    written += [path.with_suffix(".pdf") for path in first.pictures]
+    before = [path.read_bytes() for path in written]
+    write([tmp_path], tmp_path)
+    assert before == [path.read_bytes() for path in written]
 
 
 def test_the_page_lists_failed_runs_and_escapes_their_errors(make_run: Make, make_status: Make, tmp_path: Path) -> None:
@@ -94,12 +115,20 @@ def test_every_line_of_a_table_has_as_many_cells_as_its_head(make_run: Make, tmp
 def test_escape_leaves_names_readable() -> None:
     assert escape("iterative_regrow") == "iterative_regrow"
     assert escape("two\nlines") == "two lines"
+    assert escape("91.20 [91.03 ± 0.17]") == "91.20 [91.03 ± 0.17]"
+
+
+def test_escape_leaves_no_link_no_code_and_no_html() -> None:
+    assert escape("[x](javascript:alert(1))") == r"[x\](javascript:alert(1))"
+    assert escape("[x]: javascript:alert(1)") == r"[x\]: javascript:alert(1)"
+    assert escape("![x][y]") == r"![x\][y]"
+    assert escape("<script>`x`") == r"\<script\>\`x\`"
 
 
 def test_only_unfinished_runs_still_make_a_page(make_status: Make, tmp_path: Path) -> None:
     make_status("lost", state="failed", error="no memory")
     written = write([tmp_path], tmp_path)
-    assert "no memory" in written.report.read_text() and written.plot.is_file()
+    assert "no memory" in written.report.read_text() and "no memory" in written.page.read_text()
     assert list(csv.DictReader(written.results.open())) == []
 
 
@@ -126,7 +155,7 @@ def test_the_shown_table_is_never_cut(make_run: Make, tmp_path: Path, width: int
             make_run(sparsity=share, accuracy=60.0 + i + number / 10, settings=settings)
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=terminal, color_system=None)
-    show(write([tmp_path], tmp_path).table, console)
+    show(write([tmp_path], tmp_path).made_from.table, console)
     lines = out.getvalue().splitlines()
     assert "…" not in out.getvalue()
     assert all(line.endswith("│") for line in lines if line.startswith("│"))

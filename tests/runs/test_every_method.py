@@ -192,7 +192,7 @@ def test_every_run_that_was_asked_to_stop_goes_on(method, compose, quiet, tmp_pa
 
 def check_a_stopped_run(method, compose, quiet, tmp_path, monkeypatch) -> None:
     """Stopped in the middle of an epoch, and saved there."""
-    overrides = (f"method={method}", *METHODS[method], "diagnostics.gradients=true")
+    overrides = (f"method={method}", *METHODS[method], "diagnostics.gradients=true", "trainer.progress=true")
     checkpoint = check_an_interrupted_run(preempt, overrides, 5, compose, quiet, tmp_path, monkeypatch)
     assert checkpoint["global_step"] == 5
 

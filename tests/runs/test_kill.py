@@ -265,3 +265,20 @@ def test_a_full_disk_is_one_line_and_earlier_files_stay_whole(lab, tmp_path):
         assert load(folder / "checkpoints" / "last.ckpt")["global_step"] >= step > 0
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_two_processes_of_one_run_stop_together_and_go_on_to_the_same_bits(lab):
+    """The signal reaches the first process only; both must leave after the same step."""
+    request = ("method=rigl", "method.rewire.every=5", "training.batch_size=4", "training.epochs=2", *MIXED)
+    two = (*request, "trainer.devices=2")
+    lab.finish(two, "whole")
+    process = lab.start(two, "stopped")
+    wait_for_training(process)
+    (folder,) = lab.runs("stopped").values()
+    until(lambda: (folder / "updates.jsonl").exists() and lines(folder / "updates.jsonl") >= 3, 60)
+    process.terminate()
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 143 and "Traceback" not in said, said
+    assert load(folder / "checkpoints/last.ckpt")["global_step"] % 32, "not within an epoch"
+    lab.finish(two, "stopped")
+    compare(lab.runs("whole"), lab.runs("stopped"))

@@ -1,0 +1,160 @@
+"""Every method of the gallery in two processes over gloo: both hold the same masks after every change, and the same
+weights at the end.
+
+One pair of processes makes all the runs (this file, started as a script), for starting a pair takes longer than most of
+the runs; a test a method reads what the pair has written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import runpy
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+TABLE = runpy.run_path(str(HERE / "test_every_method.py"), run_name="table")
+METHODS, FILTERS, COMMON = TABLE["METHODS"], TABLE["FILTERS"], TABLE["COMMON"]
+SMALL = runpy.run_path(str(HERE / "conftest.py"), run_name="conftest")["SMALL"]
+SIX_EPOCHS = ("training.epochs=6", "training.finetune.epochs=6", "training.regrow.epochs=6")
+PAIR = ("trainer.devices=2", "trainer.accelerator=cpu", "training.batch_size=32")
+LEVEL = ("kept", "best_epoch", "test_accuracy", "validation_accuracy")
+SELECTED_ON_TEST = "oneshot, selected on the test set"  # which each process reads by itself
+RUNS = {name: (f"method={name}", *own) for name, own in METHODS.items()}
+RUNS[SELECTED_ON_TEST] = ("method=oneshot", "training.select=test_best", "seed=2")
+
+pytestmark = pytest.mark.full
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> list[dict[str, dict[str, Any]]]:
+    """What both processes say of every run: [rank][name of the run]."""
+    folder = tmp_path_factory.mktemp("pair")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [start(rank, port, folder) for rank in (0, 1)]
+    try:
+        ended = time.monotonic() + 900
+        while time.monotonic() < ended and any(one.poll() is None for one in both):
+            if any(one.poll() for one in both):  # the other would wait for it
+                break
+            time.sleep(0.2)
+    finally:
+        for one in both:
+            one.kill()
+            one.wait()
+    said = [[json.loads(line) for line in (folder / f"{rank}.jsonl").read_text().splitlines()] for rank in (0, 1)]
+    return [{row["name"]: row for row in rows} for rows in said]
+
+
+def start(rank: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
+    """One of the two, with what Lightning tells the processes that it starts itself."""
+    about = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": "2"}
+    own = {"LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    with open(folder / f"{rank}.log", "wb") as log:
+        return subprocess.Popen(
+            [sys.executable, __file__, str(folder), str(rank)],
+            env={**os.environ, **about, **own},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def test_both_processes_ended_well(pair):
+    for rank in (0, 1):
+        assert list(pair[rank]) == [*RUNS, "end"], pair[rank][list(pair[rank])[-1]]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_both_hold_the_same_masks_after_every_change(name, pair):
+    first, second = (said.get(name, {"error": "it was not reached"}) for said in pair)
+    assert "error" not in first and "error" not in second, (first.get("error"), second.get("error"))
+    assert first["changes"] == second["changes"]
+    assert first["masks"] == second["masks"] and first["weights"] == second["weights"]
+    assert first["levels"] == second["levels"]
+    if name == "dense":
+        assert first["kept"] == first["total"] and not first["changes"]
+        return
+    assert bool(first["changes"]) is not name.endswith(("_extra", "_long"))  # controls: they only train on
+    asked = round((1 - (0.93 if name.endswith("_extra") else 0.9)) * first["total"])
+    if name in FILTERS:
+        assert 0 < first["kept"] <= asked
+    else:
+        assert first["kept"] == asked
+
+
+def work(folder: Path, rank: int) -> None:
+    """All runs, one after the other; a line of JSON for each."""
+    import torch
+    from rich.console import Console
+
+    from sparse_lab import run as runs
+    from sparse_lab.requests import Request, to_config
+    from sparse_lab.sparsity.masks import Masks
+
+    torch.set_num_threads(1)
+    changes: list[str] = []
+    made: list[Any] = []
+    set_masks, assemble = Masks.set, runs.assemble
+
+    def watched(self, *rest, **more) -> None:
+        set_masks(self, *rest, **more)
+        changes.append(hash_of(self.masks()))
+
+    def kept(*rest, **more):
+        made.append(assemble(*rest, **more))
+        return made[-1]
+
+    Masks.set, runs.assemble = watched, kept  # type: ignore[method-assign]
+    request = Request.read([])
+    for name, own in RUNS.items():
+        changes.clear()
+        made.clear()
+        where = f"paths.outputs={folder / 'outputs'}"
+        config = to_config(request.compose([*SMALL, *COMMON, *SIX_EPOCHS, *own, *PAIR, where]))
+        try:
+            result = runs.run(config, "test", Console(quiet=True))
+        except BaseException:
+            tell(folder, rank, {"name": name, "error": traceback.format_exc()})
+            raise
+        (parts,) = made[-1:]
+        state = parts.model.named_parameters()
+        tell(
+            folder,
+            rank,
+            {
+                "name": name,
+                "changes": changes,
+                "masks": hash_of(parts.masks.masks() if parts.masks else {}),
+                "weights": hash_of({key: value.detach() for key, value in state}),
+                "levels": [[level[key] for key in LEVEL] for level in parts.rounds.levels],
+                **{key: result[key] for key in ("kept", "total")},
+            },
+        )
+    tell(folder, rank, {"name": "end"})
+
+
+def hash_of(tensors: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name, value in tensors.items():
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tell(folder: Path, rank: int, row: dict[str, Any]) -> None:
+    with open(folder / f"{rank}.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]), int(sys.argv[2]))
