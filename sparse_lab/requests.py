@@ -86,8 +86,8 @@ class Request:
     """One command line.
 
     `axes`: override key -> the values that a sweep gives it (the ends of an interval, where a sweeper searches one).
-    What `check` finds out: `multirun`, `launcher` and its settings, `sweeper`, `outputs`, and `plan`, what each job will
-    run, in order.
+    What `check` finds out: `multirun`, `launcher` and its settings, `sweeper`, `outputs`, and `plan`: what each job
+    will run, in order.
     """
 
     argv: list[str]

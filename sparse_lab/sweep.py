@@ -354,7 +354,7 @@ def _watch(folder: SweepFolder, launcher: str, over: threading.Event) -> None:
 
 
 def _start_ray(launching: DictConfig) -> None:
-    """As the launcher would; but Ray takes SIGTERM for itself when it starts, and so cannot start after `_elsewhere`."""
+    """As the launcher would; but Ray takes SIGTERM for itself when it starts, so it starts before `_elsewhere`."""
     import ray
 
     if not ray.is_initialized():

@@ -72,9 +72,9 @@ class Loader(ABC):
         return len(self.plan.blocks(self.count))
 
     def __iter__(self) -> Iterator[Batch]:
-        # Lightning asks for the iterator before it sets the epoch: nothing is decided before the first batch is asked for
+        # Lightning makes the iterator before it sets the epoch: nothing is decided before the first batch is asked for
         first, self._skip = self._skip, 0
-        for self.taken, batch in enumerate(self._from(first), first + 1):  # noqa: B020 - counts what was handed out
+        for self.taken, batch in enumerate(self._from(first), first + 1):
             yield batch
 
     @abstractmethod
