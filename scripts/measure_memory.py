@@ -32,8 +32,8 @@ from sparse_lab import stages
 from sparse_lab.config import Config, MethodConfig, UserError, nearest
 from sparse_lab.gallery import MEMORY
 from sparse_lab.record import RunFolder
-from sparse_lab.whole import write_whole
 from sparse_lab.requests import Request, to_config
+from sparse_lab.whole import write_whole
 
 OVERRIDES = (
     "dataset=synthetic",

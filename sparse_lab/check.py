@@ -23,12 +23,22 @@ from sparse_lab.timetable import clock_of, recipe_of
 from sparse_lab.training.files import load
 
 
-def check(config: Config) -> None:
-    """Raises UserError for a value, name, combination, file or folder that this run could not work with."""
+def check(config: Config, here: bool = True) -> None:
+    """Raises UserError for a value, name, combination, file or folder that this run could not work with.
+
+    here: it would run on this machine, so that what it asks for must be in this one.
+    """
     check_request(config)
+    if here:
+        check_device(config)
     _check_data(repr(config.dataset), config)
     dashboards.check(config.logger)
     check_outputs(Path(config.paths.outputs))
+
+
+def check_device(config: Config) -> None:
+    if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("trainer=gpu, but torch finds no GPU here: use trainer=cpu")
 
 
 def check_request(config: Config) -> None:
@@ -85,8 +95,6 @@ def check_parts(config: Config) -> None:
         raise UserError(
             f"schedule.begin={config.schedule.begin:g} must lie before schedule.end={config.schedule.end:g}"
         )
-    if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer=gpu, but torch finds no GPU here: use trainer=cpu")
     if (
         config.training.augment.padding_mode == "reflect"
         and config.training.augment.crop_padding >= config.dataset.image_size

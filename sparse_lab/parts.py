@@ -160,10 +160,12 @@ def assemble(
     'reference'.
     """
 
+    job = f"{label.split()[0]} " if label.startswith("[") else ""  # several may speak at a time
+
     def say(line: str) -> None:
         if rank() == 0:
             style = "bold red" if "WARNING" in line else None
-            console.print(f"  {redact(line)}", highlight=False, soft_wrap=True, style=style)
+            console.print(f"  {redact(job + line)}", highlight=False, soft_wrap=True, style=style, markup=False)
 
     model = build_model(config)
     rewind = _rewinding(config, model, starts)

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import itertools
 import math
+import os
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -56,7 +57,21 @@ PLUGINS_OWN = {
     "sweeper": ("optuna",),
     "sweeper/sampler": ("tpe", "random"),
 }
+AWAY = ("ray", "submitit_slurm")  # launchers whose jobs may run on other machines than this one
 MANY_CORNERS = 256
+RAY_STORE = 100_000_000  # bytes: a job hands back one number
+
+
+def gpus_a_job(accelerator: str) -> int:
+    """What a job of a Ray sweep asks for: a GPU of its own where this machine has any and the run would use it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = any(Path("/dev").glob("nvidia[0-9]*")) if visible is None else visible not in ("", "-1")
+    return int(accelerator != "cpu" and there)
+
+
+OmegaConf.register_new_resolver("gpus_a_job", gpus_a_job, replace=True)
+# a cluster that runs already has a store of its own, and Ray refuses to be told its size
+OmegaConf.register_new_resolver("ray_store", lambda address: None if address else RAY_STORE, replace=True)
 
 
 def leave_out_plugins_own() -> None:
@@ -209,7 +224,7 @@ class Request:
                     "under -m would be the whole sweep: run its lines one by one without -m, or give every job one "
                     "device and let several run at a time: trainer.devices=1 hydra/launcher=ray"
                 )
-            check(config)
+            check(config, here=self.launcher not in AWAY)
             if self.trials is None:
                 groups = {group: getattr(config, group).name for group in ("model", "dataset", "method")}
                 sparsity = config.sparsity.target if config.method.prunes else 0.0

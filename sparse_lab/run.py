@@ -36,7 +36,7 @@ def run(config: Config, command: str, console: Console, label: str = "", wait: b
 
     def say(line: str) -> None:
         if rank() == 0:
-            console.print(redact(f"{label}: {line}"), highlight=False, soft_wrap=True)
+            console.print(redact(f"{label}: {line}"), highlight=False, soft_wrap=True, markup=False)
 
     with folder.claim(say, wait) if rank() == 0 else nullcontext(), StopRequest(say) as stop:
         done = agreed(folder.result())
@@ -111,7 +111,7 @@ def _fit(
         raise UserError(f"{resume} is not a checkpoint of this run: remove it and start the same command again")
     if rank() == 0:
         begun = f"goes on from {resume.name}" if resume else f"started{f' from {parent}' if parent else ''}"
-        console.print(f"{label}: {begun}", highlight=False, soft_wrap=True)
+        console.print(f"{label}: {begun}", highlight=False, soft_wrap=True, markup=False)
     trainer.fit(parts.module, batches.train, batches.validation, ckpt_path=resume, weights_only=True)
     result = outcome(config, parts, batches, folder, parent, command)
     if rank() == 0:

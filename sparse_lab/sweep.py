@@ -37,19 +37,6 @@ if TYPE_CHECKING:
 FAILED = 1
 GRACE = 60.0  # seconds for runs in other processes to save what they have
 LOOK_EVERY = 1.0  # seconds between two looks at jobs in other processes
-RAY_STORE = 100_000_000  # bytes: a job hands back one number
-
-
-def gpus_a_job(accelerator: str) -> int:
-    """What a job of a Ray sweep asks for: a GPU of its own where this machine has any and the run would use it."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = any(Path("/dev").glob("nvidia[0-9]*")) if visible is None else visible not in ("", "-1")
-    return int(accelerator != "cpu" and there)
-
-
-OmegaConf.register_new_resolver("gpus_a_job", gpus_a_job, replace=True)
-# a cluster that runs already has a store of its own, and Ray refuses to be told its size
-OmegaConf.register_new_resolver("ray_store", lambda address: None if address else RAY_STORE, replace=True)
 
 
 @dataclass

@@ -91,7 +91,7 @@ class Progress(pl.Callback):
     def _speak(self) -> None:
         self._spoke = time.monotonic()
         words = ", ".join([*self._where(), *self._learned(), *self._weights(), *self._pace()])
-        self.console.print(f"  {self.label}: {words}", highlight=False, soft_wrap=True)
+        self.console.print(f"  {self.label}: {words}", highlight=False, soft_wrap=True, markup=False)
 
     def _picture(self) -> Group:
         """Two lines that fit into 80 columns; a narrower terminal cuts them off, it does not wrap them."""

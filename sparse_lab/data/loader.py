@@ -74,7 +74,8 @@ class Loader(ABC):
     def __iter__(self) -> Iterator[Batch]:
         # Lightning makes the iterator before it sets the epoch: nothing is decided before the first batch is asked for
         first, self._skip = self._skip, 0
-        for self.taken, batch in enumerate(self._from(first), first + 1):
+        for taken, batch in enumerate(self._from(first), first + 1):
+            self.taken = taken
             yield batch
 
     @abstractmethod

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sparse_lab.cli import main
+from sparse_lab.config import UserError
 from sparse_lab.requests import Request, to_config
 
 
@@ -420,7 +421,7 @@ def test_our_launchers_win_over_the_plugins_own():
 
 @pytest.mark.parametrize(("visible", "accelerator", "wanted"), [("0,1", "auto", 1), ("", "auto", 0), ("0", "cpu", 0)])
 def test_a_ray_job_asks_for_a_gpu_where_there_is_one(visible, accelerator, wanted, monkeypatch):
-    from sparse_lab.sweep import gpus_a_job
+    from sparse_lab.requests import gpus_a_job
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert gpus_a_job(accelerator) == wanted
@@ -468,3 +469,15 @@ def test_overrides_may_stand_on_both_sides_of_a_flag(tmp_path, capsys):
     assert request.axes == {"seed": ["1", "2", "3"]} and request.argv[0] == "-m"
     assert main(["seed=3", "--cfg", "job", "hydra/launcher=nope"]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_gpu_may_be_on_another_machine_only_where_the_jobs_run_elsewhere(tmp_path, monkeypatch):
+    """The machine that hands jobs to a cluster often has no GPU itself."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    words = ["-m", "dataset=digits", "trainer=gpu", "seed=1,2", f"paths.outputs={tmp_path}"]
+    with pytest.raises(UserError, match="no GPU here"):
+        Request.read(words).check()
+    monkeypatch.setattr("sparse_lab.requests.check_extra", lambda target: None)
+    request = Request.read([*words, "hydra/launcher=ray"])
+    request.check()
+    assert len(request.plan) == 2
