@@ -177,7 +177,7 @@ def epochs(monkeypatch) -> dict[str, list[dict[str, torch.Tensor]]]:
 
     def look(self, trainer, module, validation):
         saves = next(callback for callback in trainer.callbacks if isinstance(callback, SaveLast))
-        name = saves.path.parent.parent.name
+        name = saves.folder.name
         caught.setdefault(name, []).append({k: v.clone() for k, v in module.model.state_dict().items()})
         original(self, trainer, module, validation)
 
