@@ -378,11 +378,8 @@ def check_extra(target: str) -> None:
         return
     plugin = target.split(".")[1]
     extra, library = EXTRAS[plugin]
-    missing = next(
-        (one for one in ("hydra_plugins", f"hydra_plugins.{plugin}", library) if find_spec(one) is None), None
-    )
-    if missing is not None:
-        raise UserError(f"{missing} is not installed: pip install 'sparse_lab[{extra}]'")
+    if any(find_spec(one) is None for one in ("hydra_plugins", f"hydra_plugins.{plugin}", library)):
+        raise UserError(f"{extra} is not installed here: pip install 'sparse_lab[{extra}]'")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -9,7 +9,6 @@ import sys
 from collections import namedtuple
 from dataclasses import replace
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -102,13 +101,7 @@ def test_a_command_that_cannot_start_gets_everything_that_it_lacks(ask, tmp_path
         (["method=dense,oneshot"], "add -m"),
         (["method=oneshot", "sparsity.target=1.5"], "sparsity.target=1.5 is outside"),
         (["-m", "method=oneshot", "sparsity.target=0.9,1.5"], "sparsity.target=1.5 is outside"),
-        pytest.param(
-            ["-m", "seed=1,2", "hydra/launcher=submitit_slurm"],
-            "no sbatch here",
-            marks=pytest.mark.skipif(
-                find_spec("submitit") is None, reason="without its extra, that is what is missing"
-            ),
-        ),
+        (["-m", "seed=1,2", "hydra/launcher=submitit_slurm"], "no sbatch here"),
         (["hydra.launcher._target_=os.system"], "os.system is not among"),
         (["--nonsense"], "cannot read the command line"),
     ],
