@@ -24,7 +24,7 @@ from sparse_lab.training.files import load
 
 pytestmark = pytest.mark.full
 
-LENGTH = ("training.epochs=8", "training.finetune.epochs=8", "training.regrow.epochs=6")
+LENGTH = ("training.epochs=24", "training.finetune.epochs=24", "training.regrow.epochs=24")
 MIXED = ("sparsity.target=0.9", "method.regrow.budget=0.03", "schedule.share=0.6")
 REQUESTS = {
     "dense": ("method=dense", "training.epochs=30"),
@@ -152,7 +152,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(method, lab, capsys):
             break
         # the kills are spread over the whole way, through all the runs that one starts from
         until(lambda: rows(runs) >= epochs * number / len(aims) or process.poll() is not None, 120)  # noqa: B023
-        aim(runs, seconds / len(aims), chance)
+        aim(runs, seconds / len(aims) / 2, chance)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         if process.returncode == -signal.SIGKILL:
