@@ -109,9 +109,7 @@ def _fit(
     resume = agreed(folder.newest())
     if resume is not None and not load(resume).keys() >= RESUMABLE:
         raise UserError(f"{resume} is not a checkpoint of this run: remove it and start the same command again")
-    if rank() == 0:
-        begun = f"goes on from {resume.name}" if resume else f"started{f' from {parent}' if parent else ''}"
-        console.print(f"{label}: {begun}", highlight=False, soft_wrap=True, markup=False)
+    stop.say(f"goes on from {resume.name}" if resume else f"started{f' from {parent}' if parent else ''}")
     trainer.fit(parts.module, batches.train, batches.validation, ckpt_path=resume, weights_only=True)
     result = outcome(config, parts, batches, folder, parent, command)
     if rank() == 0:
