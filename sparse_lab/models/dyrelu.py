@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import handle_torch_function, has_torch_function
 
 PIECES = 2
 REDUCTION = 4
@@ -48,10 +49,20 @@ class DyReLU(nn.Module):
         return self.relu[:, None] + self.beta * moved
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = (*x.shape[:2], *(1,) * (x.dim() - 2))
-        a1, a2, b1, b2 = (one.reshape(shape).to(x.dtype) for one in self.coefficients(x).unbind(1))
-        # max(p, q) = q + relu(p - q): two to three times faster than torch.maximum, whose gradient looks for ties
-        return a2 * x + b2 + functional.relu((a1 - a2) * x + (b1 - b2))
+        return dynamic_relu(x, self.coefficients(x))
+
+
+def dynamic_relu(x: Tensor, coefficients: Tensor) -> Tensor:
+    """max(a1 x + b1, a2 x + b2) of x (N, C, ...), with coefficients (N, 4, C): a1, a2, b1 and b2.
+
+    One of torch's overridable functions: what is not a tensor may bring an answer of its own.
+    """
+    if has_torch_function((x,)):
+        return handle_torch_function(dynamic_relu, (x,), x, coefficients)
+    shape = (*x.shape[:2], *(1,) * (x.dim() - 2))
+    a1, a2, b1, b2 = (one.reshape(shape).to(x.dtype) for one in coefficients.unbind(1))
+    # max(p, q) = q + relu(p - q): two to three times faster than torch.maximum, whose gradient looks for ties
+    return a2 * x + b2 + functional.relu((a1 - a2) * x + (b1 - b2))
 
 
 def install(model: nn.Module, image_size: int) -> None:

@@ -1,0 +1,222 @@
+"""The other steps of a forward pass: normalisation with activation and pooling, means, max pooling, dynamic ReLU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sparse_lab.compute import map_kernels, norm_kernels
+from sparse_lab.compute.layout import Shape
+from sparse_lab.compute.profile import timed
+from sparse_lab.compute.tape import Tape, Value, accumulate
+
+
+@dataclass(frozen=True)
+class Affine:
+    """(z - mean) * scale + shift, one number a channel in the maps' dtype.
+
+    deviation: 1 / sqrt(variance + eps) in float64, or None where there is no BatchNorm. of_batch: the statistics are
+    those of the batch itself, so that gradients go through them.
+    """
+
+    mean: NDArray
+    scale: NDArray
+    shift: NDArray
+    deviation: NDArray[np.float64] | None = None
+    of_batch: bool = False
+    weight: torch.nn.Parameter | None = None
+    bias: torch.nn.Parameter | None = None
+
+
+@dataclass(frozen=True)
+class Norm:
+    """pool(clamp(affine(z) + residual)), computed when it is asked for: what follows can still join in."""
+
+    tape: Tape
+    z: Value
+    affine: Affine
+    residual: Value | None = None
+    ends: tuple[float, float] | None = None  # of the activation
+    pools: bool = False  # 2x2, stride 2
+
+    @property
+    def shape(self) -> Shape:
+        shape = self.z.shape
+        return shape.like(shape.channels, shape.height // 2, shape.width // 2) if self.pools else shape
+
+    @property
+    def open(self) -> bool:
+        """Nothing has joined in yet."""
+        return self.residual is None and self.ends is None and not self.pools
+
+    def value(self) -> Value:
+        step = _NormStep(self, self.tape.new(self.shape))
+        step.forward()
+        self.tape.record(step)
+        return step.out
+
+
+class _NormStep:
+    def __init__(self, norm: Norm, out: Value) -> None:
+        self.norm = norm
+        self.out = out
+        largest = float(np.finfo(norm.tape.dtype).max)
+        low, high = (-largest, largest) if norm.ends is None else norm.ends
+        kind = norm.tape.dtype.type
+        affine = norm.affine
+        self._affine = (affine.mean, affine.scale, affine.shift, kind(low), kind(min(high, largest)))
+        z = norm.z.shape
+        self._sizes = (z.blocks * z.channels, z.channels, z.height, z.width, z.block)
+
+    def forward(self) -> None:
+        norm, out = self.norm, self.out
+        z, guard = norm.z.buffer.array, norm.z.shape.guard
+        with timed("normalisation, activation, pooling"):
+            if norm.pools:
+                norm_kernels.norm_pool(z, out.buffer.array, guard, out.shape.guard, *self._sizes, *self._affine)
+            else:
+                residual = z[:0] if norm.residual is None else norm.residual.buffer.array
+                norm_kernels.norm(z, residual, out.buffer.array, guard, *self._sizes, *self._affine)
+
+    def backward(self) -> None:
+        norm = self.norm
+        g = self.out.taken()
+        partial = np.empty((self._sizes[0], 2))
+        z, guard = norm.z.buffer.array, norm.z.shape.guard
+        gate = norm_kernels.OPEN if norm.ends is None else norm_kernels.GATED
+        gate = norm_kernels.GATED_BY_OUTPUT if gate and norm.residual is not None else gate
+        with timed("gradient of normalisation"):
+            if norm.pools:
+                norm_kernels.norm_pool_sums(
+                    g.array, z, self.out.shape.guard, guard, *self._sizes, *self._affine, partial
+                )
+            else:
+                out = self.out.buffer.array
+                norm_kernels.norm_sums(g.array, z, out, guard, *self._sizes, *self._affine, gate, partial)
+            by_sum, by_product = self._statistics(partial)
+            in_place = not norm.pools and norm.residual is None
+            dz = g if in_place else norm.tape.take(norm.z.shape)
+            if norm.pools:
+                norm_kernels.norm_pool_input(
+                    g.array, z, dz.array, self.out.shape.guard, guard, *self._sizes, *self._affine, by_sum, by_product
+                )
+            else:
+                gated = gate == norm_kernels.GATED
+                norm_kernels.norm_input(
+                    g.array, z, dz.array, guard, *self._sizes, *self._affine, gated, by_sum, by_product
+                )
+        norm.z.give(dz)
+        if norm.residual is not None:
+            norm.residual.give(g)
+
+    def _statistics(self, partial: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
+        """Gradients of BatchNorm's parameters; what goes back through the statistics of the batch."""
+        norm, affine = self.norm, self.norm.affine
+        total, product = partial.reshape(norm.z.shape.blocks, -1, 2).sum(0).T
+        if affine.deviation is None:
+            nothing = np.zeros_like(affine.scale)
+            return nothing, nothing
+        accumulate(affine.bias, total)
+        accumulate(affine.weight, product * affine.deviation)
+        shape = norm.z.shape
+        share = affine.of_batch * affine.scale / (shape.images * shape.height * shape.width)
+        numbers = norm.tape.numbers
+        return numbers(share * total), numbers(share * np.square(affine.deviation) * product)
+
+
+def plain(tape: Tape, z: Value) -> Norm:
+    """No normalisation: a place where an activation or a residual can join in."""
+    ones = np.ones(z.shape.channels, tape.dtype)
+    zeros = np.zeros_like(ones)
+    return Norm(tape, z, Affine(zeros, ones, zeros))
+
+
+def joined(norm: Norm, **changes: object) -> Norm:
+    """`norm` with a residual, an activation or a pool behind it."""
+    return replace(norm, **changes)  # type: ignore[arg-type]
+
+
+class Mean:
+    """The mean over positions: (N, C, H, W) -> (N, C, 1, 1)."""
+
+    def __init__(self, tape: Tape, x: Value) -> None:
+        self.tape = tape
+        self.x = x
+        self.out = tape.new(x.shape.like(x.shape.channels, 1, 1))
+        with timed("normalisation, activation, pooling"):
+            map_kernels.mean(x.buffer.array, self.out.buffer.array, x.shape.guard, *self._sizes())
+        tape.record(self)
+
+    def backward(self) -> None:
+        g, adds = self.out.taken(), self.x.gradient is not None
+        if self.x.gradient is None:
+            self.x.gradient = self.tape.take(self.x.shape)
+        with timed("gradient of normalisation"):
+            map_kernels.mean_input(g.array, self.x.gradient.array, self.x.shape.guard, *self._sizes(), adds)
+
+    def _sizes(self) -> tuple[int, ...]:
+        x, out = self.x.shape, self.out.shape
+        return out.guard, out.pitch, x.blocks * x.channels, x.height, x.width, x.block
+
+
+class MaxPool:
+    """The largest of every window, of any size."""
+
+    def __init__(
+        self, tape: Tape, x: Value, kernel: tuple[int, int], stride: tuple[int, int], pad: tuple[int, int]
+    ) -> None:
+        self.tape = tape
+        self.x = x
+        size = [
+            (inside + 2 * p - k) // s + 1
+            for inside, p, k, s in zip((x.shape.height, x.shape.width), pad, kernel, stride, strict=True)
+        ]
+        self.out = tape.new(x.shape.like(x.shape.channels, *size))
+        self._winners = np.empty(self.out.shape.numbers, np.uint8)
+        planes = x.shape.blocks * x.shape.channels
+        inputs = (planes, x.shape.block, x.shape.height, x.shape.width, x.shape.guard)
+        sizes = (*inputs, self.out.shape.height, self.out.shape.width, self.out.shape.guard)
+        self._windows = (sizes, kernel, stride, pad)
+        with timed("normalisation, activation, pooling"):
+            map_kernels.max_pool(x.buffer.array, self.out.buffer.array, self._winners, *self._windows)
+        tape.record(self)
+
+    def backward(self) -> None:
+        g, adds = self.out.taken(), self.x.gradient is not None
+        if self.x.gradient is None:
+            self.x.gradient = self.tape.take(self.x.shape)
+        with timed("gradient of normalisation"):
+            map_kernels.max_pool_input(g.array, self.x.gradient.array, self._winners, *self._windows, adds)
+
+
+class DynamicReLU:
+    """max_k (a_k x + b_k) with coefficients (N, 4, C) that torch computes and differentiates."""
+
+    def __init__(self, tape: Tape, x: Value, coefficients: torch.Tensor) -> None:
+        self.tape = tape
+        self.x = x
+        self.coefficients = coefficients
+        shape = x.shape
+        # (N, 4, C) -> [blocks * C, 4, block]
+        blocked = coefficients.detach().view(shape.blocks, shape.block, 4, shape.channels).permute(0, 3, 2, 1)
+        self._blocked = np.ascontiguousarray(blocked.numpy(), tape.dtype).reshape(-1, 4, shape.block)
+        self.out = tape.new(shape)
+        self._sizes = (shape.guard, shape.blocks * shape.channels, shape.height, shape.width, shape.block)
+        with timed("normalisation, activation, pooling"):
+            map_kernels.dynamic_relu(x.buffer.array, self.out.buffer.array, *self._sizes, self._blocked)
+        tape.record(self)
+
+    def backward(self) -> None:
+        g = self.out.taken()
+        slopes = np.empty_like(self._blocked)
+        with timed("gradient of normalisation"):
+            map_kernels.dynamic_relu_input(g.array, self.x.buffer.array, *self._sizes, self._blocked, slopes)
+        self.x.give(g)
+        shape = self.x.shape
+        gradient = torch.from_numpy(slopes).view(shape.blocks, shape.channels, 4, shape.block)
+        gradient = gradient.permute(0, 3, 2, 1).reshape(self.coefficients.shape)
+        if self.coefficients.requires_grad:
+            self.coefficients.backward(gradient.to(self.coefficients.dtype))
