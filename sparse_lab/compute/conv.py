@@ -63,6 +63,7 @@ class Conv:
     ) -> None:
         self.tape = tape
         self.x = x
+        x.readers += 1
         self.live = live
         self.filter = filter
         self.bias = bias

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparse_lab.compute import map_kernels, norm_kernels
-from sparse_lab.compute.layout import Shape
+from sparse_lab.compute.layout import Buffer, Shape
 from sparse_lab.compute.profile import timed
 from sparse_lab.compute.tape import Tape, Value, accumulate
 
@@ -55,6 +55,8 @@ class Norm:
     def value(self) -> Value:
         step = _NormStep(self, self.tape.new(self.shape))
         step.forward()
+        self.z.readers += 1
+        step.out.readers += self.residual is not None  # where the activation let the gradient pass is read off there
         self.tape.record(step)
         return step.out
 
@@ -82,35 +84,44 @@ class _NormStep:
                 norm_kernels.norm(z, residual, out.buffer.array, guard, *self._sizes, *self._affine)
 
     def backward(self) -> None:
-        norm = self.norm
-        g = self.out.taken()
-        partial = np.empty((self._sizes[0], 2))
-        z, guard = norm.z.buffer.array, norm.z.shape.guard
-        gate = norm_kernels.OPEN if norm.ends is None else norm_kernels.GATED
-        gate = norm_kernels.GATED_BY_OUTPUT if gate and norm.residual is not None else gate
+        norm, g = self.norm, self.out.taken()
         with timed("gradient of normalisation"):
-            if norm.pools:
-                norm_kernels.norm_pool_sums(
-                    g.array, z, self.out.shape.guard, guard, *self._sizes, *self._affine, partial
-                )
-            else:
-                out = self.out.buffer.array
-                norm_kernels.norm_sums(g.array, z, out, guard, *self._sizes, *self._affine, gate, partial)
-            by_sum, by_product = self._statistics(partial)
-            in_place = not norm.pools and norm.residual is None
-            dz = g if in_place else norm.tape.take(norm.z.shape)
-            if norm.pools:
-                norm_kernels.norm_pool_input(
-                    g.array, z, dz.array, self.out.shape.guard, guard, *self._sizes, *self._affine, by_sum, by_product
-                )
-            else:
-                gated = gate == norm_kernels.GATED
-                norm_kernels.norm_input(
-                    g.array, z, dz.array, guard, *self._sizes, *self._affine, gated, by_sum, by_product
-                )
+            dz = self._through_pool(g) if norm.pools else self._through(g)
         norm.z.give(dz)
         if norm.residual is not None:
             norm.residual.give(g)
+
+    def _through(self, g: Buffer) -> Buffer:
+        norm, partial = self.norm, np.empty((self._sizes[0], 2))
+        z, guard = norm.z.buffer.array, norm.z.shape.guard
+        gate = norm_kernels.OPEN if norm.ends is None else norm_kernels.GATED
+        gate = norm_kernels.GATED_BY_OUTPUT if gate and norm.residual is not None else gate
+        geometry = (guard, *self._sizes)
+        norm_kernels.norm_sums(g.array, z, self.out.buffer.array, *geometry, *self._affine, gate, partial)
+        through = self._statistics(partial)
+        if norm.residual is None:
+            norm_kernels.norm_input(g.array, z, *geometry, *self._affine, gate == norm_kernels.GATED, *through)
+            return g
+        dz = self._over_z()
+        norm_kernels.norm_input_over(g.array, dz.array, *geometry, *self._affine[:2], *through)
+        return dz
+
+    def _through_pool(self, g: Buffer) -> Buffer:
+        norm, partial = self.norm, np.empty((self._sizes[0], 2))
+        z, guards = norm.z.buffer.array, (self.out.shape.guard, norm.z.shape.guard)
+        norm_kernels.norm_pool_sums(g.array, z, *guards, *self._sizes, *self._affine, partial)
+        through, dz = self._statistics(partial), self._over_z()
+        norm_kernels.norm_pool_input(g.array, dz.array, *guards, *self._sizes, *self._affine, *through)
+        return dz
+
+    def _over_z(self) -> Buffer:
+        """Where the gradient of z is written over z: into z itself, unless somebody else reads it still."""
+        z = self.norm.z
+        if z.readers == 1:
+            return z.buffer
+        copy = self.norm.tape.take(z.shape)
+        copy.array[:] = z.buffer.array
+        return copy
 
     def _statistics(self, partial: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
         """Gradients of BatchNorm's parameters; what goes back through the statistics of the batch."""
@@ -198,6 +209,7 @@ class DynamicReLU:
     def __init__(self, tape: Tape, x: Value, coefficients: torch.Tensor) -> None:
         self.tape = tape
         self.x = x
+        x.readers += 1
         self.coefficients = coefficients
         shape = x.shape
         # (N, 4, C) -> [blocks * C, 4, block]

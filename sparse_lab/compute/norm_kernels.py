@@ -97,9 +97,18 @@ def norm_sums(g, z, out, guard, planes, channels, height, width, block, mean, sc
         partial[plane, 0], partial[plane, 1] = totals, products
 
 
+@njit(**KERNEL)
+def _input_gated(g, x, m, s, b, low, high, k, p):  # type: ignore[no-untyped-def]
+    for i in range(g.size):
+        away = x[i] - m
+        y = away * s + b
+        passed = g[i] - g[i] if y <= low or y >= high else g[i]
+        g[i] = s * passed - k - p * away
+
+
 @njit(parallel=True, **KERNEL)
-def norm_input(g, z, dz, guard, planes, channels, height, width, block, mean, scale, shift, low, high, gated, by_sum, by_product):  # type: ignore[no-untyped-def]
-    """dz = scale * dy - by_sum - by_product * (z - mean); dz may be g itself."""
+def norm_input(g, z, guard, planes, channels, height, width, block, mean, scale, shift, low, high, gated, by_sum, by_product):  # type: ignore[no-untyped-def]
+    """g = scale * dy - by_sum - by_product * (z - mean), in place."""
     pitch, run = (width + SPARE) * block, width * block
     for plane in prange(planes):
         channel = plane % channels
@@ -107,16 +116,26 @@ def norm_input(g, z, dz, guard, planes, channels, height, width, block, mean, sc
         k, p = by_sum[channel], by_product[channel]
         for row in range(height):
             start = guard + (plane * height + row) * pitch
-            dy, x, out = g[start : start + run], z[start : start + run], dz[start : start + run]
+            dy, x = g[start : start + run], z[start : start + run]
             if gated:
-                for i in range(run):
-                    away = x[i] - m
-                    y = away * s + b
-                    passed = dy[i] - dy[i] if y <= low or y >= high else dy[i]
-                    out[i] = s * passed - k - p * away
+                _input_gated(dy, x, m, s, b, low, high, k, p)
             else:
                 for i in range(run):
-                    out[i] = s * dy[i] - k - p * (x[i] - m)
+                    dy[i] = s * dy[i] - k - p * (x[i] - m)
+
+
+@njit(parallel=True, **KERNEL)
+def norm_input_over(g, z, guard, planes, channels, height, width, block, mean, scale, by_sum, by_product):  # type: ignore[no-untyped-def]
+    """z = scale * g - by_sum - by_product * (z - mean), in place; g is still needed, by the residual."""
+    pitch, run = (width + SPARE) * block, width * block
+    for plane in prange(planes):
+        channel = plane % channels
+        m, s, k, p = mean[channel], scale[channel], by_sum[channel], by_product[channel]
+        for row in range(height):
+            start = guard + (plane * height + row) * pitch
+            dy, x = g[start : start + run], z[start : start + run]
+            for i in range(run):
+                x[i] = s * dy[i] - k - p * (x[i] - m)
 
 
 @njit(parallel=True, **KERNEL)
@@ -144,22 +163,6 @@ def norm_pool(z, out, guard, out_guard, planes, channels, height, width, block, 
                     y[i] = _clamp(y0 if y0 >= y2 else y2, low, high)
 
 
-@njit(**KERNEL)
-def _winner(x0, x1, x2, x3, m, s, b):  # type: ignore[no-untyped-def]
-    """Which of a square's four is its maximum (the first, as torch has it), and that maximum."""
-    best, which = (x0 - m) * s + b, np.int32(0)
-    y = (x1 - m) * s + b
-    which = np.int32(1) if y > best else which
-    best = y if y > best else best
-    y = (x2 - m) * s + b
-    which = np.int32(2) if y > best else which
-    best = y if y > best else best
-    y = (x3 - m) * s + b
-    which = np.int32(3) if y > best else which
-    best = y if y > best else best
-    return which, best
-
-
 @njit(parallel=True, **KERNEL)
 def norm_pool_sums(g, z, g_guard, guard, planes, channels, height, width, block, mean, scale, shift, low, high, partial):  # type: ignore[no-untyped-def]
     """As `norm_sums`, for `norm_pool`: g has the pooled shape, and a square's winner gets it."""
@@ -180,11 +183,14 @@ def norm_pool_sums(g, z, g_guard, guard, planes, channels, height, width, block,
                 dy = g[start + pixel * block : start + (pixel + 1) * block]
                 total = product = dy[0] - dy[0]
                 for i in range(block):
-                    which, best = _winner(v0[i], v1[i], v2[i], v3[i], m, s, b)
+                    best, x = (v0[i] - m) * s + b, v0[i]
+                    y = (v1[i] - m) * s + b
+                    best, x = (y, v1[i]) if y > best else (best, x)
+                    y = (v2[i] - m) * s + b
+                    best, x = (y, v2[i]) if y > best else (best, x)
+                    y = (v3[i] - m) * s + b
+                    best, x = (y, v3[i]) if y > best else (best, x)
                     passed = dy[i] - dy[i] if best <= low or best >= high else dy[i]
-                    x = v0[i] if which == 0 else v1[i]
-                    x = v2[i] if which == 2 else x
-                    x = v3[i] if which == 3 else x
                     total += passed
                     product += passed * (x - m)
                 totals += total
@@ -192,51 +198,52 @@ def norm_pool_sums(g, z, g_guard, guard, planes, channels, height, width, block,
         partial[plane, 0], partial[plane, 1] = totals, products
 
 
+@njit(**KERNEL)
+def _square_input(g, v0, v1, v2, v3, m, s, b, low, high, k, p):  # type: ignore[no-untyped-def]
+    """The gradient goes to the first maximum of a square, as torch has it: the later one only if it is larger."""
+    for i in range(g.size):
+        a0, a1, a2, a3 = v0[i] - m, v1[i] - m, v2[i] - m, v3[i] - m
+        y0, y1, y2, y3 = a0 * s + b, a1 * s + b, a2 * s + b, a3 * s + b
+        upper = y1 if y1 > y0 else y0
+        lower = y3 if y3 > y2 else y2
+        best = lower if lower > upper else upper
+        zero = g[i] - g[i]
+        passed = zero if best <= low or best >= high else s * g[i]
+        passed_up = zero if lower > upper else passed
+        passed_down = passed - passed_up
+        right_up = passed_up if y1 > y0 else zero
+        right_down = passed_down if y3 > y2 else zero
+        v0[i] = (passed_up - right_up) - k - p * a0
+        v1[i] = right_up - k - p * a1
+        v2[i] = (passed_down - right_down) - k - p * a2
+        v3[i] = right_down - k - p * a3
+
+
 @njit(parallel=True, **KERNEL)
-def norm_pool_input(g, z, dz, g_guard, guard, planes, channels, height, width, block, mean, scale, shift, low, high, by_sum, by_product):  # type: ignore[no-untyped-def]
-    """As `norm_input`, for `norm_pool`; what an odd last row or column gets is what the batch statistics give it."""
+def norm_pool_input(g, z, g_guard, guard, planes, channels, height, width, block, mean, scale, shift, low, high, by_sum, by_product):  # type: ignore[no-untyped-def]
+    """As `norm_input`, for `norm_pool`, in place of z; an odd last row or column gets what the statistics give it."""
     half_height, half_width = height // 2, width // 2
-    pitch, half_pitch, run = (width + SPARE) * block, (half_width + SPARE) * block, width * block
+    pitch, half_pitch = (width + SPARE) * block, (half_width + SPARE) * block
     for plane in prange(planes):
         channel = plane % channels
         m, s, b = mean[channel], scale[channel], shift[channel]
         k, p = by_sum[channel], by_product[channel]
-        if height % 2 or width % 2:
-            for row in range(height):
-                start = guard + (plane * height + row) * pitch
-                for i in range(start, start + run):
-                    dz[i] = -k - p * (z[i] - m)
+        for row in range(height):
+            start = guard + (plane * height + row) * pitch
+            first = 2 * half_width * block if row < 2 * half_height else 0
+            rest = z[start + first : start + width * block]
+            for i in range(rest.size):
+                rest[i] = -k - p * (rest[i] - m)
         for row in range(half_height):
             start = guard + (plane * height + 2 * row) * pitch
             upper, lower = z[start : start + pitch], z[start + pitch : start + 2 * pitch]
-            up, down = dz[start : start + pitch], dz[start + pitch : start + 2 * pitch]
             start = g_guard + (plane * half_height + row) * half_pitch
             for pixel in range(half_width):
                 left, right = 2 * pixel * block, (2 * pixel + 1) * block
+                dy = g[start + pixel * block : start + (pixel + 1) * block]
                 v0, v1 = upper[left:right], upper[right : right + block]
                 v2, v3 = lower[left:right], lower[right : right + block]
-                d0, d1 = up[left:right], up[right : right + block]
-                d2, d3 = down[left:right], down[right : right + block]
-                dy = g[start + pixel * block : start + (pixel + 1) * block]
-                for i in range(block):
-                    which, best = _winner(v0[i], v1[i], v2[i], v3[i], m, s, b)
-                    zero = dy[i] - dy[i]
-                    passed = zero if best <= low or best >= high else s * dy[i]
-                    d0[i] = (passed if which == 0 else zero) - k - p * (v0[i] - m)
-                    d1[i] = (passed if which == 1 else zero) - k - p * (v1[i] - m)
-                    d2[i] = (passed if which == 2 else zero) - k - p * (v2[i] - m)
-                    d3[i] = (passed if which == 3 else zero) - k - p * (v3[i] - m)
-
-
-@njit(parallel=True, **KERNEL)
-def gate(g, out, guard, planes, height, width, block, low, high):  # type: ignore[no-untyped-def]
-    """g = 0, in place, where the activation that gave `out` was at one of its ends."""
-    pitch, run = (width + SPARE) * block, width * block
-    for row in prange(planes * height):
-        start = guard + row * pitch
-        dy, y = g[start : start + run], out[start : start + run]
-        for i in range(run):
-            dy[i] = dy[i] - dy[i] if y[i] <= low or y[i] >= high else dy[i]
+                _square_input(dy, v0, v1, v2, v3, m, s, b, low, high, k, p)
 
 
 @njit(parallel=True, **KERNEL)

@@ -35,6 +35,7 @@ class Value:
         self.buffer = buffer
         self.needs_gradient = needs_gradient
         self.gradient: Buffer | None = None
+        self.readers = 0  # steps that will look at the map itself on the way back
 
     def tensor(self) -> torch.Tensor:
         """(N, C, H, W), a copy."""
