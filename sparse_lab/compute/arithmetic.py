@@ -36,7 +36,7 @@ class SparseArithmetic:
         self._pool = Pool()
         self._say = say
         self._said: set[str] = set()
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, 3, H, W)."""
@@ -47,7 +47,8 @@ class SparseArithmetic:
         recording = torch.is_grad_enabled()
         dtype = np.dtype(np.float64 if images.dtype == torch.float64 else np.float32)
         tape = Tape(self._pool, self.live, dtype, recording, self.dense_gradients, self._say_once)
-        shape = Shape(*images.shape, block_size(images.shape[0]))  # type: ignore[arg-type]
+        number, channels, height, width = images.shape
+        shape = Shape(number, channels, height, width, block_size(number))
         logits = self.model(Blocked(tape, Value(shape, tape.packed(images, shape), needs_gradient=False)))
         if not recording:
             return logits.tensor()

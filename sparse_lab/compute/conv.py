@@ -58,9 +58,7 @@ class Conv:
     factor: a scalar parameter (a shared weight's scale) or None.
     """
 
-    def __init__(
-        self, tape: Tape, x: Value, live: Live, filter: Filter, bias: torch.nn.Parameter | None
-    ) -> None:
+    def __init__(self, tape: Tape, x: Value, live: Live, filter: Filter, bias: torch.nn.Parameter | None) -> None:
         self.tape = tape
         self.x = x
         x.readers += 1
@@ -96,7 +94,7 @@ class Conv:
         with timed("forward convolution"):
             if self.filter.by_rows(self.x.shape):
                 conv_kernels.rows(
-                    self.x.buffer.array, z.buffer.array, *self._rows_sizes(self.x.shape, z.shape), self.filter.pad[0],
+                    self.x.buffer.array, z.buffer.array, self._rows_sizes(self.x.shape, z.shape), self.filter.pad[0],
                     order.first, self._offsets("output"), values, bias, False, means, squares,
                 )  # fmt: skip
             else:
@@ -124,7 +122,7 @@ class Conv:
         with timed("weight gradient"):
             if self.filter.by_rows(self.x.shape):
                 conv_kernels.rows_weight(
-                    x, g, *self._rows_sizes(self.x.shape, self.shape), self.filter.pad[0], order.first,
+                    x, g, self._rows_sizes(self.x.shape, self.shape), self.filter.pad[0], order.first,
                     self._offsets("output"), partial,
                 )  # fmt: skip
             else:
@@ -172,7 +170,7 @@ class Conv:
         with timed("input gradient"):
             if self.filter.by_rows(self.x.shape):
                 conv_kernels.rows(
-                    g, y, *self._rows_sizes(self.shape, self.x.shape), self.filter.shape[2] - 1 - self.filter.pad[0],
+                    g, y, self._rows_sizes(self.shape, self.x.shape), self.filter.shape[2] - 1 - self.filter.pad[0],
                     order.first, self._offsets("input"), values, self.tape.numbers(NOTHING), adds, NOTHING, NOTHING,
                 )  # fmt: skip
             else:
@@ -187,7 +185,9 @@ class Conv:
 
     def _offsets(self, side: str) -> NDArray[np.int64]:
         shape, pad = self.x.shape, self.filter.pad
-        return self.live.offsets(side, self.filter.shape, self.filter.groups, shape.height, shape.pitch, shape.block, pad)
+        return self.live.offsets(
+            side, self.filter.shape, self.filter.groups, shape.height, shape.pitch, shape.block, pad
+        )
 
     def _rows_sizes(self, source: Shape, target: Shape) -> tuple[int, ...]:
         sizes = (source.guard, target.guard, source.blocks, source.channels, target.channels)

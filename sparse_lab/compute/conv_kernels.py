@@ -13,45 +13,48 @@ import numpy as np
 from numba import njit, prange
 
 from sparse_lab.compute.layout import KERNEL, SPARE
+from sparse_lab.compute.vectors import BYTES, gathered
+
+LONGEST_SUM = 4096  # numbers that are added up in their own precision before float64 takes over
 
 
 @njit(**KERNEL)
-def _set_1(z, x, start, run, o0, v0, bias):  # type: ignore[no-untyped-def]
+def _set_1(z, x, start, run, o0, v0, bias):
     out, a = z[start : start + run], x[o0 : o0 + run]
     for i in range(run):
         out[i] = bias + v0 * a[i]
 
 
 @njit(**KERNEL)
-def _set_2(z, x, start, run, o0, o1, v0, v1, bias):  # type: ignore[no-untyped-def]
+def _set_2(z, x, start, run, o0, o1, v0, v1, bias):
     out, a, b = z[start : start + run], x[o0 : o0 + run], x[o1 : o1 + run]
     for i in range(run):
         out[i] = bias + v0 * a[i] + v1 * b[i]
 
 
 @njit(**KERNEL)
-def _add_1(z, x, start, run, o0, v0):  # type: ignore[no-untyped-def]
+def _add_1(z, x, start, run, o0, v0):
     out, a = z[start : start + run], x[o0 : o0 + run]
     for i in range(run):
         out[i] += v0 * a[i]
 
 
 @njit(**KERNEL)
-def _add_2(z, x, start, run, o0, o1, v0, v1):  # type: ignore[no-untyped-def]
+def _add_2(z, x, start, run, o0, o1, v0, v1):
     out, a, b = z[start : start + run], x[o0 : o0 + run], x[o1 : o1 + run]
     for i in range(run):
         out[i] += v0 * a[i] + v1 * b[i]
 
 
 @njit(**KERNEL)
-def _add_4(z, x, start, run, o0, o1, o2, o3, v0, v1, v2, v3):  # type: ignore[no-untyped-def]
+def _add_4(z, x, start, run, o0, o1, o2, o3, v0, v1, v2, v3):
     out, a, b, c, d = z[start : start + run], x[o0 : o0 + run], x[o1 : o1 + run], x[o2 : o2 + run], x[o3 : o3 + run]
     for i in range(run):
         out[i] += v0 * a[i] + v1 * b[i] + v2 * c[i] + v3 * d[i]
 
 
 @njit(**KERNEL)
-def sum_of_rows(z, start, run, x, base, offsets, values, first, last, bias, adds):  # type: ignore[no-untyped-def]
+def sum_of_rows(z, start, run, x, base, offsets, values, first, last, bias, adds):
     """z[start : start + run] = bias + the sum of values[e] * x[base + offsets[e] ...], or added to what is there."""
     e = first
     if not adds:
@@ -75,7 +78,7 @@ def sum_of_rows(z, start, run, x, base, offsets, values, first, last, bias, adds
 
 
 @njit(**KERNEL)
-def _row_moments(z, start, run):  # type: ignore[no-untyped-def]
+def _row_moments(z, start, run):
     """Mean, and sum of squared deviations from it, of a run that lies in the cache."""
     row = z[start : start + run]
     total = row[0] - row[0]
@@ -89,7 +92,7 @@ def _row_moments(z, start, run):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL)
-def plane_moments(z, start, height, run, pitch):  # type: ignore[no-untyped-def]
+def plane_moments(z, start, height, run, pitch):
     """Mean and sum of squared deviations of one plane: rows are merged in float64 (Chan et al. 1983)."""
     mean, squares = _row_moments(z, start, run)
     for row in range(1, height):
@@ -101,13 +104,17 @@ def plane_moments(z, start, height, run, pitch):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, **KERNEL)
-def rows(x, z, x_guard, z_guard, blocks, inputs, outputs, height, width, block, kernel, pad, first, offsets, values, bias, adds, means, squares):  # type: ignore[no-untyped-def]
+def rows(x, z, sizes, pad, first, offsets, values, bias, adds, means, squares):
     """Output rows as sums of input rows. Backward: the same over gradients, with the order by input.
 
-    bias: [outputs] or empty. means, squares: [blocks * outputs] float64 for the moments of each output plane, or empty.
+    sizes: (x's guard, z's guard, blocks, channels of x, of z, H, W, block, rows of the kernel). bias: [outputs] or
+    empty. means, squares: [blocks * outputs] float64 for the moments of each output plane, or empty.
     """
+    x_guard, z_guard, blocks, inputs, outputs, height, width, block, kernel = sizes
     pitch, run = (width + SPARE) * block, width * block
     plane = height * pitch
+    step = BYTES // z.itemsize
+    whole = run // step * step
     for item in prange(blocks * outputs):
         group, channel = item // outputs, item % outputs
         source = x_guard + group * inputs * plane
@@ -116,13 +123,17 @@ def rows(x, z, x_guard, z_guard, blocks, inputs, outputs, height, width, block, 
         for row in range(height):
             low = first[channel * kernel + max(0, pad - row)]
             high = first[channel * kernel + min(kernel, height + pad - row)]
-            sum_of_rows(z, target + row * pitch, run, x, source + row * pitch, offsets, values, low, high, start, adds)
+            out, base = target + row * pitch, source + row * pitch
+            for done in range(0, whole, step):
+                gathered(z, out + done, x, base + done, offsets, values, low, high, start, adds)
+            if whole < run:
+                sum_of_rows(z, out + whole, run - whole, x, base + whole, offsets, values, low, high, start, adds)
         if means.size:
             means[item], squares[item] = plane_moments(z, target, height, run, pitch)
 
 
 @njit(**KERNEL)
-def _dot_1(g, x, start, run, o0):  # type: ignore[no-untyped-def]
+def _dot_1(g, x, start, run, o0):
     a, b = g[start : start + run], x[o0 : o0 + run]
     total = a[0] - a[0]
     for i in range(run):
@@ -131,7 +142,7 @@ def _dot_1(g, x, start, run, o0):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL)
-def _dot_4(g, x, start, run, o0, o1, o2, o3):  # type: ignore[no-untyped-def]
+def _dot_4(g, x, start, run, o0, o1, o2, o3):
     a, b, c, d, e = g[start : start + run], x[o0 : o0 + run], x[o1 : o1 + run], x[o2 : o2 + run], x[o3 : o3 + run]
     s0 = s1 = s2 = s3 = a[0] - a[0]
     for i in range(run):
@@ -143,10 +154,15 @@ def _dot_4(g, x, start, run, o0, o1, o2, o3):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, **KERNEL)
-def rows_weight(x, g, x_guard, g_guard, blocks, inputs, outputs, height, width, block, kernel, pad, first, offsets, partial):  # type: ignore[no-untyped-def]
-    """partial[block, e] (float64): the gradient of entry e, from the gradients `g` of the outputs and the inputs `x`."""
-    pitch, run = (width + SPARE) * block, width * block
+def rows_weight(x, g, sizes, pad, first, offsets, partial):
+    """partial[block, e] (float64): the gradient of entry e, from the gradients `g` of the outputs and the inputs `x`.
+
+    The spare pixels of g are zero, so that rows can be multiplied together with what lies between them.
+    """
+    x_guard, g_guard, blocks, inputs, outputs, height, width, block, kernel = sizes
+    pitch = (width + SPARE) * block
     plane = height * pitch
+    together = max(1, LONGEST_SUM // pitch)
     for item in prange(blocks * outputs):
         group, channel = item // outputs, item % outputs
         source = x_guard + group * inputs * plane
@@ -158,8 +174,8 @@ def rows_weight(x, g, x_guard, g_guard, blocks, inputs, outputs, height, width, 
             e = low
             while e + 4 <= high:
                 t0 = t1 = t2 = t3 = 0.0
-                for row in range(top, bottom):
-                    base = source + row * pitch
+                for row in range(top, bottom, together):
+                    base, run = source + row * pitch, min(together, bottom - row) * pitch
                     o0, o1, o2, o3 = offsets[e], offsets[e + 1], offsets[e + 2], offsets[e + 3]
                     s0, s1, s2, s3 = _dot_4(g, x, start + row * pitch, run, base + o0, base + o1, base + o2, base + o3)
                     t0, t1, t2, t3 = t0 + s0, t1 + s1, t2 + s2, t3 + s3
@@ -167,14 +183,15 @@ def rows_weight(x, g, x_guard, g_guard, blocks, inputs, outputs, height, width, 
                 e += 4
             while e < high:
                 t0 = 0.0
-                for row in range(top, bottom):
+                for row in range(top, bottom, together):
+                    run = min(together, bottom - row) * pitch
                     t0 += _dot_1(g, x, start + row * pitch, run, source + row * pitch + offsets[e])
                 sums[e] = t0
                 e += 1
 
 
 @njit(**KERNEL)
-def _span(tap, stride, pad, inside, outside):  # type: ignore[no-untyped-def]
+def _span(tap, stride, pad, inside, outside):
     """Output positions [low, high) whose input position low * stride + tap - pad lies in [0, inside)."""
     low = max(0, -((tap - pad) // stride))
     high = min(outside, (inside - 1 - tap + pad) // stride + 1)
@@ -182,7 +199,7 @@ def _span(tap, stride, pad, inside, outside):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL)
-def _add_strided(z, start, z_step, x, begin, x_step, pixels, block, value):  # type: ignore[no-untyped-def]
+def _add_strided(z, start, z_step, x, begin, x_step, pixels, block, value):
     if z_step == x_step:
         _add_1(z, x, start, pixels * block, begin, value)
         return
@@ -194,7 +211,7 @@ def _add_strided(z, start, z_step, x, begin, x_step, pixels, block, value):  # t
 
 
 @njit(**KERNEL)
-def _dot_strided(g, start, g_step, x, begin, x_step, pixels, block):  # type: ignore[no-untyped-def]
+def _dot_strided(g, start, g_step, x, begin, x_step, pixels, block):
     if g_step == x_step:
         return _dot_1(g, x, start, pixels * block, begin)
     total = 0.0
@@ -204,7 +221,7 @@ def _dot_strided(g, start, g_step, x, begin, x_step, pixels, block):  # type: ig
 
 
 @njit(parallel=True, **KERNEL)
-def taps(x, z, sizes, stride, pad, dilation, first, inner, row_taps, column_taps, values, bias, means, squares):  # type: ignore[no-untyped-def]
+def taps(x, z, sizes, stride, pad, dilation, first, inner, row_taps, column_taps, values, bias, means, squares):
     """z = bias + conv(x) for any stride, padding and dilation.
 
     sizes: (blocks, block, inputs, H, W, x's guard, outputs, H', W', z's guard). first: entries of each output channel.
@@ -231,7 +248,7 @@ def taps(x, z, sizes, stride, pad, dilation, first, inner, row_taps, column_taps
 
 
 @njit(parallel=True, **KERNEL)
-def taps_input(g, y, sizes, stride, pad, dilation, first, inner, row_taps, column_taps, values, adds):  # type: ignore[no-untyped-def]
+def taps_input(g, y, sizes, stride, pad, dilation, first, inner, row_taps, column_taps, values, adds):
     """y = the gradient of the inputs, or added to what is there; sizes as in `taps`, entries by input channel."""
     blocks, block, inputs, height, width, y_guard, outputs, out_height, out_width, g_guard = sizes
     pitch, out_pitch = (width + SPARE) * block, (out_width + SPARE) * block
@@ -252,7 +269,7 @@ def taps_input(g, y, sizes, stride, pad, dilation, first, inner, row_taps, colum
 
 
 @njit(parallel=True, **KERNEL)
-def taps_weight(x, g, sizes, stride, pad, dilation, first, inner, row_taps, column_taps, partial):  # type: ignore[no-untyped-def]
+def taps_weight(x, g, sizes, stride, pad, dilation, first, inner, row_taps, column_taps, partial):
     """partial[block, e] (float64): the gradient of entry e; entries by output channel."""
     blocks, block, inputs, height, width, x_guard, outputs, out_height, out_width, g_guard = sizes
     pitch, out_pitch = (width + SPARE) * block, (out_width + SPARE) * block
@@ -273,7 +290,7 @@ def taps_weight(x, g, sizes, stride, pad, dilation, first, inner, row_taps, colu
 
 
 @njit(parallel=True, **KERNEL)
-def channel_sums(g, guard, blocks, channels, height, width, block, partial):  # type: ignore[no-untyped-def]
+def channel_sums(g, guard, blocks, channels, height, width, block, partial):
     """partial[block, c] (float64): the sum over each plane, for the gradient of a bias."""
     pitch, run = (width + SPARE) * block, width * block
     for item in prange(blocks * channels):

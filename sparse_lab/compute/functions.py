@@ -59,15 +59,15 @@ class Blocked:
         return tensor.flatten(1) if self.flat else tensor
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Any:
-        return torch.flatten(self, start_dim, end_dim)  # type: ignore[call-overload]
+        return torch.flatten(self, start_dim, end_dim)  # type: ignore
 
     def __add__(self, other: Any) -> Any:
-        return torch.add(self, other)  # type: ignore[call-overload]
+        return torch.add(self, other)  # type: ignore
 
     __radd__ = __add__
 
     def __mul__(self, other: Any) -> Any:
-        return torch.mul(self, other)  # type: ignore[call-overload]
+        return torch.mul(self, other)  # type: ignore
 
     __rmul__ = __mul__
 
@@ -145,12 +145,14 @@ def densely(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
         leaves[id(one)] = leaf
     with torch.set_grad_enabled(tape.recording):
         result = function(
-            *(leaves.get(id(one), one) for one in args), **{key: leaves.get(id(one), one) for key, one in kwargs.items()}
+            *(leaves.get(id(one), one) for one in args),
+            **{key: leaves.get(id(one), one) for key, one in kwargs.items()},
         )
     if not isinstance(result, Tensor) or result.dim() not in (2, 4) or result.shape[0] != found[0].shape[0]:
         return result
     whole = result if result.dim() == 4 else result[:, :, None, None]
-    shape = Shape(*whole.shape, found[0].value().shape.block)
+    number, channels, height, width = whole.shape
+    shape = Shape(number, channels, height, width, found[0].value().shape.block)
     value = Value(shape, tape.packed(whole.detach(), shape), tape.recording)
     tape.record(_ToTensor(value, result))
     return Blocked(tape, value, flat=result.dim() == 2)
@@ -166,16 +168,19 @@ def _conv2d(
     groups: int = 1,
 ) -> Any:
     live = input.tape.live.get(weight) if isinstance(weight, torch.nn.Parameter) else None
-    if live is None or isinstance(padding, str):
+    if live is None or isinstance(padding, str) or input.flat:
         return NotImplemented
     filter = Filter(tuple(weight.shape), _pair(stride), _pair(padding), _pair(dilation), groups)  # type: ignore[arg-type]
+    z = filter.output(input.pending.shape)
+    if input.shape[1] != weight.shape[1] * groups or min(z.height, z.width) < 1:
+        return NotImplemented  # for torch to refuse in its own words
     return Blocked(input.tape, Conv(input.tape, input.value(), live, filter, bias))
 
 
 def _linear(input: Blocked, weight: Tensor, bias: Any = None) -> Any:
     """On a flattened map: a convolution whose kernel is the map."""
     live = input.tape.live.get(weight) if isinstance(weight, torch.nn.Parameter) else None
-    if live is None or not input.flat:
+    if live is None or not input.flat or input.shape[1] != weight.shape[1]:
         return NotImplemented
     x = input.value()
     filter = Filter((weight.shape[0], x.shape.channels, x.shape.height, x.shape.width))
@@ -193,9 +198,11 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Any:
     pending, tape = input.pending, input.tape
-    if input.flat or weight is None or bias is None or not (isinstance(pending, Conv) or not training):
+    if input.flat or weight is None or bias is None:
         return NotImplemented
     if training:
+        if not isinstance(pending, Conv):
+            return NotImplemented
         pending.centred = True
         z, moments = pending.with_moments()
         if running_mean is not None and running_var is not None:
@@ -212,9 +219,7 @@ def _batch_norm(
 
 
 @torch.no_grad()
-def _follow(
-    running_mean: Tensor, running_var: Tensor, mean: Any, variance: Any, shape: Shape, momentum: float
-) -> None:
+def _follow(running_mean: Tensor, running_var: Tensor, mean: Any, variance: Any, shape: Shape, momentum: float) -> None:
     """Running statistics as torch keeps them: of the unbiased variance."""
     number = shape.images * shape.height * shape.width
     unbiased = variance * (number / max(1, number - 1))
@@ -275,9 +280,9 @@ def _max_pool2d(
     if _pair(dilation) != (1, 1) or ceil_mode or return_indices:
         return NotImplemented
     pending, square = input.pending, (kernel, step, pad) == ((2, 2), (2, 2), (0, 0))
+    square = square and min(pending.shape.height, pending.shape.width) > 1
     if square and isinstance(pending, Norm) and pending.residual is None and not pending.pools:
-        if min(pending.shape.height, pending.shape.width) > 1:
-            return Blocked(input.tape, joined(pending, pools=True))
+        return Blocked(input.tape, joined(pending, pools=True))
     return Blocked(input.tape, MaxPool(input.tape, input.value(), kernel, step, pad).out)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ SPARE = 1  # pixels at the end of each row
 ALIGNED = 64  # bytes: a cache line
 BEST_BLOCK = 32  # images: one row of a 4x4 map is then 16 AVX2 registers long
 # sums may be reordered and fused; NaN and infinity keep their meaning, for a diverged run has to be seen
-KERNEL = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "nogil": True, "cache": True}
+KERNEL: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "nogil": True, "cache": True}
 
 
 def block_size(images: int) -> int:
@@ -53,12 +54,12 @@ class Shape:
 
     @property
     def guard(self) -> int:
-        """Zeros in front: the pixel to the left of the very first one."""
+        """Zeros in front and behind: the pixel to the left of the first one, to the right of the last spare one."""
         return -(-SPARE * self.block // ALIGNED) * ALIGNED
 
     @property
     def numbers(self) -> int:
-        return self.guard + self.blocks * self.channels * self.height * self.pitch
+        return 2 * self.guard + self.blocks * self.channels * self.height * self.pitch
 
     def like(self, channels: int, height: int, width: int) -> Shape:
         """The same images with other maps."""
@@ -107,14 +108,18 @@ def _aligned(numbers: int, dtype: np.dtype) -> NDArray:
 def pack(images: torch.Tensor, shape: Shape, out: NDArray) -> None:
     """(N, C, H, W) into the blocked layout."""
     source = np.ascontiguousarray(images.detach().numpy()).reshape(-1)
-    _pack(source, out, shape.guard, shape.blocks * shape.channels, shape.channels, shape.height, shape.width, shape.block)
+    _pack(
+        source, out, shape.guard, shape.blocks * shape.channels, shape.channels, shape.height, shape.width, shape.block
+    )
 
 
 def unpack(source: NDArray, shape: Shape) -> torch.Tensor:
     """The blocked layout as a contiguous (N, C, H, W) tensor."""
     out = torch.empty(shape.images, shape.channels, shape.height, shape.width, dtype=_torch_dtype(source))
     flat = out.view(-1).numpy()
-    _unpack(source, flat, shape.guard, shape.blocks * shape.channels, shape.channels, shape.height, shape.width, shape.block)
+    _unpack(
+        source, flat, shape.guard, shape.blocks * shape.channels, shape.channels, shape.height, shape.width, shape.block
+    )
     return out
 
 

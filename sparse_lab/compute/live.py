@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from sparse_lab.compute.layout import KERNEL
 
 @dataclass(frozen=True)
 class Order:
-    """Kept weights sorted by (channel, kernel row): those of channel c and row r are first[c * rows + r] up to the next.
+    """Kept weights sorted by (channel, kernel row); those of channel c and row r begin at first[c * rows + r].
 
     entries: [kept] index into `Live.positions`; inner, row, column: [kept] the other channel and the tap.
     """

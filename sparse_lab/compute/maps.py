@@ -65,23 +65,22 @@ class _NormStep:
     def __init__(self, norm: Norm, out: Value) -> None:
         self.norm = norm
         self.out = out
-        largest = float(np.finfo(norm.tape.dtype).max)
-        low, high = (-largest, largest) if norm.ends is None else norm.ends
+        low, high = (-np.inf, np.inf) if norm.ends is None else norm.ends
         kind = norm.tape.dtype.type
         affine = norm.affine
-        self._affine = (affine.mean, affine.scale, affine.shift, kind(low), kind(min(high, largest)))
+        self._affine = (affine.mean, affine.scale, affine.shift, kind(low), kind(high))
         z = norm.z.shape
-        self._sizes = (z.blocks * z.channels, z.channels, z.height, z.width, z.block)
+        self._sizes = (z.guard, z.blocks * z.channels, z.channels, z.height, z.width, z.block)
 
     def forward(self) -> None:
         norm, out = self.norm, self.out
-        z, guard = norm.z.buffer.array, norm.z.shape.guard
+        z = norm.z.buffer.array
         with timed("normalisation, activation, pooling"):
             if norm.pools:
-                norm_kernels.norm_pool(z, out.buffer.array, guard, out.shape.guard, *self._sizes, *self._affine)
+                norm_kernels.norm_pool(z, out.buffer.array, out.shape.guard, self._sizes, self._affine)
             else:
                 residual = z[:0] if norm.residual is None else norm.residual.buffer.array
-                norm_kernels.norm(z, residual, out.buffer.array, guard, *self._sizes, *self._affine)
+                norm_kernels.norm(z, residual, out.buffer.array, self._sizes, self._affine)
 
     def backward(self) -> None:
         norm, g = self.norm, self.out.taken()
@@ -92,26 +91,25 @@ class _NormStep:
             norm.residual.give(g)
 
     def _through(self, g: Buffer) -> Buffer:
-        norm, partial = self.norm, np.empty((self._sizes[0], 2))
-        z, guard = norm.z.buffer.array, norm.z.shape.guard
+        norm, partial = self.norm, np.empty((self._sizes[1], 2))
+        z = norm.z.buffer.array
         gate = norm_kernels.OPEN if norm.ends is None else norm_kernels.GATED
         gate = norm_kernels.GATED_BY_OUTPUT if gate and norm.residual is not None else gate
-        geometry = (guard, *self._sizes)
-        norm_kernels.norm_sums(g.array, z, self.out.buffer.array, *geometry, *self._affine, gate, partial)
+        norm_kernels.norm_sums(g.array, z, self.out.buffer.array, self._sizes, self._affine, gate, partial)
         through = self._statistics(partial)
         if norm.residual is None:
-            norm_kernels.norm_input(g.array, z, *geometry, *self._affine, gate == norm_kernels.GATED, *through)
+            norm_kernels.norm_input(g.array, z, self._sizes, self._affine, gate == norm_kernels.GATED, *through)
             return g
         dz = self._over_z()
-        norm_kernels.norm_input_over(g.array, dz.array, *geometry, *self._affine[:2], *through)
+        norm_kernels.norm_input_over(g.array, dz.array, self._sizes, self._affine, *through)
         return dz
 
     def _through_pool(self, g: Buffer) -> Buffer:
-        norm, partial = self.norm, np.empty((self._sizes[0], 2))
-        z, guards = norm.z.buffer.array, (self.out.shape.guard, norm.z.shape.guard)
-        norm_kernels.norm_pool_sums(g.array, z, *guards, *self._sizes, *self._affine, partial)
+        norm, partial = self.norm, np.empty((self._sizes[1], 2))
+        z, guard = norm.z.buffer.array, self.out.shape.guard
+        norm_kernels.norm_pool_sums(g.array, z, guard, self._sizes, self._affine, partial)
         through, dz = self._statistics(partial), self._over_z()
-        norm_kernels.norm_pool_input(g.array, dz.array, *guards, *self._sizes, *self._affine, *through)
+        norm_kernels.norm_pool_input(g.array, dz.array, guard, self._sizes, self._affine, *through)
         return dz
 
     def _over_z(self) -> Buffer:

@@ -1,12 +1,12 @@
 """BatchNorm, residual addition and activation in one pass, their gradients in two; 2x2 max pooling inside of them.
 
 y = (z - mean) * scale + shift [+ residual], then kept within [low, high]: ReLU is [0, largest number], ReLU6 is [0, 6].
-All maps of one call have one shape, so one guard. Comparisons are written so that NaN passes through.
+sizes: (guard, planes, channels, H, W, block) of z; affine: (mean, scale, shift, low, high). Comparisons are written so
+that NaN passes through.
 """
 
 from __future__ import annotations
 
-import numpy as np
 from numba import njit, prange
 
 from sparse_lab.compute.layout import KERNEL, SPARE
@@ -15,14 +15,16 @@ OPEN, GATED, GATED_BY_OUTPUT = 0, 1, 2  # is the gradient stopped by the activat
 
 
 @njit(**KERNEL)
-def _clamp(y, low, high):  # type: ignore[no-untyped-def]
+def _clamp(y, low, high):
     y = low if y < low else y
     return high if y > high else y
 
 
 @njit(parallel=True, **KERNEL)
-def norm(z, residual, out, guard, planes, channels, height, width, block, mean, scale, shift, low, high):  # type: ignore[no-untyped-def]
+def norm(z, residual, out, sizes, affine):
     """out = clamp((z - mean) * scale + shift + residual); an empty residual is none."""
+    guard, planes, channels, height, width, block = sizes
+    mean, scale, shift, low, high = affine
     pitch, run = (width + SPARE) * block, width * block
     for plane in prange(planes):
         channel = plane % channels
@@ -40,7 +42,7 @@ def norm(z, residual, out, guard, planes, channels, height, width, block, mean, 
 
 
 @njit(**KERNEL)
-def _sums_open(g, x, m):  # type: ignore[no-untyped-def]
+def _sums_open(g, x, m):
     total = product = g[0] - g[0]
     for i in range(g.size):
         total += g[i]
@@ -49,7 +51,7 @@ def _sums_open(g, x, m):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL)
-def _sums_gated(g, x, m, s, b, low, high):  # type: ignore[no-untyped-def]
+def _sums_gated(g, x, m, s, b, low, high):
     zero = g[0] - g[0]
     total = product = zero
     for i in range(g.size):
@@ -61,7 +63,7 @@ def _sums_gated(g, x, m, s, b, low, high):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL)
-def _sums_gated_by_output(g, x, y, m, low, high):  # type: ignore[no-untyped-def]
+def _sums_gated_by_output(g, x, y, m, low, high):
     zero = g[0] - g[0]
     total = product = zero
     for i in range(g.size):
@@ -73,11 +75,13 @@ def _sums_gated_by_output(g, x, y, m, low, high):  # type: ignore[no-untyped-def
 
 
 @njit(parallel=True, **KERNEL)
-def norm_sums(g, z, out, guard, planes, channels, height, width, block, mean, scale, shift, low, high, gate, partial):  # type: ignore[no-untyped-def]
+def norm_sums(g, z, out, sizes, affine, gate, partial):
     """partial[plane] (float64): sums of dy and of dy * (z - mean), dy being g where the activation lets it pass.
 
     gate=GATED_BY_OUTPUT reads `out`, the activation's output, and leaves dy in g.
     """
+    guard, planes, channels, height, width, block = sizes
+    mean, scale, shift, low, high = affine
     pitch, run = (width + SPARE) * block, width * block
     for plane in prange(planes):
         channel = plane % channels
@@ -98,7 +102,7 @@ def norm_sums(g, z, out, guard, planes, channels, height, width, block, mean, sc
 
 
 @njit(**KERNEL)
-def _input_gated(g, x, m, s, b, low, high, k, p):  # type: ignore[no-untyped-def]
+def _input_gated(g, x, m, s, b, low, high, k, p):
     for i in range(g.size):
         away = x[i] - m
         y = away * s + b
@@ -107,8 +111,10 @@ def _input_gated(g, x, m, s, b, low, high, k, p):  # type: ignore[no-untyped-def
 
 
 @njit(parallel=True, **KERNEL)
-def norm_input(g, z, guard, planes, channels, height, width, block, mean, scale, shift, low, high, gated, by_sum, by_product):  # type: ignore[no-untyped-def]
+def norm_input(g, z, sizes, affine, gated, by_sum, by_product):
     """g = scale * dy - by_sum - by_product * (z - mean), in place."""
+    guard, planes, channels, height, width, block = sizes
+    mean, scale, shift, low, high = affine
     pitch, run = (width + SPARE) * block, width * block
     for plane in prange(planes):
         channel = plane % channels
@@ -125,8 +131,10 @@ def norm_input(g, z, guard, planes, channels, height, width, block, mean, scale,
 
 
 @njit(parallel=True, **KERNEL)
-def norm_input_over(g, z, guard, planes, channels, height, width, block, mean, scale, by_sum, by_product):  # type: ignore[no-untyped-def]
+def norm_input_over(g, z, sizes, affine, by_sum, by_product):
     """z = scale * g - by_sum - by_product * (z - mean), in place; g is still needed, by the residual."""
+    guard, planes, channels, height, width, block = sizes
+    mean, scale = affine[:2]
     pitch, run = (width + SPARE) * block, width * block
     for plane in prange(planes):
         channel = plane % channels
@@ -139,8 +147,10 @@ def norm_input_over(g, z, guard, planes, channels, height, width, block, mean, s
 
 
 @njit(parallel=True, **KERNEL)
-def norm_pool(z, out, guard, out_guard, planes, channels, height, width, block, mean, scale, shift, low, high):  # type: ignore[no-untyped-def]
+def norm_pool(z, out, out_guard, sizes, affine):
     """As `norm`, then the largest of each 2x2 square; an odd last row or column is left out."""
+    guard, planes, channels, height, width, block = sizes
+    mean, scale, shift, low, high = affine
     half_height, half_width = height // 2, width // 2
     pitch, half_pitch = (width + SPARE) * block, (half_width + SPARE) * block
     for plane in prange(planes):
@@ -164,8 +174,10 @@ def norm_pool(z, out, guard, out_guard, planes, channels, height, width, block, 
 
 
 @njit(parallel=True, **KERNEL)
-def norm_pool_sums(g, z, g_guard, guard, planes, channels, height, width, block, mean, scale, shift, low, high, partial):  # type: ignore[no-untyped-def]
+def norm_pool_sums(g, z, g_guard, sizes, affine, partial):
     """As `norm_sums`, for `norm_pool`: g has the pooled shape, and a square's winner gets it."""
+    guard, planes, channels, height, width, block = sizes
+    mean, scale, shift, low, high = affine
     half_height, half_width = height // 2, width // 2
     pitch, half_pitch = (width + SPARE) * block, (half_width + SPARE) * block
     for plane in prange(planes):
@@ -199,7 +211,7 @@ def norm_pool_sums(g, z, g_guard, guard, planes, channels, height, width, block,
 
 
 @njit(**KERNEL)
-def _square_input(g, v0, v1, v2, v3, m, s, b, low, high, k, p):  # type: ignore[no-untyped-def]
+def _square_input(g, v0, v1, v2, v3, m, s, b, low, high, k, p):
     """The gradient goes to the first maximum of a square, as torch has it: the later one only if it is larger."""
     for i in range(g.size):
         a0, a1, a2, a3 = v0[i] - m, v1[i] - m, v2[i] - m, v3[i] - m
@@ -220,8 +232,10 @@ def _square_input(g, v0, v1, v2, v3, m, s, b, low, high, k, p):  # type: ignore[
 
 
 @njit(parallel=True, **KERNEL)
-def norm_pool_input(g, z, g_guard, guard, planes, channels, height, width, block, mean, scale, shift, low, high, by_sum, by_product):  # type: ignore[no-untyped-def]
+def norm_pool_input(g, z, g_guard, sizes, affine, by_sum, by_product):
     """As `norm_input`, for `norm_pool`, in place of z; an odd last row or column gets what the statistics give it."""
+    guard, planes, channels, height, width, block = sizes
+    mean, scale, shift, low, high = affine
     half_height, half_width = height // 2, width // 2
     pitch, half_pitch = (width + SPARE) * block, (half_width + SPARE) * block
     for plane in prange(planes):
@@ -247,7 +261,7 @@ def norm_pool_input(g, z, g_guard, guard, planes, channels, height, width, block
 
 
 @njit(parallel=True, **KERNEL)
-def add(target, other):  # type: ignore[no-untyped-def]
+def add(target, other):
     """target += other, both of one shape."""
     parts = 64
     for part in prange(parts):
