@@ -58,14 +58,21 @@ class Conv:
     factor: a scalar parameter (a shared weight's scale) or None.
     """
 
-    def __init__(self, tape: Tape, x: Value, live: Live, filter: Filter, bias: torch.nn.Parameter | None) -> None:
+    def __init__(
+        self,
+        tape: Tape,
+        x: Value,
+        live: Live,
+        filter: Filter,
+        bias: torch.nn.Parameter | None,
+        factor: torch.nn.Parameter | None = None,
+    ) -> None:
         self.tape = tape
         self.x = x
-        x.readers += 1
         self.live = live
         self.filter = filter
         self.bias = bias
-        self.factor: torch.nn.Parameter | None = None
+        self.factor = factor
         self.shape = filter.output(x.shape)
         self.centred = False  # a BatchNorm takes the mean away again, so that the bias has no gradient
         self.moments: Moments | None = None
@@ -75,6 +82,7 @@ class Conv:
         if self._z is None:
             self._z = self.tape.new(self.shape)
             self._forward(self._z, with_moments=False)
+        self.centred = False  # not everybody takes it away
         return self._z
 
     def with_moments(self) -> tuple[Value, Moments]:
@@ -86,6 +94,7 @@ class Conv:
         return self._z, self.moments
 
     def _forward(self, z: Value, with_moments: bool) -> None:
+        self.x.readers += 1
         planes = z.shape.blocks * z.shape.channels if with_moments else 0
         means, squares = np.empty(planes), np.empty(planes)
         bias = self.tape.numbers(NOTHING if self.bias is None else self.bias)

@@ -6,7 +6,7 @@ below (the `__torch_function__` protocol). What is not in the table is computed 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -131,7 +131,8 @@ class _ToTensor:
 
 def densely(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], known: bool = False) -> Any:
     """`function` by torch, on unpacked copies; its result is packed again. Said once, unless `known` to be so."""
-    found = [one for one in (*args, *kwargs.values()) if isinstance(one, Blocked)]
+    every = [one for value in (*args, *kwargs.values()) for one in (value if isinstance(value, list | tuple) else [value])]
+    found = [one for one in every if isinstance(one, Blocked)]
     tape = found[0].tape
     if not known:
         name = getattr(function, "__name__", str(function))
@@ -143,11 +144,10 @@ def densely(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
             leaf.requires_grad_()
             tape.record(_FromTensor(tape, one.value(), leaf))
         leaves[id(one)] = leaf
+    if kwargs.get("inplace"):
+        kwargs = {**kwargs, "inplace": False}  # a leaf may not change, and nobody else reads the copy
     with torch.set_grad_enabled(tape.recording):
-        result = function(
-            *(leaves.get(id(one), one) for one in args),
-            **{key: leaves.get(id(one), one) for key, one in kwargs.items()},
-        )
+        result = function(*_with(leaves, args), **dict(zip(kwargs, _with(leaves, kwargs.values()), strict=True)))
     if not isinstance(result, Tensor) or result.dim() not in (2, 4) or result.shape[0] != found[0].shape[0]:
         return result
     whole = result if result.dim() == 4 else result[:, :, None, None]
@@ -156,6 +156,14 @@ def densely(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     value = Value(shape, tape.packed(whole.detach(), shape), tape.recording)
     tape.record(_ToTensor(value, result))
     return Blocked(tape, value, flat=result.dim() == 2)
+
+
+def _with(leaves: dict[int, Tensor], values: Iterable[Any]) -> list[Any]:
+    """The values, with tensors in place of blocked maps; lists of maps too."""
+    return [
+        [leaves.get(id(part), part) for part in one] if isinstance(one, list | tuple) else leaves.get(id(one), one)
+        for one in values
+    ]
 
 
 def _conv2d(
@@ -262,8 +270,8 @@ def _mul(input: Any, other: Any) -> Any:
     scalar = isinstance(factor, torch.nn.Parameter) and factor.dim() == 0
     if not scalar or not isinstance(pending, Conv) or pending.factor is not None or pending.bias is not None:
         return NotImplemented
-    pending.factor = factor
-    return x
+    scaled = Conv(pending.tape, pending.x, pending.live, pending.filter, None, factor)
+    return Blocked(x.tape, scaled, x.flat)
 
 
 def _max_pool2d(

@@ -9,7 +9,7 @@ from sparse_lab.compute.layout import KERNEL, SPARE
 
 
 @njit(parallel=True, **KERNEL)
-def mean(x, out, guard, out_guard, out_pitch, planes, height, width, block):  # type: ignore[no-untyped-def]
+def mean(x, out, guard, out_guard, out_pitch, planes, height, width, block):
     """out: one pixel a plane, the mean over its positions for each image."""
     pitch = (width + SPARE) * block
     for plane in prange(planes):
@@ -26,7 +26,7 @@ def mean(x, out, guard, out_guard, out_pitch, planes, height, width, block):  # 
 
 
 @njit(parallel=True, **KERNEL)
-def mean_input(g, y, guard, g_guard, g_pitch, planes, height, width, block, adds):  # type: ignore[no-untyped-def]
+def mean_input(g, y, guard, g_guard, g_pitch, planes, height, width, block, adds):
     """y = the gradient of every position, or added to what is there; g: one pixel a plane."""
     pitch = (width + SPARE) * block
     for plane in prange(planes):
@@ -44,7 +44,7 @@ def mean_input(g, y, guard, g_guard, g_pitch, planes, height, width, block, adds
 
 
 @njit(parallel=True, **KERNEL)
-def max_pool(x, out, winners, sizes, kernel, stride, pad):  # type: ignore[no-untyped-def]
+def max_pool(x, out, winners, sizes, kernel, stride, pad):
     """The largest of every window; winners (uint8, as out): which tap it was, the first one where several are equal.
 
     sizes: (planes, block, H, W, x's guard, H', W', out's guard).
@@ -71,7 +71,7 @@ def max_pool(x, out, winners, sizes, kernel, stride, pad):  # type: ignore[no-un
 
 
 @njit(parallel=True, **KERNEL)
-def max_pool_input(g, y, winners, sizes, kernel, stride, pad, adds):  # type: ignore[no-untyped-def]
+def max_pool_input(g, y, winners, sizes, kernel, stride, pad, adds):
     """y = the gradient of the inputs of `max_pool`, or added to what is there."""
     planes, block, height, width, guard, out_height, out_width, out_guard = sizes
     pitch, out_pitch = (width + SPARE) * block, (out_width + SPARE) * block
@@ -89,7 +89,7 @@ def max_pool_input(g, y, winners, sizes, kernel, stride, pad, adds):  # type: ig
 
 
 @njit(parallel=True, **KERNEL)
-def dynamic_relu(x, out, guard, planes, height, width, block, coefficients):  # type: ignore[no-untyped-def]
+def dynamic_relu(x, out, guard, planes, height, width, block, coefficients):
     """out = max(a1 x + b1, a2 x + b2); coefficients [planes, 4, block]: a1, a2, b1, b2 of each image."""
     pitch = (width + SPARE) * block
     for plane in prange(planes):
@@ -104,7 +104,7 @@ def dynamic_relu(x, out, guard, planes, height, width, block, coefficients):  # 
 
 
 @njit(parallel=True, **KERNEL)
-def dynamic_relu_input(g, x, guard, planes, height, width, block, coefficients, slopes):  # type: ignore[no-untyped-def]
+def dynamic_relu_input(g, x, guard, planes, height, width, block, coefficients, slopes):
     """g becomes the gradient of x; slopes [planes, 4, block]: the gradient of the coefficients."""
     pitch = (width + SPARE) * block
     for plane in prange(planes):
