@@ -12,7 +12,7 @@ from sparse_lab.compute import conv_kernels
 from sparse_lab.compute.layout import SPARE, Shape, unpack
 from sparse_lab.compute.live import Live, Order
 from sparse_lab.compute.profile import timed
-from sparse_lab.compute.tape import Tape, Value, accumulate
+from sparse_lab.compute.tape import Gradient, Tape, Value, accumulate
 
 NOTHING = np.empty(0)
 
@@ -95,95 +95,93 @@ class Conv:
 
     def _forward(self, z: Value, with_moments: bool) -> None:
         self.x.readers += 1
-        planes = z.shape.blocks * z.shape.channels if with_moments else 0
-        means, squares = np.empty(planes), np.empty(planes)
-        bias = self.tape.numbers(NOTHING if self.bias is None else self.bias)
         order = self._order("output")
-        values = self._values()[order.entries]
+        bias = self.tape.numbers(NOTHING if self.bias is None else self.bias)
+        self._hold(z, order, bias)
+        means = np.tile(z.constant.astype(np.float64), z.shape.blocks) if with_moments else np.empty(0)
+        squares = np.zeros_like(means)
+        x = self.x.read(self._order("input").channels)
+        weights = order.first, self._offsets("output"), self._values()[order.entries]
         with timed("forward convolution"):
             if self.filter.by_rows(self.x.shape):
-                conv_kernels.rows(
-                    self.x.buffer.array, z.buffer.array, self._rows_sizes(self.x.shape, z.shape), self.filter.pad[0],
-                    order.first, self._offsets("output"), values, bias, False, means, squares,
-                )  # fmt: skip
+                sizes, pad = self._rows_sizes(self.x.shape, z.shape), self.filter.pad[0]
+                conv_kernels.rows(x, z.buffer.array, sizes, order.channels, pad, *weights, bias, False, means, squares)
             else:
-                conv_kernels.taps(
-                    self.x.buffer.array, z.buffer.array, *self._taps_geometry(), *self._taps(order),
-                    values, bias, means, squares,
-                )  # fmt: skip
+                sizes, *geometry = self._taps_geometry()
+                taps = (*geometry, *self._taps(order))
+                conv_kernels.taps(x, z.buffer.array, sizes, order.channels, *taps, weights[2], bias, means, squares)
         if with_moments:
             self.moments = _merged(means, squares, z.shape)
         self.tape.record(self)
 
+    def _hold(self, z: Value, order: Order, bias: NDArray) -> None:
+        """A channel without a live weight is its bias everywhere."""
+        varying = np.zeros(z.shape.channels, np.bool_)
+        varying[order.channels] = True
+        z.hold(varying, bias if bias.size else np.zeros(z.shape.channels, self.tape.dtype))
+
     def backward(self) -> None:
         assert self._z is not None
-        g = self._z.taken()
-        self._weight_gradient(g.array)
+        g = self._z.taken(self.tape)
+        self._weight_gradient(g)
+        if self.tape.wants_dense:
+            self._dense_gradient(g)
         if self.bias is not None:
-            accumulate(self.bias, self._bias_gradient(g.array))
+            accumulate(self.bias, self._bias_gradient(g))
         if self.x.needs_gradient:
-            self._input_gradient(g.array)
+            self._input_gradient(g)
 
-    def _weight_gradient(self, g: NDArray) -> None:
+    def _weight_gradient(self, g: Gradient) -> None:
         order = self._order("output")
-        partial = np.empty((self.shape.blocks, len(order.entries)))
+        channels = order.channels[g.written[order.channels]]
+        partial = np.zeros((self.shape.blocks, len(order.entries)))
         x = self.x.buffer.array
         with timed("weight gradient"):
             if self.filter.by_rows(self.x.shape):
+                sizes, pad = self._rows_sizes(self.x.shape, self.shape), self.filter.pad[0]
                 conv_kernels.rows_weight(
-                    x, g, self._rows_sizes(self.x.shape, self.shape), self.filter.pad[0], order.first,
-                    self._offsets("output"), partial,
-                )  # fmt: skip
+                    x, g.array, sizes, channels, pad, order.first, self._offsets("output"), partial
+                )
             else:
-                conv_kernels.taps_weight(x, g, *self._taps_geometry(), *self._taps(order), partial)
+                sizes, *geometry = self._taps_geometry()
+                conv_kernels.taps_weight(x, g.array, sizes, channels, *geometry, *self._taps(order), partial)
         gradient = np.empty(len(order.entries))
         gradient[order.entries] = partial.sum(0)
         if self.factor is not None:
             accumulate(self.factor, np.dot(gradient, self.live.values.astype(np.float64)))
             gradient *= self.factor.item()
         self.live.add(gradient.astype(self.tape.dtype))
-        if self.tape.wants_dense:
-            self._dense_gradient(g)
 
-    def _dense_gradient(self, g: NDArray) -> None:
+    def _dense_gradient(self, g: Gradient) -> None:
         """That of pruned weights too, in torch's layout; many times a sparse step, so only where a method asks."""
         weight = self.live.weight
         with timed("dense gradient"), torch.no_grad():
             filter = self.filter
             gradient = torch.ops.aten.convolution_backward(
-                unpack(g, self.shape), self.x.tensor(), weight.detach().view(filter.shape), None, filter.stride,
+                unpack(g.whole(), self.shape), self.x.tensor(), weight.detach().view(filter.shape), None, filter.stride,
                 filter.pad, filter.dilation, False, [0, 0], filter.groups, [False, True, False],
             )[1].view_as(weight)  # fmt: skip
             if self.factor is not None:
                 gradient *= self.factor
             weight.grad = gradient if weight.grad is None else weight.grad + gradient
 
-    def _bias_gradient(self, g: NDArray) -> NDArray:
-        if self.centred:
-            return np.zeros(self.shape.channels)
-        shape = self.shape
-        partial = np.empty((shape.blocks, shape.channels))
-        with timed("other"):
-            conv_kernels.channel_sums(
-                g, shape.guard, shape.blocks, shape.channels, shape.height, shape.width, shape.block, partial
-            )
-        return partial.sum(0)
+    def _bias_gradient(self, g: Gradient) -> NDArray:
+        return np.zeros(self.shape.channels) if self.centred else sums(g)
 
-    def _input_gradient(self, g: NDArray) -> None:
+    def _input_gradient(self, g: Gradient) -> None:
         order = self._order("input")
-        values = self._values()[order.entries]
-        adds = self.x.gradient is not None
-        if self.x.gradient is None:
-            self.x.gradient = self.tape.take(self.x.shape)
-        y = self.x.gradient.array
+        g.write(self._order("output").channels)
+        y, adds = self.x.receiving(self.tape, order.channels)
+        weights = order.first, self._offsets("input"), self._values()[order.entries]
         with timed("input gradient"):
             if self.filter.by_rows(self.x.shape):
-                conv_kernels.rows(
-                    g, y, self._rows_sizes(self.shape, self.x.shape), self.filter.shape[2] - 1 - self.filter.pad[0],
-                    order.first, self._offsets("input"), values, self.tape.numbers(NOTHING), adds, NOTHING, NOTHING,
-                )  # fmt: skip
+                sizes, pad = self._rows_sizes(self.shape, self.x.shape), self.filter.shape[2] - 1 - self.filter.pad[0]
+                none, nothing = self.tape.numbers(NOTHING), NOTHING
+                conv_kernels.rows(g.array, y, sizes, order.channels, pad, *weights, none, adds, nothing, nothing)
             else:
-                conv_kernels.taps_input(g, y, *self._taps_geometry(), *self._taps(order), values, adds)
+                sizes, *geometry = self._taps_geometry()
+                taps = (*geometry, *self._taps(order))
+                conv_kernels.taps_input(g.array, y, sizes, order.channels, *taps, weights[2], adds)
 
     def _order(self, side: str) -> Order:
         return self.live.order(side, self.filter.shape, self.filter.groups)
@@ -211,6 +209,16 @@ class Conv:
     def _taps(self, order: Order) -> tuple[NDArray[np.int64], ...]:
         first = np.ascontiguousarray(order.first[:: self.filter.shape[2]])
         return first, order.inner, order.row, order.column
+
+
+def sums(g: Gradient) -> NDArray[np.float64]:
+    """[C] a gradient summed over images and positions; zero where nothing is written."""
+    shape, channels = g.shape, g.channels
+    partial = np.zeros((shape.blocks, shape.channels))
+    sizes = (shape.guard, shape.blocks, shape.channels, shape.height, shape.width, shape.block)
+    with timed("other"):
+        conv_kernels.channel_sums(g.array, *sizes, channels, partial)
+    return partial.sum(0)
 
 
 def _merged(means: NDArray[np.float64], squares: NDArray[np.float64], shape: Shape) -> Moments:

@@ -104,8 +104,8 @@ def plane_moments(z, start, height, run, pitch):
 
 
 @njit(parallel=True, **KERNEL)
-def rows(x, z, sizes, pad, first, offsets, values, bias, adds, means, squares):
-    """Output rows as sums of input rows. Backward: the same over gradients, with the order by input.
+def rows(x, z, sizes, channels, pad, first, offsets, values, bias, adds, means, squares):
+    """Output rows as sums of input rows, for these channels of z. Backward: the same over gradients, by input channel.
 
     sizes: (x's guard, z's guard, blocks, channels of x, of z, H, W, block, rows of the kernel). bias: [outputs] or
     empty. means, squares: [blocks * outputs] float64 for the moments of each output plane, or empty.
@@ -115,10 +115,10 @@ def rows(x, z, sizes, pad, first, offsets, values, bias, adds, means, squares):
     plane = height * pitch
     step = BYTES // z.itemsize
     whole = run // step * step
-    for item in prange(blocks * outputs):
-        group, channel = item // outputs, item % outputs
+    for item in prange(blocks * channels.size):
+        group, channel = item // channels.size, channels[item % channels.size]
         source = x_guard + group * inputs * plane
-        target = z_guard + item * plane
+        target = z_guard + (group * outputs + channel) * plane
         start = z[0] - z[0] if bias.size == 0 else bias[channel]
         for row in range(height):
             low = first[channel * kernel + max(0, pad - row)]
@@ -129,7 +129,8 @@ def rows(x, z, sizes, pad, first, offsets, values, bias, adds, means, squares):
             if whole < run:
                 sum_of_rows(z, out + whole, run - whole, x, base + whole, offsets, values, low, high, start, adds)
         if means.size:
-            means[item], squares[item] = plane_moments(z, target, height, run, pitch)
+            place = group * outputs + channel
+            means[place], squares[place] = plane_moments(z, target, height, run, pitch)
 
 
 @njit(**KERNEL)
@@ -154,8 +155,8 @@ def _dot_4(g, x, start, run, o0, o1, o2, o3):
 
 
 @njit(parallel=True, **KERNEL)
-def rows_weight(x, g, sizes, pad, first, offsets, partial):
-    """partial[block, e] (float64): the gradient of entry e, from the gradients `g` of the outputs and the inputs `x`.
+def rows_weight(x, g, sizes, channels, pad, first, offsets, partial):
+    """partial[block, e] (float64): the gradient of entry e, from the gradients `g` of these output channels and `x`.
 
     The spare pixels of g are zero, so that rows can be multiplied together with what lies between them.
     """
@@ -163,10 +164,10 @@ def rows_weight(x, g, sizes, pad, first, offsets, partial):
     pitch = (width + SPARE) * block
     plane = height * pitch
     together = max(1, LONGEST_SUM // pitch)
-    for item in prange(blocks * outputs):
-        group, channel = item // outputs, item % outputs
+    for item in prange(blocks * channels.size):
+        group, channel = item // channels.size, channels[item % channels.size]
         source = x_guard + group * inputs * plane
-        start = g_guard + item * plane
+        start = g_guard + (group * outputs + channel) * plane
         sums = partial[group]
         for tap in range(kernel):
             low, high = first[channel * kernel + tap], first[channel * kernel + tap + 1]
@@ -221,16 +222,19 @@ def _dot_strided(g, start, g_step, x, begin, x_step, pixels, block):
 
 
 @njit(parallel=True, **KERNEL)
-def taps(x, z, sizes, stride, pad, dilation, first, inner, row_taps, column_taps, values, bias, means, squares):
+def taps(
+    x, z, sizes, channels, stride, pad, dilation, first, inner, row_taps, column_taps, values, bias, means, squares
+):
     """z = bias + conv(x) for any stride, padding and dilation.
 
-    sizes: (blocks, block, inputs, H, W, x's guard, outputs, H', W', z's guard). first: entries of each output channel.
+    sizes: (blocks, block, inputs, H, W, x's guard, outputs, H', W', z's guard). channels: those of z to compute. first:
+    where the entries of each output channel begin.
     """
     blocks, block, inputs, height, width, x_guard, outputs, out_height, out_width, z_guard = sizes
     pitch, out_pitch = (width + SPARE) * block, (out_width + SPARE) * block
-    for item in prange(blocks * outputs):
-        group, channel = item // outputs, item % outputs
-        target = z_guard + item * out_height * out_pitch
+    for item in prange(blocks * channels.size):
+        group, channel = item // channels.size, channels[item % channels.size]
+        target = z_guard + (group * outputs + channel) * out_height * out_pitch
         start = z[0] - z[0] if bias.size == 0 else bias[channel]
         for row in range(out_height):
             z[target + row * out_pitch : target + row * out_pitch + out_width * block] = start
@@ -244,17 +248,18 @@ def taps(x, z, sizes, stride, pad, dilation, first, inner, row_taps, column_taps
                 out = target + row * out_pitch + left * block
                 _add_strided(z, out, block, x, begin, stride[1] * block, end - left, block, values[e])
         if means.size:
-            means[item], squares[item] = plane_moments(z, target, out_height, out_width * block, out_pitch)
+            place = group * outputs + channel
+            means[place], squares[place] = plane_moments(z, target, out_height, out_width * block, out_pitch)
 
 
 @njit(parallel=True, **KERNEL)
-def taps_input(g, y, sizes, stride, pad, dilation, first, inner, row_taps, column_taps, values, adds):
+def taps_input(g, y, sizes, channels, stride, pad, dilation, first, inner, row_taps, column_taps, values, adds):
     """y = the gradient of the inputs, or added to what is there; sizes as in `taps`, entries by input channel."""
     blocks, block, inputs, height, width, y_guard, outputs, out_height, out_width, g_guard = sizes
     pitch, out_pitch = (width + SPARE) * block, (out_width + SPARE) * block
-    for item in prange(blocks * inputs):
-        group, channel = item // inputs, item % inputs
-        target = y_guard + item * height * pitch
+    for item in prange(blocks * channels.size):
+        group, channel = item // channels.size, channels[item % channels.size]
+        target = y_guard + (group * inputs + channel) * height * pitch
         if not adds:
             y[target : target + height * pitch] = 0.0
         for e in range(first[channel], first[channel + 1]):
@@ -269,13 +274,13 @@ def taps_input(g, y, sizes, stride, pad, dilation, first, inner, row_taps, colum
 
 
 @njit(parallel=True, **KERNEL)
-def taps_weight(x, g, sizes, stride, pad, dilation, first, inner, row_taps, column_taps, partial):
+def taps_weight(x, g, sizes, channels, stride, pad, dilation, first, inner, row_taps, column_taps, partial):
     """partial[block, e] (float64): the gradient of entry e; entries by output channel."""
     blocks, block, inputs, height, width, x_guard, outputs, out_height, out_width, g_guard = sizes
     pitch, out_pitch = (width + SPARE) * block, (out_width + SPARE) * block
-    for item in prange(blocks * outputs):
-        group, channel = item // outputs, item % outputs
-        origin = g_guard + item * out_height * out_pitch
+    for item in prange(blocks * channels.size):
+        group, channel = item // channels.size, channels[item % channels.size]
+        origin = g_guard + (group * outputs + channel) * out_height * out_pitch
         for e in range(first[channel], first[channel + 1]):
             source = x_guard + (group * inputs + inner[e]) * height * pitch
             down, right = row_taps[e] * dilation[0], column_taps[e] * dilation[1]
@@ -290,16 +295,17 @@ def taps_weight(x, g, sizes, stride, pad, dilation, first, inner, row_taps, colu
 
 
 @njit(parallel=True, **KERNEL)
-def channel_sums(g, guard, blocks, channels, height, width, block, partial):
-    """partial[block, c] (float64): the sum over each plane, for the gradient of a bias."""
+def channel_sums(g, guard, blocks, number, height, width, block, channels, partial):
+    """partial[block, c] (float64): the sum over each plane of these of the `number` channels."""
     pitch, run = (width + SPARE) * block, width * block
-    for item in prange(blocks * channels):
+    for item in prange(blocks * channels.size):
+        group, channel = item // channels.size, channels[item % channels.size]
         total = 0.0
         for row in range(height):
-            start = guard + (item * height + row) * pitch
+            start = guard + ((group * number + channel) * height + row) * pitch
             line = g[start : start + run]
             here = line[0] - line[0]
             for i in range(run):
                 here += line[i]
             total += here
-        partial[item // channels, item % channels] = total
+        partial[group, channel] = total

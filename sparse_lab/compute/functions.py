@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparse_lab.compute.conv import Conv, Filter
-from sparse_lab.compute.layout import Shape
+from sparse_lab.compute.layout import Shape, unpack
 from sparse_lab.compute.maps import Affine, DynamicReLU, MaxPool, Mean, Norm, joined, plain
 from sparse_lab.compute.tape import Tape, Value
 from sparse_lab.models.dyrelu import dynamic_relu
@@ -117,21 +117,22 @@ class _FromTensor:
 class _ToTensor:
     """Where torch gave back: the gradient of `value` goes through torch's own graph behind `tensor`."""
 
-    def __init__(self, value: Value, tensor: Tensor) -> None:
+    def __init__(self, tape: Tape, value: Value, tensor: Tensor) -> None:
+        self.tape = tape
         self.value = value
         self.tensor = tensor
 
     def backward(self) -> None:
-        gradient = self.value.taken()
-        self.value.gradient = None
+        gradient = self.value.taken(self.tape).whole()
         if self.tensor.requires_grad:
-            held = Value(self.value.shape, gradient, False)
-            self.tensor.backward(held.tensor().view(self.tensor.shape))
+            self.tensor.backward(unpack(gradient, self.value.shape).view(self.tensor.shape))
 
 
 def densely(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], known: bool = False) -> Any:
     """`function` by torch, on unpacked copies; its result is packed again. Said once, unless `known` to be so."""
-    every = [one for value in (*args, *kwargs.values()) for one in (value if isinstance(value, list | tuple) else [value])]
+    every = [
+        one for value in (*args, *kwargs.values()) for one in (value if isinstance(value, list | tuple) else [value])
+    ]
     found = [one for one in every if isinstance(one, Blocked)]
     tape = found[0].tape
     if not known:
@@ -154,7 +155,7 @@ def densely(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     number, channels, height, width = whole.shape
     shape = Shape(number, channels, height, width, found[0].value().shape.block)
     value = Value(shape, tape.packed(whole.detach(), shape), tape.recording)
-    tape.record(_ToTensor(value, result))
+    tape.record(_ToTensor(tape, value, result))
     return Blocked(tape, value, flat=result.dim() == 2)
 
 

@@ -123,6 +123,11 @@ def unpack(source: NDArray, shape: Shape) -> torch.Tensor:
     return out
 
 
+def fill(array: NDArray, shape: Shape, channels: NDArray[np.int64], values: NDArray) -> None:
+    """One number in every pixel of each of these channels; `values` has one for each of them."""
+    _fill(array, shape.guard, shape.blocks, shape.channels, shape.height, shape.width, shape.block, channels, values)
+
+
 def _torch_dtype(array: NDArray) -> torch.dtype:
     return torch.float64 if array.dtype == np.float64 else torch.float32
 
@@ -157,3 +162,12 @@ def _unpack(source, out, guard, planes, channels, height, width, block):  # type
                 line = out[start : start + width]
                 for pixel in range(width):
                     line[pixel] = rows[pixel, image]
+
+
+@njit(parallel=True, **KERNEL)
+def _fill(out, guard, blocks, number, height, width, block, channels, values):  # type: ignore[no-untyped-def]
+    for item in prange(blocks * channels.size):
+        plane = item // channels.size * number + channels[item % channels.size]
+        for row in range(height):
+            start = guard + (plane * height + row) * (width + SPARE) * block
+            out[start : start + width * block] = values[item % channels.size]

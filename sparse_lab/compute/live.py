@@ -16,7 +16,8 @@ from sparse_lab.compute.layout import KERNEL
 class Order:
     """Kept weights sorted by (channel, kernel row); those of channel c and row r begin at first[c * rows + r].
 
-    entries: [kept] index into `Live.positions`; inner, row, column: [kept] the other channel and the tap.
+    entries: [kept] index into `Live.positions`; inner, row, column: [kept] the other channel and the tap. Only
+    `channels` have entries.
     """
 
     first: NDArray[np.int64]
@@ -24,6 +25,7 @@ class Order:
     inner: NDArray[np.int64]
     row: NDArray[np.int64]
     column: NDArray[np.int64]
+    channels: NDArray[np.int64]
 
 
 class Live:
@@ -37,21 +39,20 @@ class Live:
         self.layer = layer
         self.gradient: NDArray | None = None
         self._positions = np.empty(0, np.int64)
-        self._seen: tuple[int, int] | None = None
+        self._seen: tuple[Tensor, int] | None = None  # the mask itself, for an id may soon be another's
         self._orders: dict[tuple[str, tuple[int, ...]], Order] = {}
         self._offsets: dict[tuple[object, ...], NDArray[np.int64]] = {}
 
     @property
     def positions(self) -> NDArray[np.int64]:
         mask = self.layer.get_buffer("mask")
-        now = id(mask), mask._version
-        if self._seen != now:
+        if self._seen is None or self._seen[0] is not mask or self._seen[1] != mask._version:
             positions = np.flatnonzero(mask.numpy().reshape(-1))
             if not np.array_equal(positions, self._positions):
                 self._positions = positions
                 self._orders, self._offsets = {}, {}
                 self.gradient = None
-            self._seen = now
+            self._seen = mask, mask._version
         return self._positions
 
     @property
@@ -103,7 +104,8 @@ def _sorted(positions: NDArray[np.int64], shape: tuple[int, ...], groups: int, s
     else:
         first, entries = _buckets(inner * rows + (rows - 1 - row), inputs * groups * rows)
         other = output
-    return Order(first, entries, other[entries], row[entries], column[entries])
+    channels = np.flatnonzero(np.diff(first[::rows]))
+    return Order(first, entries, other[entries], row[entries], column[entries], channels)
 
 
 @njit(**KERNEL)

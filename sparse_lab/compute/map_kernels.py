@@ -26,10 +26,11 @@ def mean(x, out, guard, out_guard, out_pitch, planes, height, width, block):
 
 
 @njit(parallel=True, **KERNEL)
-def mean_input(g, y, guard, g_guard, g_pitch, planes, height, width, block, adds):
-    """y = the gradient of every position, or added to what is there; g: one pixel a plane."""
+def mean_input(g, y, guard, g_guard, g_pitch, blocks, number, height, width, block, channels, adds):
+    """y = the gradient of every position of these channels, or added to what is there; g: one pixel a plane."""
     pitch = (width + SPARE) * block
-    for plane in prange(planes):
+    for item in prange(blocks * channels.size):
+        plane = item // channels.size * number + channels[item % channels.size]
         dy = g[g_guard + plane * g_pitch : g_guard + plane * g_pitch + block]
         for row in range(height):
             for pixel in range(width):

@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from sparse_lab.compute import map_kernels, norm_kernels
+from sparse_lab.compute.conv import sums
 from sparse_lab.compute.layout import Buffer, Shape
 from sparse_lab.compute.profile import timed
-from sparse_lab.compute.tape import Tape, Value, accumulate
+from sparse_lab.compute.tape import Gradient, Tape, Value, accumulate
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Norm:
 
     def value(self) -> Value:
         step = _NormStep(self, self.tape.new(self.shape))
+        step.hold()
         step.forward()
         self.z.readers += 1
         step.out.readers += self.residual is not None  # where the activation let the gradient pass is read off there
@@ -70,46 +72,66 @@ class _NormStep:
         affine = norm.affine
         self._affine = (affine.mean, affine.scale, affine.shift, kind(low), kind(high))
         z = norm.z.shape
-        self._sizes = (z.guard, z.blocks * z.channels, z.channels, z.height, z.width, z.block)
+        self._sizes = (z.guard, z.blocks, z.channels, z.height, z.width, z.block)
+
+    def hold(self) -> None:
+        """What is constant in everything that is added up is constant afterwards."""
+        norm, (mean, scale, shift, low, high) = self.norm, self._affine
+        varying, constant = norm.z.varying.copy(), (norm.z.constant.astype(norm.tape.dtype) - mean) * scale + shift
+        if norm.residual is not None:
+            varying |= norm.residual.varying
+            constant = constant + norm.residual.constant.astype(norm.tape.dtype)
+        self.out.hold(varying, np.clip(constant, low, high))
 
     def forward(self) -> None:
         norm, out = self.norm, self.out
-        z = norm.z.buffer.array
+        channels = np.flatnonzero(out.varying)
+        z = norm.z.read(channels)
         with timed("normalisation, activation, pooling"):
             if norm.pools:
-                norm_kernels.norm_pool(z, out.buffer.array, out.shape.guard, self._sizes, self._affine)
+                norm_kernels.norm_pool(z, out.buffer.array, out.shape.guard, self._sizes, channels, self._affine)
             else:
-                residual = z[:0] if norm.residual is None else norm.residual.buffer.array
-                norm_kernels.norm(z, residual, out.buffer.array, self._sizes, self._affine)
+                residual = z[:0] if norm.residual is None else norm.residual.read(channels)
+                norm_kernels.norm(z, residual, out.buffer.array, self._sizes, channels, self._affine)
 
     def backward(self) -> None:
-        norm, g = self.norm, self.out.taken()
+        norm, g = self.norm, self.out.taken(self.norm.tape)
+        # a constant channel's gradient of z adds up to nothing; only pruned weights that would feed it can tell
+        skips = norm.affine.of_batch and not norm.tape.wants_dense
+        live = g.written & self.out.varying if skips else g.written.copy()
+        low, high = self._affine[3:]
+        passes = (low < self.out.constant) & (self.out.constant < high) if norm.ends else np.ones_like(live)
+        constant = g.written & ~live & passes
+        total = np.where(constant, sums(g), 0.0) if constant.any() else np.zeros(live.size)
         with timed("gradient of normalisation"):
-            dz = self._through_pool(g) if norm.pools else self._through(g)
-        norm.z.give(dz)
+            channels = np.flatnonzero(live)
+            dz = self._through_pool(g, channels, total) if norm.pools else self._through(g, channels, total)
+        norm.z.give(dz, live)
         if norm.residual is not None:
-            norm.residual.give(g)
+            norm.residual.give(g.buffer, live | constant)
 
-    def _through(self, g: Buffer) -> Buffer:
-        norm, partial = self.norm, np.empty((self._sizes[1], 2))
-        z = norm.z.buffer.array
+    def _through(self, g: Gradient, channels: NDArray[np.int64], total: NDArray) -> Buffer:
+        norm, partial = self.norm, np.zeros((self._sizes[1] * self._sizes[2], 2))
+        z, out = norm.z.read(channels), self.out.buffer.array
         gate = norm_kernels.OPEN if norm.ends is None else norm_kernels.GATED
-        gate = norm_kernels.GATED_BY_OUTPUT if gate and norm.residual is not None else gate
-        norm_kernels.norm_sums(g.array, z, self.out.buffer.array, self._sizes, self._affine, gate, partial)
-        through = self._statistics(partial)
+        if gate and norm.residual is not None:
+            gate, out = norm_kernels.GATED_BY_OUTPUT, self.out.read(channels)
+        norm_kernels.norm_sums(g.array, z, out, self._sizes, channels, self._affine, gate, partial)
+        through = self._statistics(partial, total)
         if norm.residual is None:
-            norm_kernels.norm_input(g.array, z, self._sizes, self._affine, gate == norm_kernels.GATED, *through)
-            return g
+            gated = gate == norm_kernels.GATED
+            norm_kernels.norm_input(g.array, z, self._sizes, channels, self._affine, gated, *through)
+            return g.buffer
         dz = self._over_z()
-        norm_kernels.norm_input_over(g.array, dz.array, self._sizes, self._affine, *through)
+        norm_kernels.norm_input_over(g.array, dz.array, self._sizes, channels, self._affine, *through)
         return dz
 
-    def _through_pool(self, g: Buffer) -> Buffer:
-        norm, partial = self.norm, np.empty((self._sizes[1], 2))
-        z, guard = norm.z.buffer.array, self.out.shape.guard
-        norm_kernels.norm_pool_sums(g.array, z, guard, self._sizes, self._affine, partial)
-        through, dz = self._statistics(partial), self._over_z()
-        norm_kernels.norm_pool_input(g.array, dz.array, guard, self._sizes, self._affine, *through)
+    def _through_pool(self, g: Gradient, channels: NDArray[np.int64], total: NDArray) -> Buffer:
+        norm, partial = self.norm, np.zeros((self._sizes[1] * self._sizes[2], 2))
+        z, guard = norm.z.read(channels), self.out.shape.guard
+        norm_kernels.norm_pool_sums(g.array, z, guard, self._sizes, channels, self._affine, partial)
+        through, dz = self._statistics(partial, total), self._over_z()
+        norm_kernels.norm_pool_input(g.array, dz.array, guard, self._sizes, channels, self._affine, *through)
         return dz
 
     def _over_z(self) -> Buffer:
@@ -121,10 +143,14 @@ class _NormStep:
         copy.array[:] = z.buffer.array
         return copy
 
-    def _statistics(self, partial: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
-        """Gradients of BatchNorm's parameters; what goes back through the statistics of the batch."""
+    def _statistics(self, partial: NDArray[np.float64], constant: NDArray) -> tuple[NDArray, NDArray]:
+        """Gradients of BatchNorm's parameters; what goes back through the statistics of the batch.
+
+        constant: [C] the summed gradient of channels that do not vary, which reaches the shift alone.
+        """
         norm, affine = self.norm, self.norm.affine
         total, product = partial.reshape(norm.z.shape.blocks, -1, 2).sum(0).T
+        total = total + constant
         if affine.deviation is None:
             nothing = np.zeros_like(affine.scale)
             return nothing, nothing
@@ -156,19 +182,19 @@ class Mean:
         self.x = x
         self.out = tape.new(x.shape.like(x.shape.channels, 1, 1))
         with timed("normalisation, activation, pooling"):
-            map_kernels.mean(x.buffer.array, self.out.buffer.array, x.shape.guard, *self._sizes())
+            map_kernels.mean(x.whole(), self.out.buffer.array, x.shape.guard, *self._sizes(False))
         tape.record(self)
 
     def backward(self) -> None:
-        g, adds = self.out.taken(), self.x.gradient is not None
-        if self.x.gradient is None:
-            self.x.gradient = self.tape.take(self.x.shape)
+        g = self.out.taken(self.tape)
+        y, adds = self.x.receiving(self.tape, g.channels)
         with timed("gradient of normalisation"):
-            map_kernels.mean_input(g.array, self.x.gradient.array, self.x.shape.guard, *self._sizes(), adds)
+            map_kernels.mean_input(g.array, y, self.x.shape.guard, *self._sizes(True), g.channels, adds)
 
-    def _sizes(self) -> tuple[int, ...]:
+    def _sizes(self, apart: bool) -> tuple[int, ...]:
         x, out = self.x.shape, self.out.shape
-        return out.guard, out.pitch, x.blocks * x.channels, x.height, x.width, x.block
+        planes = (x.blocks, x.channels) if apart else (x.blocks * x.channels,)
+        return out.guard, out.pitch, *planes, x.height, x.width, x.block
 
 
 class MaxPool:
@@ -190,15 +216,14 @@ class MaxPool:
         sizes = (*inputs, self.out.shape.height, self.out.shape.width, self.out.shape.guard)
         self._windows = (sizes, kernel, stride, pad)
         with timed("normalisation, activation, pooling"):
-            map_kernels.max_pool(x.buffer.array, self.out.buffer.array, self._winners, *self._windows)
+            map_kernels.max_pool(x.whole(), self.out.buffer.array, self._winners, *self._windows)
         tape.record(self)
 
     def backward(self) -> None:
-        g, adds = self.out.taken(), self.x.gradient is not None
-        if self.x.gradient is None:
-            self.x.gradient = self.tape.take(self.x.shape)
+        g = self.out.taken(self.tape).whole()
+        y, adds = self.x.receiving(self.tape, np.arange(self.x.shape.channels))
         with timed("gradient of normalisation"):
-            map_kernels.max_pool_input(g.array, self.x.gradient.array, self._winners, *self._windows, adds)
+            map_kernels.max_pool_input(g, y, self._winners, *self._windows, adds)
 
 
 class DynamicReLU:
@@ -216,15 +241,15 @@ class DynamicReLU:
         self.out = tape.new(shape)
         self._sizes = (shape.guard, shape.blocks * shape.channels, shape.height, shape.width, shape.block)
         with timed("normalisation, activation, pooling"):
-            map_kernels.dynamic_relu(x.buffer.array, self.out.buffer.array, *self._sizes, self._blocked)
+            map_kernels.dynamic_relu(x.whole(), self.out.buffer.array, *self._sizes, self._blocked)
         tape.record(self)
 
     def backward(self) -> None:
-        g = self.out.taken()
+        g = self.out.taken(self.tape)
         slopes = np.empty_like(self._blocked)
         with timed("gradient of normalisation"):
-            map_kernels.dynamic_relu_input(g.array, self.x.buffer.array, *self._sizes, self._blocked, slopes)
-        self.x.give(g)
+            map_kernels.dynamic_relu_input(g.whole(), self.x.buffer.array, *self._sizes, self._blocked, slopes)
+        self.x.give(g.buffer)
         shape = self.x.shape
         gradient = torch.from_numpy(slopes).view(shape.blocks, shape.channels, 4, shape.block)
         gradient = gradient.permute(0, 3, 2, 1).reshape(self.coefficients.shape)

@@ -1,8 +1,8 @@
 """BatchNorm, residual addition and activation in one pass, their gradients in two; 2x2 max pooling inside of them.
 
 y = (z - mean) * scale + shift [+ residual], then kept within [low, high]: ReLU is [0, largest number], ReLU6 is [0, 6].
-sizes: (guard, planes, channels, H, W, block) of z; affine: (mean, scale, shift, low, high). Comparisons are written so
-that NaN passes through.
+sizes: (guard, blocks, number of channels, H, W, block) of z; channels: those to compute; affine: (mean, scale, shift,
+low, high). Comparisons are written so that NaN passes through.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ def _clamp(y, low, high):
 
 
 @njit(parallel=True, **KERNEL)
-def norm(z, residual, out, sizes, affine):
+def norm(z, residual, out, sizes, channels, affine):
     """out = clamp((z - mean) * scale + shift + residual); an empty residual is none."""
-    guard, planes, channels, height, width, block = sizes
+    guard, blocks, number, height, width, block = sizes
     mean, scale, shift, low, high = affine
     pitch, run = (width + SPARE) * block, width * block
-    for plane in prange(planes):
-        channel = plane % channels
+    for item in prange(blocks * channels.size):
+        channel = channels[item % channels.size]
+        plane = item // channels.size * number + channel
         m, s, b = mean[channel], scale[channel], shift[channel]
         for row in range(height):
             start = guard + (plane * height + row) * pitch
@@ -75,16 +76,17 @@ def _sums_gated_by_output(g, x, y, m, low, high):
 
 
 @njit(parallel=True, **KERNEL)
-def norm_sums(g, z, out, sizes, affine, gate, partial):
+def norm_sums(g, z, out, sizes, channels, affine, gate, partial):
     """partial[plane] (float64): sums of dy and of dy * (z - mean), dy being g where the activation lets it pass.
 
     gate=GATED_BY_OUTPUT reads `out`, the activation's output, and leaves dy in g.
     """
-    guard, planes, channels, height, width, block = sizes
+    guard, blocks, number, height, width, block = sizes
     mean, scale, shift, low, high = affine
     pitch, run = (width + SPARE) * block, width * block
-    for plane in prange(planes):
-        channel = plane % channels
+    for item in prange(blocks * channels.size):
+        channel = channels[item % channels.size]
+        plane = item // channels.size * number + channel
         m, s, b = mean[channel], scale[channel], shift[channel]
         totals = products = 0.0
         for row in range(height):
@@ -111,13 +113,14 @@ def _input_gated(g, x, m, s, b, low, high, k, p):
 
 
 @njit(parallel=True, **KERNEL)
-def norm_input(g, z, sizes, affine, gated, by_sum, by_product):
+def norm_input(g, z, sizes, channels, affine, gated, by_sum, by_product):
     """g = scale * dy - by_sum - by_product * (z - mean), in place."""
-    guard, planes, channels, height, width, block = sizes
+    guard, blocks, number, height, width, block = sizes
     mean, scale, shift, low, high = affine
     pitch, run = (width + SPARE) * block, width * block
-    for plane in prange(planes):
-        channel = plane % channels
+    for item in prange(blocks * channels.size):
+        channel = channels[item % channels.size]
+        plane = item // channels.size * number + channel
         m, s, b = mean[channel], scale[channel], shift[channel]
         k, p = by_sum[channel], by_product[channel]
         for row in range(height):
@@ -131,13 +134,14 @@ def norm_input(g, z, sizes, affine, gated, by_sum, by_product):
 
 
 @njit(parallel=True, **KERNEL)
-def norm_input_over(g, z, sizes, affine, by_sum, by_product):
+def norm_input_over(g, z, sizes, channels, affine, by_sum, by_product):
     """z = scale * g - by_sum - by_product * (z - mean), in place; g is still needed, by the residual."""
-    guard, planes, channels, height, width, block = sizes
+    guard, blocks, number, height, width, block = sizes
     mean, scale = affine[:2]
     pitch, run = (width + SPARE) * block, width * block
-    for plane in prange(planes):
-        channel = plane % channels
+    for item in prange(blocks * channels.size):
+        channel = channels[item % channels.size]
+        plane = item // channels.size * number + channel
         m, s, k, p = mean[channel], scale[channel], by_sum[channel], by_product[channel]
         for row in range(height):
             start = guard + (plane * height + row) * pitch
@@ -146,15 +150,22 @@ def norm_input_over(g, z, sizes, affine, by_sum, by_product):
                 x[i] = s * dy[i] - k - p * (x[i] - m)
 
 
+@njit(**KERNEL)
+def _larger(a, b):  # type: ignore[no-untyped-def]
+    """NaN where one of the two is."""
+    return b if b > a or b != b else a
+
+
 @njit(parallel=True, **KERNEL)
-def norm_pool(z, out, out_guard, sizes, affine):
+def norm_pool(z, out, out_guard, sizes, channels, affine):
     """As `norm`, then the largest of each 2x2 square; an odd last row or column is left out."""
-    guard, planes, channels, height, width, block = sizes
+    guard, blocks, number, height, width, block = sizes
     mean, scale, shift, low, high = affine
     half_height, half_width = height // 2, width // 2
     pitch, half_pitch = (width + SPARE) * block, (half_width + SPARE) * block
-    for plane in prange(planes):
-        channel = plane % channels
+    for item in prange(blocks * channels.size):
+        channel = channels[item % channels.size]
+        plane = item // channels.size * number + channel
         m, s, b = mean[channel], scale[channel], shift[channel]
         for row in range(half_height):
             start = guard + (plane * height + 2 * row) * pitch
@@ -168,20 +179,19 @@ def norm_pool(z, out, out_guard, sizes, affine):
                 for i in range(block):
                     y0, y1 = (v0[i] - m) * s + b, (v1[i] - m) * s + b
                     y2, y3 = (v2[i] - m) * s + b, (v3[i] - m) * s + b
-                    y0 = y0 if y0 >= y1 else y1
-                    y2 = y2 if y2 >= y3 else y3
-                    y[i] = _clamp(y0 if y0 >= y2 else y2, low, high)
+                    y[i] = _clamp(_larger(_larger(y0, y1), _larger(y2, y3)), low, high)
 
 
 @njit(parallel=True, **KERNEL)
-def norm_pool_sums(g, z, g_guard, sizes, affine, partial):
+def norm_pool_sums(g, z, g_guard, sizes, channels, affine, partial):
     """As `norm_sums`, for `norm_pool`: g has the pooled shape, and a square's winner gets it."""
-    guard, planes, channels, height, width, block = sizes
+    guard, blocks, number, height, width, block = sizes
     mean, scale, shift, low, high = affine
     half_height, half_width = height // 2, width // 2
     pitch, half_pitch = (width + SPARE) * block, (half_width + SPARE) * block
-    for plane in prange(planes):
-        channel = plane % channels
+    for item in prange(blocks * channels.size):
+        channel = channels[item % channels.size]
+        plane = item // channels.size * number + channel
         m, s, b = mean[channel], scale[channel], shift[channel]
         totals = products = 0.0
         for row in range(half_height):
@@ -232,14 +242,15 @@ def _square_input(g, v0, v1, v2, v3, m, s, b, low, high, k, p):
 
 
 @njit(parallel=True, **KERNEL)
-def norm_pool_input(g, z, g_guard, sizes, affine, by_sum, by_product):
+def norm_pool_input(g, z, g_guard, sizes, channels, affine, by_sum, by_product):
     """As `norm_input`, for `norm_pool`, in place of z; an odd last row or column gets what the statistics give it."""
-    guard, planes, channels, height, width, block = sizes
+    guard, blocks, number, height, width, block = sizes
     mean, scale, shift, low, high = affine
     half_height, half_width = height // 2, width // 2
     pitch, half_pitch = (width + SPARE) * block, (half_width + SPARE) * block
-    for plane in prange(planes):
-        channel = plane % channels
+    for item in prange(blocks * channels.size):
+        channel = channels[item % channels.size]
+        plane = item // channels.size * number + channel
         m, s, b = mean[channel], scale[channel], shift[channel]
         k, p = by_sum[channel], by_product[channel]
         for row in range(height):

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparse_lab.compute import norm_kernels
-from sparse_lab.compute.layout import Buffer, Pool, Shape, pack, unpack
+from sparse_lab.compute.layout import Buffer, Pool, Shape, fill, pack, unpack
 from sparse_lab.compute.live import Live
 from sparse_lab.compute.profile import timed
 
@@ -27,32 +27,100 @@ class Node(Protocol):
         ...
 
 
+class Gradient:
+    """Of a map: a buffer, and the channels of it that are written; all others are zero, their memory holds anything."""
+
+    def __init__(self, shape: Shape, buffer: Buffer, written: NDArray[np.bool_]) -> None:
+        self.shape = shape
+        self.buffer = buffer
+        self.written = written
+
+    @property
+    def array(self) -> NDArray:
+        return self.buffer.array
+
+    @property
+    def channels(self) -> NDArray[np.int64]:
+        """The written ones."""
+        return np.flatnonzero(self.written)
+
+    def write(self, channels: NDArray[np.int64]) -> None:
+        """Make these channels memory that can be read: zeros where nothing is written yet."""
+        missing = channels[~self.written[channels]]
+        if missing.size:
+            fill(self.array, self.shape, missing, np.zeros(missing.size, self.array.dtype))
+            self.written[missing] = True
+
+    def whole(self) -> NDArray:
+        """Every channel, zeros too."""
+        self.write(np.arange(self.shape.channels))
+        return self.array
+
+
 class Value:
-    """A map in the blocked layout, and while going back its gradient."""
+    """A map in the blocked layout, and while going back its gradient.
+
+    A channel that does not vary is one number everywhere, `constant`, for nothing feeds it; it is written only when
+    somebody reads it. At extreme sparsity most channels are so.
+    """
 
     def __init__(self, shape: Shape, buffer: Buffer, needs_gradient: bool) -> None:
         self.shape = shape
         self.buffer = buffer
         self.needs_gradient = needs_gradient
-        self.gradient: Buffer | None = None
+        self.gradient: Gradient | None = None
         self.readers = 0  # steps that will look at the map itself on the way back
+        self.varying = np.ones(shape.channels, np.bool_)
+        self.constant = np.zeros(shape.channels)
+        self._written = self.varying
+
+    def hold(self, varying: NDArray[np.bool_], constant: NDArray) -> None:
+        """Say which channels vary, and what the others are, before anything is written."""
+        self.varying, self.constant, self._written = varying, constant, varying.copy()
+
+    def read(self, channels: NDArray[np.int64]) -> NDArray:
+        """The map, with these channels written."""
+        missing = channels[~self._written[channels]]
+        if missing.size:
+            array = self.buffer.array
+            fill(array, self.shape, missing, self.constant[missing].astype(array.dtype))
+            self._written[missing] = True
+        return self.buffer.array
+
+    def whole(self) -> NDArray:
+        """The map with every channel written."""
+        return self.read(np.arange(self.shape.channels))
 
     def tensor(self) -> torch.Tensor:
         """(N, C, H, W), a copy."""
-        return unpack(self.buffer.array, self.shape)
+        return unpack(self.whole(), self.shape)
 
-    def give(self, gradient: Buffer) -> None:
-        """Add a gradient; the buffer is this value's from now on."""
+    def give(self, buffer: Buffer, written: NDArray[np.bool_] | None = None) -> None:
+        """Add a gradient, of which these channels are written (all by default); its buffer is this value's then."""
+        number = self.shape.channels
+        new = Gradient(self.shape, buffer, np.ones(number, np.bool_) if written is None else written.copy())
         if self.gradient is None:
-            self.gradient = gradient
-        else:
-            with timed("other"):
-                norm_kernels.add(self.gradient.array, gradient.array)
+            self.gradient = new
+            return
+        with timed("other"):
+            norm_kernels.add(self.gradient.whole(), new.whole())
 
-    def taken(self) -> Buffer:
+    def receiving(self, tape: Tape, channels: NDArray[np.int64]) -> tuple[NDArray, bool]:
+        """Where to put the gradient of these channels, and whether it is to be added to what is there."""
+        if self.gradient is None:
+            buffer = tape.take(self.shape)
+            self.gradient = Gradient(self.shape, buffer, np.zeros(self.shape.channels, np.bool_))
+        adds = bool(self.gradient.written[channels].any())
+        if adds:
+            self.gradient.write(channels)
+        self.gradient.written[channels] = True
+        return self.gradient.array, adds
+
+    def taken(self, tape: Tape) -> Gradient:
         """The gradient, which nobody adds to any more."""
         gradient, self.gradient = self.gradient, None
-        assert gradient is not None
+        if gradient is None:  # nothing that reaches the loss reads this map
+            return Gradient(self.shape, tape.take(self.shape), np.zeros(self.shape.channels, np.bool_))
         return gradient
 
 
