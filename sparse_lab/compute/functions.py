@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from sparse_lab.compute.conv import Conv, Filter
+from sparse_lab.compute.conv import Conv, Filter, Moments
 from sparse_lab.compute.layout import Shape, unpack
 from sparse_lab.compute.maps import Affine, DynamicReLU, MaxPool, Mean, Norm, joined, plain
 from sparse_lab.compute.tape import Tape, Value
@@ -215,25 +217,27 @@ def _batch_norm(
         pending.centred = True
         z, moments = pending.with_moments()
         if running_mean is not None and running_var is not None:
-            _follow(running_mean, running_var, moments.mean, moments.variance, z.shape, momentum)
-        mean, variance = torch.from_numpy(moments.mean), torch.from_numpy(moments.variance)
+            _follow(running_mean, running_var, moments, z.shape, momentum)
     else:
         assert running_mean is not None and running_var is not None
-        z, mean, variance = input.value(), running_mean.double(), running_var.double()
-    deviation = (variance + eps).rsqrt()
-    numbers = tape.numbers
-    scale = deviation * weight.detach().double()
-    affine = Affine(numbers(mean), numbers(scale), numbers(bias), deviation.numpy(), training, weight, bias)
+        z, moments = input.value(), Moments(_double(running_mean), _double(running_var))
+    deviation = 1.0 / np.sqrt(moments.variance + eps)
+    numbers, scale = tape.numbers, deviation * _double(weight)
+    affine = Affine(numbers(moments.mean), numbers(scale), numbers(bias), deviation, training, weight, bias)
     return Blocked(tape, Norm(tape, z, affine))
 
 
-@torch.no_grad()
-def _follow(running_mean: Tensor, running_var: Tensor, mean: Any, variance: Any, shape: Shape, momentum: float) -> None:
+def _double(numbers: Tensor) -> NDArray[np.float64]:
+    return numbers.detach().numpy().astype(np.float64)
+
+
+def _follow(running_mean: Tensor, running_var: Tensor, moments: Moments, shape: Shape, momentum: float) -> None:
     """Running statistics as torch keeps them: of the unbiased variance."""
     number = shape.images * shape.height * shape.width
-    unbiased = variance * (number / max(1, number - 1))
-    running_mean.mul_(1.0 - momentum).add_(torch.from_numpy(mean).to(running_mean), alpha=momentum)
-    running_var.mul_(1.0 - momentum).add_(torch.from_numpy(unbiased).to(running_var), alpha=momentum)
+    unbiased = moments.variance * (number / max(1, number - 1))
+    for running, now in ((running_mean, moments.mean), (running_var, unbiased)):
+        kept = running.numpy()  # the same memory
+        kept[:] = kept * (1.0 - momentum) + now * momentum
 
 
 def _activation(ends: tuple[float, float]) -> Callable[..., Any]:
