@@ -71,11 +71,14 @@ class _Whole(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, tape: Tape, logits: Blocked) -> Tensor:
-        ctx.tape, ctx.value = tape, logits.value()
+        ctx.tape, ctx.value, ctx.spent = tape, logits.value(), False
         return logits.tensor()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
+        if ctx.spent:
+            raise RuntimeError("compute=sparse cannot go backward a second time through one forward pass")
+        ctx.spent = True
         value: Value = ctx.value
         whole = gradients[0].contiguous().view(value.shape.images, -1, value.shape.height, value.shape.width)
         value.give(ctx.tape.packed(whole, value.shape))

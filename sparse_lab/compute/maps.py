@@ -220,10 +220,10 @@ class MaxPool:
         tape.record(self)
 
     def backward(self) -> None:
-        g = self.out.taken(self.tape).whole()
+        g = self.out.taken(self.tape)  # held to the end, or its memory would be y's
         y, adds = self.x.receiving(self.tape, np.arange(self.x.shape.channels))
         with timed("gradient of normalisation"):
-            map_kernels.max_pool_input(g, y, self._winners, *self._windows, adds)
+            map_kernels.max_pool_input(g.whole(), y, self._winners, *self._windows, adds)
 
 
 class DynamicReLU:

@@ -1,0 +1,92 @@
+"""compute=auto: what it picks, and that it says why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparse_lab.compute import choice
+from sparse_lab.requests import Request, to_config
+
+
+def config(*overrides: str):
+    return to_config(Request.read([]).compose(["method=static", "sparsity=s99", "trainer=cpu", *overrides]))
+
+
+@pytest.fixture(params=[False, True], ids=["no bf16", "bf16"])
+def bfloat16(request, monkeypatch) -> bool:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: request.param)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return request.param
+
+
+@pytest.mark.parametrize("model", ["vgg16", "resnet34", "resnet50", "mobilenet_v2"])
+@pytest.mark.parametrize(("asked", "used"), [("32-true", "32-true"), ("64-true", "64-true"), ("bf16-mixed", "32-true")])
+def test_sparse_networks_on_a_cpu(model, asked, used, bfloat16):
+    chosen = choice.choose(config(f"model={model}", f"trainer.precision={asked}", "compute=auto"))
+    assert (chosen.compute, chosen.precision) == ("sparse", used)
+    assert chosen.line == "compute=auto picks sparse: 99% of the weights are to go"
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        (("sparsity=s90",), "95% of zeros on, and this run ends at 90%"),
+        (("method=dense",), "nothing is pruned here"),
+        (("training.clip_norm=1.0",), "training.clip_over=live does not"),
+        (("method=dctps",), "method dctps adds a dense matrix"),
+    ],
+)
+def test_dense_where_sparse_does_not_pay_or_fit(asked, why, bfloat16):
+    chosen = choice.choose(config(*asked, "compute=auto"))
+    assert (chosen.compute, chosen.precision) == ("dense", "bf16-mixed" if bfloat16 else "32-true")
+    assert why in chosen.line and chosen.line.startswith("compute=auto picks dense")
+
+
+def test_a_precision_of_ones_own_is_left_alone(bfloat16):
+    chosen = choice.choose(config("sparsity=s90", "trainer.precision=64-true", "compute=auto"))
+    assert (chosen.compute, chosen.precision) == ("dense", "64-true")
+
+
+def test_a_gpu_keeps_its_precision(bfloat16, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    chosen = choice.choose(config("trainer.accelerator=auto", "compute=auto"))
+    assert (chosen.compute, chosen.precision) == ("dense", "32-true") and "GPU" in chosen.line
+
+
+def test_live_clipping_and_break_even_are_within(bfloat16):
+    for asked in (("training.clip_norm=1.0", "training.clip_over=live"), ("sparsity=s95",)):
+        assert choice.choose(config(*asked, "compute=auto")).compute == "sparse"
+
+
+def test_layers_without_kernels_are_named(monkeypatch):
+    monkeypatch.setattr(choice, "KNOWN", choice.KNOWN - {"MaxPool2d"})
+    choice._unknown.cache_clear()
+    try:
+        assert "sparse does not know MaxPool2d" in choice.choose(config("compute=auto")).line
+    finally:
+        choice._unknown.cache_clear()
+
+
+def test_sparse_takes_float32_where_a_recipe_asks_for_bf16_and_says_so():
+    asked = config("trainer.precision=bf16-mixed", "compute=sparse")
+    assert "float32" in choice.choose(asked).line
+    settled = choice.settled(asked)
+    assert (settled.compute, settled.trainer.precision) == ("sparse", "32-true")
+    assert choice.settled(settled) == settled and choice.choose(settled).line is None
+
+
+def test_dense_is_what_it_was():
+    asked = config("trainer.precision=bf16-mixed")
+    assert choice.settled(asked) == asked and choice.choose(asked).line is None
+
+
+@pytest.mark.parametrize("compute", ["sparse", "auto"])
+@pytest.mark.parametrize("method", ["set_itop", "rigl_itop", "east"])
+def test_the_quick_experiment_computes_sparsely_as_it_stands(method, compute, bfloat16):
+    """Its file asks for bf16 and clips gradients."""
+    asked = to_config(
+        Request.read([]).compose(["experiment=east_quick", f"method={method}", f"compute={compute}", "trainer=cpu"])
+    )
+    choice.check(asked, here=True)
+    assert asked.training.clip_norm is not None and choice.settled(asked).compute == "sparse"
