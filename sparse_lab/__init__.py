@@ -1,3 +1,18 @@
 """sparse_lab: experiments on networks that are almost entirely zeros. Imports nothing heavy."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparse_lab.deploy.packed import load as load
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":  # the one thing that is wanted without the command line; it brings torch
+        from sparse_lab.deploy.packed import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

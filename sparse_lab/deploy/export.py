@@ -1,94 +1,162 @@
-"""`sparse-lab export RUN`: the network of a finished run as one plain file."""
+"""`sparse-lab export RUN`: the network of a finished run as files that others can use, each checked and timed."""
 
 from __future__ import annotations
 
 import argparse
+import copy
+import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from sparse_lab import models
 from sparse_lab.config import UserError
-from sparse_lab.deploy.thin import rebuild
-from sparse_lab.models.offsets import folded
-from sparse_lab.models.surgery import match
-from sparse_lab.training.files import load, load_network, save_whole
+from sparse_lab.deploy import latency, onnx, packed, torch_file
+from sparse_lab.deploy.finished import Finished, finished, images
+from sparse_lab.deploy.graph import Graph
+from sparse_lab.deploy.live import reduced
+from sparse_lab.deploy.torch_file import read as read
+from sparse_lab.deploy.trace import traced
+from sparse_lab.record import now
+from sparse_lab.sparsity.cost import layer_costs
+from sparse_lab.whole import write_record
 
-FORMAT = "sparse_lab export 1"
+SUFFIXES = {"packed": packed.SUFFIX, "onnx": ".onnx", "torch": ".pt"}
+EXACT = 1e-4  # logits of float32 files may differ by this share of the largest from float64's
+Runner = Callable[[Tensor], Tensor]
 
 
-def export(run: Path, out: Path) -> dict[str, Any]:
-    """Write weights and buffers (no masks: pruned weights are zeros) with what `models.build` needs to make the
-    network.
+def export(run: Finished, files: dict[str, Path], values: packed.Precision = "fp32") -> dict[str, Any]:
+    """Write each format of `files`, read it back, compare it with the original, time it; returns what was found.
 
-    Raises UserError when `run` is not a finished run.
+    Raises UserError when the network has no graph, when the package onnx is needed and missing, and when a float32
+    file's logits are not those of the original.
     """
-    try:
-        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-        config = result["config"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{run} is not a finished run: it has no readable result.json") from None
-    best, small = (run / "checkpoints" / name for name in ("best.ckpt", "small.ckpt"))
-    network = load_network(small if small.is_file() else best)  # where whole filters went, the network without them
-    state = {name: value for name, value in _folded(network, config).items() if not name.endswith(".mask")}
-    build = {
-        "name": config["model"]["name"],
-        "num_classes": config["dataset"]["num_classes"],
-        "width": config["model"]["width"],
-        "image_size": config["dataset"]["image_size"],
-    }
-    about = {key: result[key] for key in ("name", "sparsity", "kept", "total", "test_accuracy")}
-    about["kept_with_reuse"] = result.get("kept_with_reuse")
-    normalise = {"mean": config["dataset"]["mean"], "std": config["dataset"]["std"]}
-    payload = {"format": FORMAT, "build": build, "normalise": normalise, "about": about, "state_dict": state}
-    save_whole(payload, out)
-    return payload
+    shown, which = images(run, 64 if run.image_size < 64 else 16)
+    graph = reduced(traced(run.model, run.image_size)) if set(files) - {"torch"} else None
+    dense = sum(parameter.numel() * parameter.element_size() for parameter in run.model.parameters())
+    costs = layer_costs(run.model, run.image_size)
+    found: dict[str, Any] = {"written": now(), "compared_on": f"{len(shown)} {which}", "values": values}
+    found["macs"] = {"dense": sum(cost.macs for cost in costs)}
+    found["bytes"] = {"dense": dense}
+    if graph is not None:
+        found["macs"]["sparse"] = graph.multiply_adds()
+        found["weights"] = graph.weights()
+    original = _logits(run.model, shown)
+    runners: dict[str, Runner] = {"dense torch": run.model}
+    for kind, path in files.items():
+        name, runner = _write(kind, run, graph, path, values, shown)
+        difference = _difference(runner(shown), original)
+        if not difference <= EXACT and not (kind == "packed" and values == "fp16"):
+            raise UserError(f"{path} differs from the run's network by {difference:.1e} of its logits: do not use it")
+        found["bytes"][kind] = path.stat().st_size
+        found.setdefault("difference", {})[kind] = difference
+        if kind != "torch":
+            runners[name] = runner
+    found["threads"] = torch.get_num_threads()
+    found["latency_ms"] = latency.by_batch(runners, shown)
+    return found
 
 
-def _folded(network: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The network as plain layers: what some methods keep beside a weight is added to it."""
-    if not any(name.endswith((".alpha", ".mean")) for name in network):
-        return network
-    model = models.build(
-        config["model"]["name"],
-        config["dataset"]["num_classes"],
-        config["model"]["width"],
-        config["dataset"]["image_size"],
-    )
-    match(model, network)
-    model.load_state_dict(network, strict=False)  # masks that a plain layer has no place for
-    return folded(model).state_dict()
+def _write(
+    kind: str, run: Finished, graph: Graph | None, path: Path, values: packed.Precision, shown: Tensor
+) -> tuple[str, Runner]:
+    """One file, and what runs it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "torch" or graph is None:
+        torch_file.save(run, path)
+        return "torch", torch.no_grad()(torch_file.read(path))
+    about = {"network": run.build["name"], **run.build, **run.about(), "normalise": run.normalise}
+    if kind == "packed":
+        packed.save(graph, about, path, values)
+        return "sparse", packed.load(path)
+    return "onnxruntime", onnx.save_fastest(graph, about, path, shown)
 
 
-def read(path: Path) -> torch.nn.Module:
-    """The exported network, in evaluation mode. Raises UserError for any other file."""
-    payload = load(path)
-    if payload.get("format") != FORMAT:
-        raise UserError(f"{path} is not a network that `sparse-lab export` wrote")
-    model = models.build(**payload["build"])
-    return rebuild(model, payload["state_dict"]).eval()
+def _logits(model: torch.nn.Module, shown: Tensor) -> Tensor:
+    with torch.no_grad():
+        return copy.deepcopy(model).double()(shown.double())
+
+
+def _difference(logits: Tensor, original: Tensor) -> float:
+    """Largest difference as a share of the largest logit."""
+    return float((logits - original).abs().max() / original.abs().max().clamp_min(1e-30))
+
+
+def record(run: Finished, found: dict[str, Any]) -> None:
+    """Put what was found into the run's record."""
+    path = run.path / "result.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    write_record(path, {**result, "export": found})
+
+
+def report(run: Finished, files: dict[str, Path], found: dict[str, Any]) -> list[str]:
+    """What was found, in lines for a terminal."""
+    about = run.about()
+    reuse = about["kept_with_reuse"]
+    shared = f" (shared, so {reuse:,} in the plain network that it equals)" if reuse is not None else ""
+    lines = [f"{about['name']}: {about['kept']:,} of {about['total']:,} weights{shared}, "
+             f"test {about['test_accuracy']:.2f}%"]  # fmt: skip
+    macs, sizes = found["macs"], found["bytes"]
+    if "sparse" in macs:
+        lines.append(
+            f"multiply-adds of an image: {macs['dense']:,} dense, {macs['sparse']:,} with live weights "
+            f"({found['weights']:,} of them lie on a path from the image to a logit)"
+        )
+    for kind, path in files.items():
+        lines.append(
+            f"{path}: {sizes[kind] / 1024:,.0f} KiB (dense {sizes['dense'] / 1024:,.0f}), logits within "
+            f"{found['difference'][kind]:.0e} on {found['compared_on']}"
+        )
+    for name, times in found["latency_ms"].items():
+        spent = ", ".join(f"batch {size} {milliseconds:.2f} ms" for size, milliseconds in times.items())
+        lines.append(f"{name}, {found['threads']} threads: {spent}")
+    return lines
+
+
+def _files(run: Path, to: str | None, out: Path | None) -> dict[str, Path]:
+    """Which formats go where."""
+    by_suffix = {suffix: kind for kind, suffix in SUFFIXES.items()}
+    if to is None and out is not None and out.suffix in by_suffix:
+        return {by_suffix[out.suffix]: out}
+    if to in SUFFIXES:
+        kinds = [to]
+    else:
+        installed = importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime")
+        kinds = list(SUFFIXES) if to == "all" or installed else ["packed", "torch"]
+    if len(kinds) == 1 and out is not None and out.suffix:
+        return {kinds[0]: out}
+    return {kind: (out or run) / f"network{SUFFIXES[kind]}" for kind in kinds}
 
 
 def main(argv: list[str]) -> int:
-    """Export, read the file back, say what is in it."""
+    """Export, read the files back, say what is in them and how fast they are."""
     parser = argparse.ArgumentParser(
         prog="sparse-lab export",
-        description="Write the network of a finished run as one file: weights with zeros where they are pruned, "
-        "loadable with torch.load(FILE, weights_only=True) into sparse_lab.models.build(**file['build']). Where whole "
-        "filters went the weights are those of the smaller network: sparse_lab.deploy.export.read(FILE) builds it.",
+        description="Write the network of a finished run as files that others can use. packed: a few bytes a live "
+        "weight, for sparse_lab.load(FILE), which runs it on sparse kernels. onnx: the live channels as a dense "
+        "network, for any ONNX runtime. torch: weights with zeros where they are pruned, for "
+        "sparse_lab.deploy.export.read(FILE). Each file is read back, compared with the run's network and timed.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder (it holds result.json)")
-    parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="default: RUN/network.pt")
-    args = parser.parse_args(argv)
-    out = args.out or args.run / "network.pt"
-    about = export(args.run, out)["about"]
-    read(out)
-    reuse = about["kept_with_reuse"]
-    shared = f" (shared, so {reuse:,} in the plain network that it equals)" if reuse is not None else ""
-    print(
-        f"{out}: {out.stat().st_size / 1024:,.0f} KiB, {about['kept']:,} of {about['total']:,} weights{shared}, "
-        f"test {about['test_accuracy']:.2f}%"
+    parser.add_argument(
+        "--to", choices=(*SUFFIXES, "all"), help="default: whatever the packages installed here can write"
     )
+    parser.add_argument("--values", choices=tuple(packed.DTYPES), default="fp32", help="of the packed file's weights")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        metavar="PATH",
+        help="a file (.sparse, .onnx or .pt) or a folder; default: RUN",
+    )
+    args = parser.parse_args(argv)
+    run = finished(args.run)
+    files = _files(args.run, args.to, args.out)
+    found = export(run, files, args.values)
+    record(run, found)
+    print("\n".join(report(run, files, found)))
     return 0

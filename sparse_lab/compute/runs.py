@@ -1,0 +1,179 @@
+"""The innermost loop of sparse arithmetic, written for the vector registers: one run of outputs from many weights.
+
+Numba compiles a loop over weights inside a loop over pixels to code that carries every sum through the cache. Here up
+to 64 sums stay in registers while all weights of the run go by, so that a weight costs one load and one multiply-add
+for each vector. LLVM makes AVX2, AVX-512 or NEON of it, whatever the machine has.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+VECTOR = 8  # numbers; where a register holds fewer, LLVM takes several for it
+TILES = (8, 4, 2, 1)  # vectors of sums at a time
+FLAGS = ("contract", "nsz", "reassoc")
+
+
+@intrinsic
+def weighted_run(typing, out, at, n, x, base, offsets, values, first, last, start, addend, low, high):  # type: ignore[no-untyped-def]
+    """out[at + i] = clamp(start + x[addend + i] + sum over e in [first, last) of values[e] * x[base + offsets[e] + i],
+    low, high) for i in [0, n), n rounded up to a multiple of 8: both arrays must reach so far. addend -1: none.
+
+    out, x, values: contiguous, of one floating type; offsets: contiguous int32; low <= high.
+    """
+    index, real = types.intp, values.dtype
+    numbers = (out, index, index, x, index, offsets, values, index, index)
+    return types.void(*numbers, real, index, real, real), _generate
+
+
+def _generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+    out, x, offsets, values = (
+        context.make_array(signature.args[place])(context, builder, arguments[place]).data for place in (0, 3, 5, 6)
+    )
+    at, n, base, first, last, start, addend, low, high = (arguments[place] for place in (1, 2, 4, *range(7, 13)))
+    to = builder.gep(out, [at])
+    source, added = builder.gep(x, [base]), builder.gep(x, [addend])
+    adds = builder.icmp_signed(">=", addend, ir.Constant(addend.type, 0))
+    one = ir.Constant(n.type, 1)
+    vectors = builder.lshr(builder.add(n, ir.Constant(n.type, VECTOR - 1)), ir.Constant(n.type, 3))
+    place = cgutils.alloca_once_value(builder, ir.Constant(n.type, 0))
+    bounds = [_spread(builder, number) for number in (start, low, high)]
+    for tile in TILES:
+        # all but the widest tile are needed at most once
+        more = builder.append_basic_block("more")
+        body = builder.append_basic_block("tile")
+        done = builder.append_basic_block("done")
+        builder.branch(more)
+        builder.position_at_end(more)
+        here = builder.load(place)
+        reaches = builder.icmp_signed("<=", builder.add(here, ir.Constant(n.type, tile)), vectors)
+        builder.cbranch(reaches, body, done)
+        builder.position_at_end(body)
+        pixel = builder.shl(here, ir.Constant(n.type, 3))
+        entries = offsets, values, first, last, one
+        starts = _starts(builder, adds, builder.gep(added, [pixel]), tile, bounds[0])
+        sums = _tile(builder, builder.gep(source, [pixel]), entries, starts)
+        for number, total in enumerate(sums):
+            total = builder.select(builder.fcmp_ordered(">", total, bounds[1]), total, bounds[1])
+            total = builder.select(builder.fcmp_ordered("<", total, bounds[2]), total, bounds[2])
+            builder.store(total, _vector(builder, builder.gep(to, [pixel]), number), align=4)
+        builder.store(builder.add(here, ir.Constant(n.type, tile)), place)
+        builder.branch(more if tile == TILES[0] else done)
+        builder.position_at_end(done)
+    return context.get_dummy_value()
+
+
+@intrinsic
+def copied_run(typing, out, at, x, base, step, count):  # type: ignore[no-untyped-def]
+    """Every `step`-th of the pixels [8] that begin at x[base], `count` of them, side by side from out[at] on.
+
+    out, x: contiguous, of one floating type.
+    """
+    index = types.intp
+    return types.void(out, index, x, index, index, index), _generate_copy
+
+
+def _generate_copy(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+    out, at, x, base, step, count = arguments
+    to = builder.gep(context.make_array(signature.args[0])(context, builder, out).data, [at])
+    source = builder.gep(context.make_array(signature.args[2])(context, builder, x).data, [base])
+    with cgutils.for_range(builder, count) as loop:
+        eight = ir.Constant(count.type, VECTOR)
+        pixel = builder.gep(source, [builder.mul(builder.mul(loop.index, step), eight)])
+        place = builder.gep(to, [builder.mul(loop.index, eight)])
+        builder.store(builder.load(_vector(builder, pixel, 0), align=4), _vector(builder, place, 0), align=4)
+    return context.get_dummy_value()
+
+
+@intrinsic
+def pooled_run(typing, out, at, z, upper, lower, width):  # type: ignore[no-untyped-def]
+    """The largest of each 2x2 of two rows [2 width][8] that begin at z[upper] and z[lower]: [width][8] from out[at] on.
+
+    out, z: contiguous, of one floating type.
+    """
+    index = types.intp
+    return types.void(out, index, z, index, index, index), _generate_pool
+
+
+def _generate_pool(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+    out, at, z, upper, lower, width = arguments
+    to = builder.gep(context.make_array(signature.args[0])(context, builder, out).data, [at])
+    sums = context.make_array(signature.args[2])(context, builder, z).data
+    rows = [builder.gep(sums, [row]) for row in (upper, lower)]
+    with cgutils.for_range(builder, width) as loop:
+        left = builder.shl(loop.index, ir.Constant(width.type, 4))
+        four = [_vector(builder, builder.gep(row, [left]), side) for row in rows for side in (0, 1)]
+        largest, *others = (builder.load(place, align=4) for place in four)
+        for other in others:
+            largest = builder.select(builder.fcmp_ordered(">", other, largest), other, largest)
+        pixel = builder.gep(to, [builder.shl(loop.index, ir.Constant(width.type, 3))])
+        builder.store(largest, _vector(builder, pixel, 0), align=4)
+    return context.get_dummy_value()
+
+
+def _starts(builder: ir.IRBuilder, adds: Any, addends: Any, tile: int, start: Any) -> list[Any]:
+    """What `tile` vectors of sums begin with."""
+    before = builder.block
+    load = builder.append_basic_block("addends")
+    ready = builder.append_basic_block("ready")
+    builder.cbranch(adds, load, ready)
+    builder.position_at_end(load)
+    parts = [builder.load(_vector(builder, addends, number), align=4) for number in range(tile)]
+    sums = [builder.fadd(start, part, flags=FLAGS) for part in parts]
+    builder.branch(ready)
+    builder.position_at_end(ready)
+    return [_either(builder, (start, before), (total, load)) for total in sums]
+
+
+def _tile(builder: ir.IRBuilder, source: Any, entries: Any, starts: list[Any]) -> list[Any]:
+    """The sums of a few vectors of pixels, one pass over the weights."""
+    offsets, values, first, last, one = entries
+    before = builder.block
+    loop = builder.append_basic_block("weights")
+    after = builder.append_basic_block("summed")
+    builder.cbranch(builder.icmp_signed("<", first, last), loop, after)
+    builder.position_at_end(loop)
+    e = builder.phi(first.type)
+    e.add_incoming(first, before)
+    sums = [builder.phi(start.type) for start in starts]
+    offset = builder.sext(builder.load(builder.gep(offsets, [e])), first.type)
+    value = _spread(builder, builder.load(builder.gep(values, [e])))
+    pixels = builder.gep(source, [offset])
+    new = []
+    for number, (total, start) in enumerate(zip(sums, starts, strict=True)):
+        part = builder.fmul(value, builder.load(_vector(builder, pixels, number), align=4), flags=FLAGS)
+        new.append(builder.fadd(total, part, flags=FLAGS))
+        total.add_incoming(start, before)
+        total.add_incoming(new[-1], loop)
+    following = builder.add(e, one)
+    e.add_incoming(following, loop)
+    builder.cbranch(builder.icmp_signed("<", following, last), loop, after)
+    builder.position_at_end(after)
+    return [_either(builder, (start, before), (total, loop)) for start, total in zip(starts, new, strict=True)]
+
+
+def _either(builder: ir.IRBuilder, *ways: tuple[Any, Any]) -> Any:
+    """The value that belongs to the block that one comes from."""
+    phi = builder.phi(ways[0][0].type)
+    for value, block in ways:
+        phi.add_incoming(value, block)
+    return phi
+
+
+def _vector(builder: ir.IRBuilder, numbers: Any, place: int) -> Any:
+    """Pointer to vector number `place` of what `numbers` points to."""
+    first = builder.gep(numbers, [ir.Constant(ir.IntType(64), place * VECTOR)])
+    return builder.bitcast(first, ir.VectorType(numbers.type.pointee, VECTOR).as_pointer())
+
+
+def _spread(builder: ir.IRBuilder, number: Any) -> Any:
+    """One number in all places of a vector."""
+    kind = ir.VectorType(number.type, VECTOR)
+    lone = builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), VECTOR), [0] * VECTOR)
+    return builder.shuffle_vector(lone, ir.Constant(kind, ir.Undefined), zeros)
