@@ -13,6 +13,7 @@ import torch
 from sparse_lab import dashboards, data, models, stages
 from sparse_lab.callbacks.regrow import check_layers
 from sparse_lab.check_filters import check_filters
+from sparse_lab.compute import choice
 from sparse_lab.config import PARTS, Config, CyclesConfig, RewireConfig, UserError, check_ranges, nearest
 from sparse_lab.models import weight_sharing
 from sparse_lab.parts import alter
@@ -39,6 +40,7 @@ def check(config: Config, here: bool = True) -> None:
 def check_device(config: Config) -> None:
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer=gpu, but torch finds no GPU here: use trainer=cpu")
+    choice.check(config, here=True)
 
 
 def check_request(config: Config) -> None:
@@ -51,6 +53,7 @@ def check_request(config: Config) -> None:
     check_sparse_training(config)
     check_counts(config)
     check_regrowth(config)
+    choice.check(config, here=False)
     if config.model.weights not in (None, "torchvision"):
         load(str(config.model.weights))
     for name, numbers in (("mean", config.dataset.mean), ("std", config.dataset.std)):

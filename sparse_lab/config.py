@@ -122,6 +122,9 @@ class RecipeConfig:
     warmup: float = key(0.0, "share of the phase with linear warm-up", low=0.0, high=1.0, open_high=True)
     patience: int | None = key(None, "end the phase after so many epochs without a better validation accuracy", low=1)
     clip_norm: float | None = key(None, "largest norm of the whole gradient", low=0.0, open_low=True)
+    clip_over: str = key(
+        "all", "what clip_norm measures: all positions, pruned ones too, or live ones", choices=("all", "live")
+    )
 
 
 @dataclass
@@ -423,6 +426,11 @@ class Config:
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
+    compute: str = key(
+        "dense",
+        "arithmetic: dense times masks, sparse (live weights only, CPU), or auto: what is faster here",
+        choices=("dense", "sparse", "auto"),
+    )
     seed: int = key(1, "seed of weights, split, data order and random scores", low=0)
 
 

@@ -31,6 +31,7 @@ EXTRAS = {  # distribution -> what it is for, and how to get it
     "hydra-ray-launcher": ("hydra/launcher=ray", "pip install 'sparse_lab[ray]'"),
     "hydra-submitit-launcher": ("hydra/launcher=submitit_slurm", "pip install 'sparse_lab[slurm]'"),
     "hydra-optuna-sweeper": ("hydra/sweeper=optuna", "pip install 'sparse_lab[optuna]'"),
+    "onnx": ("export to ONNX", "pip install 'sparse_lab[onnx]'"),
 }
 LOOKING = 10.0  # seconds that nvidia-smi gets
 
@@ -60,6 +61,7 @@ def main(argv: list[str]) -> int:
         ("threads", threads),
         ("GPUs", gpus),
         ("versions", versions),
+        ("sparse arithmetic", sparse_arithmetic),
         ("extras", extras),
     ]
     if command:
@@ -161,6 +163,17 @@ def versions() -> Iterator[Finding]:
     yield Finding(True, f"versions: python {platform.python_version()}, {', '.join(there)}")
     for name in (name for name, number in found.items() if number is None):
         yield Finding(False, f"{name} is missing: install sparse_lab again", needed=True)
+
+
+def sparse_arithmetic(needed: bool = False) -> Iterator[Finding]:
+    """Can kernels be compiled here, and with how many threads do they run?"""
+    try:
+        import numba
+    except Exception as error:  # one that does not fit the numpy that is here fails in ways of its own
+        reason = " ".join(str(error).split())[:200]
+        yield Finding(False, f"compute=sparse: numba does not start ({reason}): install sparse_lab again", needed)
+        return
+    yield Finding(True, f"compute=sparse: numba {numba.__version__} with {numba.get_num_threads()} threads")
 
 
 def extras() -> Iterator[Finding]:

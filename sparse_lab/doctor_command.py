@@ -13,8 +13,9 @@ from omegaconf import DictConfig
 
 from sparse_lab import dashboards, data, stages
 from sparse_lab.check import check_request
+from sparse_lab.compute import choice
 from sparse_lab.config import Config, LoggerConfig, UserError
-from sparse_lab.doctor import Finding, room, size
+from sparse_lab.doctor import Finding, room, size, sparse_arithmetic
 from sparse_lab.parts import alter, build_model
 from sparse_lab.record import RunFolder
 from sparse_lab.requests import Request, check_extra, to_config
@@ -40,6 +41,7 @@ def look(argv: list[str]) -> Iterator[Finding]:
         way = "run its lines one by one without -m, or trainer.devices=1 hydra/launcher=ray"
         yield Finding(False, f"trainer.devices > 1 (DDP) does not go with -m: {way}", needed=True)
     yield from _devices(configs)
+    yield from _arithmetic(sound)
     yield from _loggers(configs)
     yield from _data(configs)
     yield from _room(sound, base)
@@ -99,6 +101,24 @@ def _devices(configs: list[Config]) -> Iterator[Finding]:
             yield Finding(False, f"{said}: {here} GPU(s) here: trainer.devices={here}", needed=True)
         else:
             yield Finding(True, f"{said}: {'GPU' if accelerator != 'cpu' and here else 'CPU'}")
+
+
+def _arithmetic(configs: list[Config]) -> Iterator[Finding]:
+    """What compute=sparse and compute=auto come to on this machine."""
+    said: dict[str, bool] = {}
+    for config in configs:
+        try:
+            choice.check(config, here=True)
+            chosen = choice.choose(config)
+        except UserError as error:
+            said[str(error)] = False
+            continue
+        if chosen.line is not None:
+            said[chosen.line] = True
+    for line, good in said.items():
+        yield Finding(good, line, needed=not good)
+    if any(choice.settled(config).compute == "sparse" for config in configs):
+        yield from sparse_arithmetic(needed=True)
 
 
 def _loggers(configs: list[Config]) -> Iterator[Finding]:

@@ -31,6 +31,7 @@ PACKAGES = (
     "hydra-core",
     "omegaconf",
     "numpy",
+    "numba",
     "scikit-learn",
 )
 SELECTED_ON = {"validation_best": "validation", "last": "last epoch", "test_best": "test"}
@@ -52,6 +53,8 @@ def outcome(
         "dataset": config.dataset.name,
         "method": config.method.name,
         "seed": config.seed,
+        "compute": config.compute,
+        "precision": config.trainer.precision,
         "sparsity_target": stages.final_sparsity(config),
         "sparsity": last["sparsity"],
         "kept": last["kept"],

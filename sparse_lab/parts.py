@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -60,6 +60,9 @@ from sparse_lab.training.clock import Clock
 from sparse_lab.training.files import into, load_network
 from sparse_lab.training.module import Classifier
 from sparse_lab.training.stop import StopRequest
+
+if TYPE_CHECKING:
+    from sparse_lab.compute.arithmetic import SparseArithmetic
 
 T = TypeVar("T")
 
@@ -175,7 +178,8 @@ def assemble(
     model = alter(model, config)
     masks = Masks(model) if config.method.prunes else None
     clock = clock_of(config, len(data.train))
-    module = Classifier(model, recipe_of(config), clock, config.training.label_smoothing)
+    arithmetic = _arithmetic(config, model, say)
+    module = Classifier(model, recipe_of(config), clock, config.training.label_smoothing, arithmetic)
     log = MaskLog(
         model,
         masks,
@@ -209,6 +213,21 @@ def assemble(
         say(f"WARNING: {line}")
     order = [rounds, *keep, *phasing, *changes, StopWhenDiverged(), *diagnostics, history, boards, *progress, save]
     return Parts(model, masks, clock, module, rounds, log, order)
+
+
+def _arithmetic(config: Config, model: nn.Module, say: Callable[[str], None]) -> SparseArithmetic | None:
+    """What computes a network that has its masks; None: it computes itself, densely."""
+    if config.compute != "sparse":
+        return None
+    from sparse_lab.compute.arithmetic import SparseArithmetic
+
+    recipe = recipe_of(config)
+    if recipe.clip_norm is not None and recipe.clip_over == "all":
+        say(
+            "WARNING: training.clip_over=all measures the gradients of pruned weights in every step, which costs most "
+            "of what compute=sparse saves: training.clip_over=live does not"
+        )
+    return SparseArithmetic(model, say)
 
 
 def _rewinding(config: Config, model: nn.Module, starts: dict[str, Path]) -> dict[str, Tensor] | None:

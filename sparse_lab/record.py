@@ -22,6 +22,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sparse_lab import stages
+from sparse_lab.compute.choice import settled
 from sparse_lab.config import Config, MethodConfig, UserError
 from sparse_lab.secrets import clean, redact
 from sparse_lab.whole import CHECKSUM, damaged, seal_holds, write_record, write_whole
@@ -42,9 +43,16 @@ SCHEDULE_KEYS = {
 def identity(config: Config) -> dict[str, Any]:
     """What matters in a config: no paths, loggers or devices, and no part or schedule that the method does not use.
 
-    A file that a run starts from counts by its content.
+    A file that a run starts from counts by its content, compute=auto as what it picks here. Dense arithmetic and
+    clipping over all positions go without saying: they were there before there was a choice.
     """
+    config = settled(config)
     plain = _matters(config)
+    if config.compute == "dense":
+        del plain["compute"]
+    for recipe in (plain["training"], plain["training"]["finetune"], plain["training"]["regrow"]):
+        if recipe["clip_norm"] is None or recipe["clip_over"] == "all" or not config.method.prunes:
+            del recipe["clip_over"]
     for group, key in (("model", "weights"), ("regrow", "reference")):
         part = plain["model"] if group == "model" else plain["method"]["regrow"]
         if part[key] not in (None, "torchvision"):
@@ -160,8 +168,8 @@ class RunFolder:
     """One run on disk: config.yaml, status.json, metrics.csv, result.json, checkpoints/."""
 
     def __init__(self, config: Config) -> None:
-        self.config = config
-        self.name = run_name(config)
+        self.config = settled(config)
+        self.name = run_name(self.config)
         self.path = Path(config.paths.outputs).expanduser().resolve() / "runs" / self.name
         self.last = self.path / "checkpoints" / "last.ckpt"
         self.previous = self.path / "checkpoints" / "previous.ckpt"

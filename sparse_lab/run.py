@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 from rich.console import Console
 
 from sparse_lab import data, stages
+from sparse_lab.compute import choice
 from sparse_lab.config import Config, UserError
 from sparse_lab.models.weight_sharing import unshared
 from sparse_lab.outcome import outcome, removed, reset_peak_memory
@@ -50,7 +51,10 @@ def run(config: Config, command: str, console: Console, label: str = "", wait: b
                 folder.begin()
                 folder.set_aside_damaged(say)
             starts, parent = _starts(config, command, console)
-            result = _fit(config, folder, starts, parent, command, console, label, stop)
+            chosen = choice.choose(config)
+            if chosen.line is not None:
+                say(chosen.line)
+            result = _fit(folder.config, folder, starts, parent, command, console, label, stop)
         except BaseException as error:
             raise _failure(folder, error) from error
         say(

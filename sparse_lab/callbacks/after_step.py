@@ -12,6 +12,10 @@ from sparse_lab.config import UserError
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sparsity.scores import Scores, View, find
 from sparse_lab.training.clock import Clock
+from sparse_lab.training.module import Classifier
+
+# scores that look at no gradients; of any other, dense ones are computed in the steps that change the masks
+WITHOUT_GRADIENTS = frozenset({"magnitude", "lamp", "random"})
 
 
 class Rule(Protocol):
@@ -40,8 +44,9 @@ class AfterStep(pl.Callback):
     """Asks `rule` after every optimizer step that really happened, and takes the masks that it makes of the two scores.
     What grows starts at zero, with fresh optimizer state.
 
-    Masked dense arithmetic computes the gradients of pruned weights anyway, so an update costs no extra pass. They are
-    unscaled; gradients: 'after_clipping' reads them as the step used them, 'before_clipping' as they were before.
+    Masked dense arithmetic computes the gradients of pruned weights anyway, so an update costs no extra pass; sparse
+    arithmetic computes them in the steps after which a score will read them. They are unscaled; gradients:
+    'after_clipping' reads them as the step used them, 'before_clipping' as they were before.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class AfterStep(pl.Callback):
     ) -> None:
         self.rule = rule
         self.drop, self.grow = find(scores.drop), find(scores.grow)
+        self.reads_gradients = not {scores.drop, scores.grow} <= WITHOUT_GRADIENTS
         self.gradients = gradients
         self.masks = masks
         self.clock = clock
@@ -68,14 +74,19 @@ class AfterStep(pl.Callback):
             if self._due(self.clock.step_in_round):
                 self._update(pl_module, optimizer, trainer.strategy.broadcast)
 
+        assert isinstance(pl_module, Classifier)
+        pl_module.asks_for_dense.append(self._reads_the_next_step)
         for optimizer in trainer.optimizers:
             optimizer.register_step_post_hook(after_step)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        if self.gradients == "before_clipping" and self._due(self.clock.step_in_round + 1):
+        if self.gradients == "before_clipping" and self._reads_the_next_step():
             self._copied = {name: gradient.clone() for name, gradient in self._dense_gradients().items()}
+
+    def _reads_the_next_step(self) -> bool:
+        return self.reads_gradients and self._due(self.clock.step_in_round + 1)
 
     def _due(self, steps_done: int) -> bool:
         # after the last step nothing is trained any more: a change there would only lose what was learned
@@ -99,5 +110,7 @@ class AfterStep(pl.Callback):
         self.changed(self.rule.name, kept)
 
     def _dense_gradients(self) -> Scores:
+        if not self.reads_gradients:
+            return {}
         weights = self.masks.weights().items()
         return {name: torch.zeros_like(weight) if weight.grad is None else weight.grad for name, weight in weights}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -12,12 +13,19 @@ from sparse_lab.models.dyrelu import DyReLU
 from sparse_lab.models.weight_sharing import SharedConv2d
 from sparse_lab.record import RunFolder
 from sparse_lab.sparsity.masks import Masks, layers
+from sparse_lab.training.module import Classifier
+
+if TYPE_CHECKING:
+    from sparse_lab.compute.live import Live
 
 FILE = "gradients"
 
 
 class GradientNorms(pl.Callback):
-    """Adds up, on the device, each step's L2 norms before clipping; reads them once an epoch."""
+    """Adds up, on the device, each step's L2 norms before clipping; reads them once an epoch.
+
+    Sparse arithmetic knows the gradients of pruned positions in a few steps alone: their mean is over those.
+    """
 
     def __init__(self, folder: RunFolder, masks: Masks | None) -> None:
         self.folder = folder
@@ -31,7 +39,8 @@ class GradientNorms(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        for part, norm in part_norms(pl_module.get_submodule("model"), self.masks).items():
+        assert isinstance(pl_module, Classifier)
+        for part, norm in part_norms(pl_module.model, self.masks, pl_module.live).items():
             # a step that the gradient scaler will skip has infinite gradients, and does not count
             counts = torch.isfinite(norm)
             pair = torch.stack([torch.where(counts, norm, 0.0), counts.to(norm)])
@@ -51,8 +60,9 @@ class GradientNorms(pl.Callback):
 
 
 @torch.no_grad()
-def part_norms(network: nn.Module, masks: Masks | None) -> dict[str, Tensor]:
-    """L2 norm of the gradient of each part that the network has, as 0-D tensors in float32.
+def part_norms(network: nn.Module, masks: Masks | None, live: Mapping[nn.Parameter, Live]) -> dict[str, Tensor]:
+    """L2 norm of the gradient of each part that the network has, as 0-D tensors in float32. `live` is looked at where
+    there is no dense gradient.
 
     Parts: 'live weights' and 'pruned positions' of the counted weights, 'BatchNorm', 'DyReLU', 'sharing scales',
     'biases'.
@@ -63,6 +73,10 @@ def part_norms(network: nn.Module, masks: Masks | None) -> dict[str, Tensor]:
     for module in network.modules():
         for parameter in module.parameters(recurse=False):
             if parameter.grad is None:
+                own = live.get(parameter)
+                if own is not None and own.gradient is not None:
+                    found = torch.from_numpy(own.gradient).float().square().sum()
+                    squares.setdefault("live weights", []).append(found)
                 continue
             square = parameter.grad.float().square()
             if id(parameter) in names and masks is not None:

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 
 from sparse_lab.sparsity.masks import Masks
+from sparse_lab.training.module import Classifier
 
 
 class KeepMasks(pl.Callback):
@@ -20,6 +21,8 @@ class KeepMasks(pl.Callback):
         self.masks = masks
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        self._moved_live = pl_module.moved_live
         # a restored checkpoint or a move to a device has changed the buffers behind our back
         self.masks.refresh()
         self.masks.enforce()
@@ -27,4 +30,4 @@ class KeepMasks(pl.Callback):
             optimizer.register_step_post_hook(self._after_step)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self.masks.enforce(optimizer)
+        self.masks.enforce(optimizer, but=self._moved_live(optimizer))

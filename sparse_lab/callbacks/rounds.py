@@ -143,7 +143,7 @@ class Rounds(pl.Callback):
     def _test_accuracy(self, trainer: pl.Trainer, module: Classifier) -> float:
         with trainer.precision_plugin.forward_context():
             # each process has BatchNorm statistics of its own: the first one's count, or they select different epochs
-            return trainer.strategy.broadcast(accuracy(module.model, self.test))
+            return trainer.strategy.broadcast(accuracy(module.model, self.test, module.forward))
 
     def state_dict(self) -> dict[str, Any]:
         seconds = self.seconds + time.monotonic() - self._since

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit, prange
 
 from sparse_lab.compute.layout import KERNEL, SPARE
-from sparse_lab.compute.vectors import BYTES, gathered
+from sparse_lab.compute.runs import BYTES, gathered
 
 LONGEST_SUM = 4096  # numbers that are added up in their own precision before float64 takes over
 

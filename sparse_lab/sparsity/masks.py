@@ -10,6 +10,7 @@ and has one mask. Sparsity is a share of `total`, the weights of the network bef
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,7 @@ class Masks:
             if not isinstance(getattr(module, "mask", None), Tensor):
                 module.register_buffer("mask", torch.ones_like(module.weight, dtype=torch.bool))
         self._factors: list[Tensor] = []
+        self._enforced: dict[str, int] = {}  # version of each mask when it was last enforced on an optimizer too
         self._uses = uses(model)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -111,23 +113,32 @@ class Masks:
 
     def refresh(self) -> None:
         """Make the multipliers anew: after masks were loaded, moved or changed from outside."""
+        self._enforced = {}
         self._factors = [self[name].to(module.weight.dtype) for name, module in self.layers.items()]
 
     @torch.no_grad()
-    def enforce(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def enforce(self, optimizer: torch.optim.Optimizer | None = None, but: AbstractSet[Tensor] = frozenset()) -> None:
         """Zero every masked weight, and the optimizer state of the same shape, in place.
 
         Masking gradients is not enough: momentum and weight decay revive pruned weights.
+
+        but: weights of which nothing has moved outside of the mask; they are left out, unless the mask itself has
+        changed since it was enforced on the optimizer.
         """
         if not self._factors:
             self.refresh()
         values: list[Tensor] = []
         factors: list[Tensor] = []
-        for module, factor in zip(self.layers.values(), self._factors, strict=True):
+        for (name, module), factor in zip(self.layers.items(), self._factors, strict=True):
+            if module.weight in but and self._enforced.get(name) == self[name]._version:
+                continue
+            if optimizer is not None:
+                self._enforced[name] = self[name]._version
             for tensor in (module.weight, *state_like(optimizer, module.weight)):
                 values.append(tensor.data)
                 factors.append(factor if factor.dtype == tensor.dtype else factor.to(tensor.dtype))
-        torch._foreach_mul_(values, factors)
+        if values:
+            torch._foreach_mul_(values, factors)
 
 
 def state_like(optimizer: torch.optim.Optimizer | None, weight: Tensor) -> Iterable[Tensor]:

@@ -1,8 +1,10 @@
-"""The Lightning module: a plain network, its loss and its figures. It knows nothing of masks."""
+"""The Lightning module: a plain network, the arithmetic that computes it, its loss and its figures."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -11,26 +13,74 @@ from torch.nn import functional
 
 from sparse_lab.config import RecipeConfig
 from sparse_lab.models.surgery import match
+from sparse_lab.training.clipping import clip, masks_of
 from sparse_lab.training.clock import Clock
 from sparse_lab.training.recipes import learning_rate, make_optimizer, parameter_groups
 
+if TYPE_CHECKING:
+    from sparse_lab.compute.arithmetic import SparseArithmetic
+    from sparse_lab.compute.live import Live
+
 
 class Classifier(pl.LightningModule):
-    """Cross-entropy training of `model`. Sums of loss and hits stay on the device; one read an epoch."""
+    """Cross-entropy training of `model`. Sums of loss and hits stay on the device; one read an epoch.
 
-    def __init__(self, model: nn.Module, recipe: RecipeConfig, clock: Clock, label_smoothing: float = 0.0) -> None:
+    arithmetic: computes the model with its live weights alone; None where the model computes itself, densely.
+    asks_for_dense: questions put before every step of such arithmetic, whether it needs the gradients of pruned
+    weights too.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: RecipeConfig,
+        clock: Clock,
+        label_smoothing: float = 0.0,
+        arithmetic: SparseArithmetic | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.recipe = recipe
         self.clock = clock
         self.label_smoothing = label_smoothing
+        self.arithmetic = arithmetic
+        self.asks_for_dense: list[Callable[[], bool]] = [
+            lambda: recipe.clip_norm is not None and recipe.clip_over == "all"
+        ]
         self.sums: dict[str, Tensor] = {}
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)
+        return self.model(images) if self.arithmetic is None else self.arithmetic(images)
+
+    @property
+    def live(self) -> Mapping[nn.Parameter, Live]:
+        """What sparse arithmetic knows of each masked weight; nothing in dense arithmetic."""
+        return {} if self.arithmetic is None else self.arithmetic.live
+
+    def moved_live(self, optimizer: torch.optim.Optimizer) -> AbstractSet[Tensor]:
+        """The weights that the last step moved at live positions alone."""
+        return frozenset() if self.arithmetic is None else optimizer.stepped  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return make_optimizer(parameter_groups(self.model), self.recipe)
+        optimizer = make_optimizer(parameter_groups(self.model), self.recipe)
+        if self.arithmetic is None:
+            return optimizer
+        from sparse_lab.compute.optimizer import LiveOptimizer
+
+        return LiveOptimizer(optimizer, self.live)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        masks = masks_of(self.model) if self.recipe.clip_over == "live" else {}
+        if gradient_clip_val is None or (self.arithmetic is None and not masks):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        parameters = [one for group in optimizer.param_groups for one in group["params"]]
+        clip(parameters, self.live, gradient_clip_val, masks or None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["sums"] = {stage: self._over_ranks(one) for stage, one in self.sums.items()}
@@ -46,6 +96,8 @@ class Classifier(pl.LightningModule):
             group["lr"] = rate
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        if self.arithmetic is not None:
+            self.arithmetic.dense_gradients = any(asks() for asks in self.asks_for_dense)
         return self._step(batch, "train", self.label_smoothing)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -53,7 +105,7 @@ class Classifier(pl.LightningModule):
 
     def _step(self, batch: tuple[Tensor, Tensor], stage: str, smoothing: float) -> Tensor:
         images, labels = batch
-        logits = self.model(images)
+        logits = self.forward(images)
         loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
         with torch.no_grad():
             hits = (logits.argmax(1) == labels).sum()

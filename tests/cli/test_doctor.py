@@ -172,3 +172,24 @@ def test_no_secret_is_shown(ask, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "very-secret-value-1")
     status, missing, out = ask("logger.project=very-secret-value-1", *SMALL, f"paths.outputs={Path(tmp_path)}")
     assert status == 1 and "MLFLOW_TRACKING_TOKEN" in missing[0] and "very-secret" not in out
+
+
+def test_sparse_arithmetic_is_looked_at(ask, tmp_path, monkeypatch):
+    command = ("method=static", "compute=sparse", f"paths.outputs={tmp_path}", *SMALL)
+    status, missing, out = ask(*command)
+    assert status == 0 and not missing and f"compute=sparse: numba {metadata.version('numba')} with " in out
+    monkeypatch.setitem(sys.modules, "numba", None)
+    status, missing, _ = ask(*command)
+    assert status == 1 and "compute=sparse: numba does not start" in missing[0]
+    assert ask("method=static", f"paths.outputs={tmp_path}", *SMALL)[0] == 0
+
+
+def test_what_auto_picks_is_said_and_a_gpu_in_the_way_of_sparse_is_a_fault(ask, tmp_path, monkeypatch):
+    command = ("method=static", "sparsity=s99", f"paths.outputs={tmp_path}", "dataset=digits", "training=digits")
+    status, _, out = ask(*command, "trainer=cpu", "compute=auto")
+    assert status == 0 and "compute=auto picks sparse: 99% of the weights are to go" in out
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    status, missing, _ = ask(*command, "compute=sparse")
+    assert status == 1 and missing == [
+        "compute=sparse: it is for CPUs, and trainer=auto would take the GPU here: use trainer=cpu, or compute=dense"
+    ]

@@ -265,3 +265,29 @@ def test_masks_stay_bool_when_the_network_changes_its_dtype() -> None:
     masks.enforce()
     assert masks["0"].dtype == torch.bool
     assert torch.equal(net[0].weight.detach(), 2.0 * masks["0"].double())
+
+
+@pytest.mark.parametrize("with_optimizer", [True, False])
+def test_weights_left_out_are_still_enforced_where_their_mask_has_changed(with_optimizer):
+    """Momentum that a mask change left outside must go too, once."""
+    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    masks = Masks(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    net(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    masks.enforce(optimizer)
+    new = torch.zeros(3, 4, dtype=torch.bool)
+    new[0, 0] = True
+    masks.set({"0": new}, optimizer if with_optimizer else None)
+    moved = frozenset(masks.weights().values())
+    momentum = optimizer.state[net[0].weight]["momentum_buffer"]
+    assert bool(momentum[~new].any()) is not with_optimizer
+    masks.enforce(optimizer, but=moved)
+    assert not momentum[~new].any() and not net[0].weight[~new].any()
+    with torch.no_grad():
+        net[0].weight.fill_(1.0)
+    masks.enforce(optimizer, but=moved)
+    assert bool((net[0].weight == 1.0).all())  # nothing is multiplied, for nobody was to have moved it
+    masks.refresh()
+    masks.enforce(optimizer, but=moved)
+    assert not net[0].weight[~new].any()

@@ -1,0 +1,136 @@
+"""Which arithmetic a run computes with: what `compute` asks for, what the run allows, and which is faster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+from sparse_lab import stages
+from sparse_lab.config import Config, UserError
+from sparse_lab.timetable import recipe_of
+
+# Final sparsity from which a sparse training step beats the best dense one: with ERK masks and batch 128 on two AVX-512
+# cores, VGG16 at 95% took 1/1.6 of a bf16 step and ResNet-34 as long as one (1/2.6 of float32); `sparse-lab bench`.
+BREAK_EVEN = 0.95
+# leaves of a network that the kernels know, by the name of their class
+KNOWN = {
+    "Conv2d",
+    "Linear",
+    "BatchNorm2d",
+    "ReLU",
+    "ReLU6",
+    "MaxPool2d",
+    "AdaptiveAvgPool2d",
+    "Dropout",
+    "Identity",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`line`: what there is to say about it, if it is not what was asked for word by word."""
+
+    compute: str
+    precision: str
+    line: str | None = None
+
+
+def settled(config: Config) -> Config:
+    """`config` as it is run and recorded: compute is dense or sparse, and the precision is that of the arithmetic."""
+    chosen = choose(config)
+    return replace(config, compute=chosen.compute, trainer=replace(config.trainer, precision=chosen.precision))
+
+
+def choose(config: Config) -> Choice:
+    """The arithmetic of this very run; the runs that it starts from choose for themselves."""
+    precision = config.trainer.precision
+    if config.compute == "auto":
+        return _pick(config)
+    if config.compute == "dense":
+        return Choice("dense", precision)
+    if not config.method.prunes:
+        return Choice("dense", precision, "compute=dense, for nothing is pruned here")
+    if precision == "bf16-mixed":
+        return Choice("sparse", "32-true", "compute=sparse works in float32, not in trainer.precision=bf16-mixed")
+    return Choice("sparse", precision)
+
+
+def check(config: Config, here: bool) -> None:
+    """Raises UserError where compute=sparse cannot do what the run asks (here: of this machine)."""
+    if config.compute == "sparse" and config.method.prunes:
+        why = hindrance(config, here)
+        if why is not None:
+            raise UserError(f"compute=sparse: {why}, or compute=dense")
+
+
+def hindrance(config: Config, here: bool) -> str | None:
+    """Why this run cannot compute sparsely, and what else to ask for; None where it can."""
+    method, trainer = config.method, config.trainer
+    if trainer.accelerator == "gpu":
+        return "it is for CPUs, and trainer.accelerator=gpu: use trainer=cpu"
+    if here and trainer.accelerator == "auto" and _gpu():
+        return "it is for CPUs, and trainer=auto would take the GPU here: use trainer=cpu"
+    if trainer.devices > 1:
+        return f"it runs in one process, not in trainer.devices={trainer.devices}: use trainer.devices=1"
+    if trainer.precision == "16-mixed":
+        return "it knows no trainer.precision=16-mixed: use trainer.precision=32-true"
+    if method.dct:
+        return f"method {method.name} adds a dense matrix to its sparse weights (method.dct=true): use another method"
+    if config.schedule.name in ("at_end", "soft"):
+        return f"method {method.name} trains dense up to its last step: use another method"
+    return None
+
+
+def _pick(config: Config) -> Choice:
+    """compute=auto: sparse where that is possible and pays, else the faster dense arithmetic."""
+    sparsity, asked = stages.final_sparsity(config), config.trainer.precision
+    against = _against(config, sparsity)
+    if against is None:
+        precision = "32-true" if asked == "bf16-mixed" else asked
+        return Choice("sparse", precision, f"compute=auto picks sparse: {100 * sparsity:.6g}% of the weights are to go")
+    on_cpu = config.trainer.accelerator == "cpu" or (config.trainer.accelerator == "auto" and not _gpu())
+    if asked == "32-true" and on_cpu and _fast_bfloat16():
+        return Choice("dense", "bf16-mixed", f"compute=auto picks dense in bf16-mixed: {against}")
+    return Choice("dense", asked, f"compute=auto picks dense: {against}")
+
+
+def _against(config: Config, sparsity: float) -> str | None:
+    if not config.method.prunes:
+        return "nothing is pruned here"
+    hindered = hindrance(config, here=True)
+    if hindered is not None:
+        return f"sparse does not fit: {hindered.split(':')[0]}"
+    if sparsity < BREAK_EVEN:
+        return f"sparse is faster from {100 * BREAK_EVEN:g}% of zeros on, and this run ends at {100 * sparsity:.6g}%"
+    recipe = recipe_of(config)
+    if recipe.clip_norm is not None and recipe.clip_over == "all":
+        return "training.clip_over=all needs dense gradients in every step; training.clip_over=live does not"
+    model, data = config.model, config.dataset
+    unknown = _unknown(model.name, data.num_classes, model.width, data.image_size)
+    return f"sparse does not know {', '.join(unknown)}" if unknown else None
+
+
+def _gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _fast_bfloat16() -> bool:
+    """Has this CPU instructions for bf16? Without them torch's autocast is 20 times slower than float32."""
+    import torch
+
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+@cache
+def _unknown(name: str, num_classes: int, width: float, image_size: int) -> tuple[str, ...]:
+    """Kinds of layers in the plain network for which there is no sparse kernel."""
+    import torch
+
+    from sparse_lab import models
+
+    with torch.device("meta"):
+        model = models.build(name, num_classes, width, image_size)
+    leaves = {type(module).__name__ for module in model.modules() if next(module.children(), None) is None}
+    return tuple(sorted(leaves - KNOWN))

@@ -1,0 +1,57 @@
+"""Clipping by the norm of the whole gradient, where torch's own does not do: over live positions, or beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from sparse_lab.compute.live import Live
+
+
+def masks_of(model: nn.Module) -> dict[Tensor, Tensor]:
+    """The mask beside each weight that has one."""
+    found = ((getattr(module, "weight", None), getattr(module, "mask", None)) for module in model.modules())
+    return {weight: mask for weight, mask in found if isinstance(weight, Tensor) and isinstance(mask, Tensor)}
+
+
+@torch.no_grad()
+def clip(
+    parameters: Iterable[nn.Parameter],
+    live: Mapping[nn.Parameter, Live],
+    largest: float,
+    masks: Mapping[Tensor, Tensor] | None,
+) -> None:
+    """Scale all gradients, dense and live, by min(1, largest / (norm + 1e-6)), as torch's clip_grad_norm_ does.
+
+    The norm is over whole gradients; with `masks` over what they keep, so that dense and sparse arithmetic agree.
+    Raises ValueError when the norm is to be over whole gradients and a weight has a live one alone.
+    """
+    parameters = list(parameters)
+    norms = [torch.linalg.vector_norm(one) for one in _measured(parameters, live, masks)]
+    if not norms:
+        return
+    factor = torch.clamp(largest / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6), max=1.0)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor.to(parameter.grad))
+        own = live.get(parameter)
+        if own is not None and own.gradient is not None:
+            own.gradient *= own.gradient.dtype.type(float(factor))
+
+
+def _measured(
+    parameters: list[nn.Parameter], live: Mapping[nn.Parameter, Live], masks: Mapping[Tensor, Tensor] | None
+) -> Iterator[Tensor]:
+    for parameter in parameters:
+        own = live.get(parameter)
+        if own is not None and own.gradient is not None and masks is not None:
+            yield torch.from_numpy(own.gradient)
+        elif parameter.grad is not None:
+            masked = masks is not None and parameter in masks
+            yield parameter.grad[masks[parameter]] if masked else parameter.grad  # type: ignore[index]
+        elif own is not None and own.gradient is not None:
+            raise ValueError("a norm over all positions needs the gradients of all positions")

@@ -1,0 +1,251 @@
+"""compute=sparse inside of runs: the masks and weights of compute=dense, for every method; exact resume; refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sparse_lab import stages
+from sparse_lab.callbacks.diverged import StopWhenDiverged
+from sparse_lab.callbacks.save_last import SaveLast
+from sparse_lab.check import check, check_request
+from sparse_lab.compute import choice
+from sparse_lab.compute.optimizer import LiveOptimizer
+from sparse_lab.config import UserError
+from sparse_lab.record import RunFolder, run_name
+from sparse_lab.requests import Request, to_config
+from sparse_lab.run import run
+from sparse_lab.sparsity.masks import Masks
+from sparse_lab.training.files import load, load_network
+
+OFTEN = ("method.rewire.every=2",)
+# density moves across the quarter from which on torch computes
+CYCLES = ("method.cycles.every=1", "method.cycles.lengths=[0.3,0.3]", "method.cycles.multiplier=2")
+EAST = ("model=resnet34", "sparsity.target=0.9", *OFTEN, *CYCLES)
+METHODS: dict[str, tuple[str, ...]] = {
+    "static": (),
+    "set": OFTEN,
+    "set_itop": OFTEN,
+    "rigl": OFTEN,
+    "rigl_itop": OFTEN,
+    "east": EAST,
+    "snip": (),
+    "grasp": (),
+    "synflow": ("method.prune.iterations=5",),
+    "random_at_init": (),
+    "magnitude_at_init": (),
+    "mest": ("method.rewire.every=1",),
+    "mest_soft": ("method.rewire.every=1",),
+    "granet": ("method.rewire.every=1",),
+    "gmp": ("schedule.every=1",),
+    "acdc": ("schedule.turn=0.1",),
+    "oneshot": (),
+    "iterative": (),
+    "lamp_oneshot": (),
+    "lth": ("schedule.round_epochs=2",),
+    "lrr": ("schedule.round_epochs=2",),
+    "oneshot_regrow": (),
+    "iterative_regrow": (),
+}
+# fewer weights would leave channels without any: BatchNorm blows up the rounding of their constant maps, layer by layer
+COMMON = (
+    "sparsity.target=0.8",
+    "method.regrow.budget=0.02",
+    "schedule.share=0.6",
+    "training.epochs=4",
+    "training.finetune.epochs=4",
+    "training.regrow.epochs=4",
+)
+EXACT = "trainer.precision=64-true"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_ends_with_the_masks_and_weights_of_dense_arithmetic(method, compose, quiet):
+    asked = (f"method={method}", *COMMON, *METHODS[method], EXACT, "diagnostics.gradients=true")
+    dense, sparse = (compose(*asked, f"compute={compute}") for compute in ("dense", "sparse"))
+    records = [run(config, "x", quiet) for config in (dense, sparse)]
+    assert [record["compute"] for record in records] == ["dense", "sparse"]
+    if dense.method.starts_from == "dense":
+        assert records[0]["start"] == records[1]["start"]
+    first, second = (load_network(RunFolder(config).best) for config in (dense, sparse))
+    same(first, second)
+    optimizers = [load(RunFolder(config).last)["optimizer_states"][0]["state"] for config in (dense, sparse)]
+    assert [state.keys() for state in optimizers[0].values()] == [state.keys() for state in optimizers[1].values()]
+    same(*(dict(tensors(state)) for state in optimizers))
+    assert records[0]["explored"] == records[1]["explored"]
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    """Masks to the last position, numbers to 1e-6 of the largest.
+
+    The gradients of biases in front of BatchNorm are rounding alone, which Adam blows up to some 1e-9.
+    """
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        if value.dtype == torch.bool:
+            assert torch.equal(value, second[name]), name
+        else:
+            error = (value.double() - second[name].double()).abs().max()
+            assert error <= 1e-6 * value.double().abs().max() + 1e-8, (name, float(error))
+
+
+def tensors(part, path="") -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(part, torch.Tensor):
+        yield path, part
+    elif isinstance(part, dict):
+        for key, value in part.items():
+            yield from tensors(value, f"{path}/{key}")
+
+
+@pytest.mark.parametrize("over", ["all", "live"])
+@pytest.mark.parametrize("gradients", ["after_clipping", "before_clipping"])
+def test_clipping_is_that_of_dense_arithmetic(over, gradients, compose, quiet):
+    """A norm so small that every step is clipped; RigL reads the gradients before it, MEST's score those after it."""
+    clipped = ("training.clip_norm=0.05", f"training.clip_over={over}", f"method.gradients={gradients}")
+    asked = ("method=mest", "method.rewire.every=1", *COMMON, *clipped, EXACT)
+    dense, sparse = (compose(*asked, f"compute={compute}") for compute in ("dense", "sparse"))
+    for config in (dense, sparse):
+        run(config, "x", quiet)
+    same(*(load_network(RunFolder(config).best) for config in (dense, sparse)))
+    other = compose(*asked, f"training.clip_over={'live' if over == 'all' else 'all'}")
+    assert run_name(other) != run_name(dense)
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps"),
+    [
+        (("method=rigl", "method.rewire.every=2"), [1, 3]),
+        (("method=set", "method.rewire.every=2"), []),
+        (("method=static",), []),
+        (("method=static", "training.clip_norm=1"), list(range(8))),
+        (("method=static", "training.clip_norm=1", "training.clip_over=live"), []),
+    ],
+)
+def test_dense_gradients_are_computed_in_the_steps_that_need_them_alone(asked, steps, compose, quiet, monkeypatch):
+    seen: list[bool] = []
+
+    def watch(optimizer, *_):
+        weights = list(optimizer.live)
+        assert optimizer.stepped == set(weights)
+        seen.append(all(weight.grad is not None for weight in weights))
+        assert seen[-1] or all(weight.grad is None for weight in weights)
+
+    monkeypatch.setattr(
+        SaveLast, "on_fit_start", lambda self, trainer, *_: trainer.optimizers[0].register_step_post_hook(watch)
+    )
+    run(compose(*asked, *COMMON, "compute=sparse"), "x", quiet)
+    assert [number for number, dense in enumerate(seen) if dense] == steps
+
+
+def test_masks_are_enforced_where_they_must_be_alone(compose, quiet, monkeypatch):
+    """Whole weights are multiplied by masks in the first step, and where a mask has changed; not in every step."""
+    multiplied: list[int] = []
+    foreach = torch._foreach_mul_
+    monkeypatch.setattr(
+        torch, "_foreach_mul_", lambda values, by: (multiplied.append(len(values)), foreach(values, by))
+    )
+    enforced: list[int] = []
+    enforce = Masks.enforce
+
+    def count(self, *args, **kwargs):
+        before = len(multiplied)
+        enforce(self, *args, **kwargs)
+        if args and isinstance(args[0], LiveOptimizer) and kwargs:
+            enforced.append(len(multiplied) - before)
+
+    monkeypatch.setattr(Masks, "enforce", count)
+    run(compose("method=static", *COMMON, "compute=sparse"), "x", quiet)
+    assert enforced == [1, 0, 0, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("method", ["rigl", "east", "iterative_regrow"])
+@pytest.mark.parametrize("step", [4, 5])
+def test_a_run_that_died_goes_on_to_the_same_bits(method, step, compose, quiet, tmp_path, monkeypatch):
+    """Two steps an epoch: after a whole epoch, and within one."""
+    asked = (f"method={method}", *COMMON, *METHODS[method], "compute=sparse", "diagnostics.gradients=true")
+    whole, broken = (compose(*asked, f"paths.outputs={tmp_path / name}") for name in ("whole", "broken"))
+    run(whole, "x", quiet)
+    parent = stages.parent(broken)
+    if parent is not None:
+        run(parent, "x", quiet)
+
+    def die(self, trainer, *rest):
+        if trainer.global_step == step:
+            raise RuntimeError("pulled the plug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopWhenDiverged, "on_train_batch_end", die)
+        with pytest.raises(RuntimeError, match="pulled the plug"):
+            run(broken, "x", quiet)
+    run(broken, "x", quiet)
+    for read in (lambda config: load_network(RunFolder(config).best), state_of):
+        first, second = (read(config) for config in (whole, broken))
+        assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    for name in ("metrics.csv", "updates.jsonl", "gradients.jsonl"):
+        first, second = (RunFolder(config).path / name for config in (whole, broken))
+        assert first.exists() == second.exists() and (not first.exists() or first.read_bytes() == second.read_bytes())
+
+
+def state_of(config) -> dict[str, torch.Tensor]:
+    last = load(RunFolder(config).last)
+    return dict(tensors({"network": last["state_dict"], "optimizer": dict(enumerate(last["optimizer_states"]))}))
+
+
+def test_dense_and_sparse_runs_have_folders_of_their_own_and_share_their_dense_start(compose):
+    dense, sparse = (compose("method=oneshot", f"compute={compute}") for compute in ("dense", "sparse"))
+    assert run_name(dense) == run_name(compose("method=oneshot")) != run_name(sparse)
+    assert run_name(stages.parent(dense)) == run_name(stages.parent(sparse))
+    assert run_name(compose("method=dense", "compute=sparse")) == run_name(compose("method=dense"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        (("method=dense",), "vgg16-cifar10-dense-seed1-26491387d0"),
+        (("method=rigl", "model=resnet34", "training=east"), "resnet34-cifar10-rigl-99-seed1-752442f825"),
+        (("method=acdc",), "vgg16-cifar10-acdc-99-seed1-c5a679325a"),
+    ],
+)
+def test_dense_runs_are_called_what_they_were_before_there_was_a_choice(asked, name):
+    config = to_config(Request.read([]).compose(list(asked)))
+    assert run_name(config) == name == run_name(replace(config, training=replace(config.training, clip_over="all")))
+    live = replace(config, training=replace(config.training, clip_over="live"))
+    assert (run_name(live) == name) is (config.training.clip_norm is None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        (("trainer.accelerator=gpu",), "trainer.accelerator=gpu: use trainer=cpu, or compute=dense"),
+        (("trainer.devices=2",), "use trainer.devices=1"),
+        (("trainer.precision=16-mixed",), "use trainer.precision=32-true"),
+        (("method=dctps",), "method dctps adds a dense matrix"),
+        (("method=sfp",), "trains dense up to its last step"),
+        (("method=resrep", "training.finetune.optimizer=sgd"), "trains dense up to its last step"),
+        (("method=prune_on_the_fly",), "trains dense up to its last step"),
+    ],
+)
+def test_what_cannot_be_computed_sparsely_is_refused_in_one_line(asked, line, compose):
+    config = compose("method=static", *asked, "compute=sparse")
+    with pytest.raises(UserError, match=line) as caught:
+        check_request(config)
+    assert "\n" not in str(caught.value) and str(caught.value).startswith("compute=sparse: ")
+    check_request(compose("method=static", *asked))
+    assert choice.choose(compose("method=static", *asked, "compute=auto")).compute == "dense"
+
+
+def test_a_gpu_that_would_be_taken_is_refused(compose, monkeypatch):
+    config = compose("method=static", "trainer.accelerator=auto", "compute=sparse")
+    check(config)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match="trainer=auto would take the GPU here: use trainer=cpu, or compute=dense"):
+        check(config)
+    check(replace(config, compute="auto"))
+
+
+def test_an_unknown_arithmetic_names_the_known_ones(compose):
+    with pytest.raises(UserError, match=r"compute=quick: .*auto, dense, sparse"):
+        check_request(compose("compute=quick"))
