@@ -93,8 +93,8 @@ def _generate_copy(context: Any, builder: ir.IRBuilder, signature: Any, argument
 
 @intrinsic
 def gathered(typing, z, start, x, base, offsets, values, first, last, bias, adds):  # type: ignore[no-untyped-def]
-    """z[start + i] = bias + sum over e in [first, last) of values[e] * x[base + offsets[e] + i], for exactly as many i as
-    fill BYTES. adds: add to what is there instead of to bias. NaN passes through.
+    """z[start + i] = bias + sum over e in [first, last) of values[e] * x[base + offsets[e] + i], for as many i as fill
+    BYTES exactly. adds: add to what is there instead of to bias. NaN passes through.
 
     z, x, values: contiguous, float32 or float64; offsets: contiguous int64.
     """
