@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparse_lab.deploy.packed import load as load
 
 __version__ = "0.1.0"
+
+# torch and numba have a pool of OpenMP threads each, which by default spin for milliseconds after every loop: where cores
+# are shared, a sparse step then takes five times as long. Read when the libraries are loaded, so set before they are.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def __getattr__(name: str) -> Any:

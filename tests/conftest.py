@@ -2,5 +2,7 @@
 
 import os
 
+import sparse_lab  # noqa: F401  before torch is: how long its threads spin is read once
+
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.pop("WANDB_API_KEY", None)
