@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# torch and numba have a pool of OpenMP threads each, which by default spin for milliseconds after every loop: where cores
-# are shared, a sparse step then takes five times as long. Read when the libraries are loaded, so set before they are.
+# torch and numba have a pool of OpenMP threads each, which by default spin for milliseconds after every loop: where
+# cores are shared, a sparse step then takes five times as long. Read once, when the libraries are loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
