@@ -228,7 +228,7 @@ class Program:
         for column, lanes in ((kernels.STRIP, kernels.LANES), (kernels.STRIP_ONE, 1)):
             row[column] = _strip(height, source.pitch * lanes, 1 + row[kernels.POOLED])
         pitches = {source.pitch, made.pitch, *([] if step.residual is None else [row[kernels.RESIDUAL_PITCH]])}
-        row[kernels.DIRECT] = int(len(pitches) == 1 and not row[kernels.POOLED] and row[kernels.MAPS] < 0)
+        row[kernels.DIRECT] = int(len(pitches) == 1 and not row[kernels.POOLED])
         # a run is rounded up to whole vectors: the rest must fall on this channel's pixels, which are written later
         end = (made.height - 1) * made.pitch + made.width
         strip = row[kernels.STRIP_ONE]

@@ -52,7 +52,7 @@ RELU, RELU6 = 1, 2
     STRIP_ONE,  # with one lane
     WINDOW,  # first of six: kernel, stride and padding, down and across
     COST,  # multiply-adds of one image, roughly
-    DIRECT,  # 1: rows of sums are rows of outputs, and can be written where they belong
+    DIRECT,  # 1: rows of sums are rows of outputs; without a bias map they can be written where they belong
     DIRECT_ONE,  # with one lane
 ) = (*range(25), 30, 31, 32)
 COLUMNS = 33
@@ -68,6 +68,19 @@ def _pool_row(arena, at, z, upper, lower, width):  # type: ignore[no-untyped-def
 
 
 @njit(**KERNEL)
+def _add_spread(sums, row, lanes):  # type: ignore[no-untyped-def]
+    """A row of a bias map, the same for all images."""
+    if lanes == 1:
+        for x in range(row.size):
+            sums[x] += row[x]
+    else:
+        for x in range(row.size):
+            pixel = sums[x * LANES : (x + 1) * LANES]
+            for lane in range(LANES):
+                pixel[lane] += row[x]
+
+
+@njit(**KERNEL)
 def _finish(op, arena, z, channel, y, rows, lanes, table, floats, low, high):  # type: ignore[no-untyped-def]
     """Bias map, residual and activation of `rows` rows of a channel from row `y` on, from the sums `z` into place."""
     width, pitch, spare = op[DST_WIDTH], op[SRC_PITCH] * lanes, (op[DST_PITCH] - op[DST_WIDTH]) * lanes
@@ -78,10 +91,7 @@ def _finish(op, arena, z, channel, y, rows, lanes, table, floats, low, high):  #
     for r in range(rows):
         sums, to = z[r * pitch : r * pitch + n], arena[row : row + n + spare]
         if place >= 0:
-            start = place + (y + r) * width
-            for x in range(width):
-                for lane in range(lanes):
-                    sums[x * lanes + lane] += floats[start + x]
+            _add_spread(sums, floats[place + (y + r) * width : place + (y + r + 1) * width], lanes)
         if added >= 0:
             start = (op[RESIDUAL] + added * op[RESIDUAL_PLANE] + (y + r) * op[RESIDUAL_PITCH]) * lanes
             more = arena[start : start + n]
@@ -93,6 +103,18 @@ def _finish(op, arena, z, channel, y, rows, lanes, table, floats, low, high):  #
         for i in range(n, n + spare):
             to[i] = 0.0
         row += n + spare
+
+
+@njit(**KERNEL)
+def _add_map(op, z, y, rows, lanes, place, floats, low, high):  # type: ignore[no-untyped-def]
+    """Bias map and activation of rows that will be pooled, in place; the map's height and width are even here."""
+    width, pitch = 2 * op[DST_WIDTH], op[SRC_PITCH] * lanes
+    for r in range(rows):
+        sums = z[r * pitch : r * pitch + width * lanes]
+        _add_spread(sums, floats[place + (y + r) * width : place + (y + r + 1) * width], lanes)
+        for i in range(sums.size):
+            value = sums[i] if sums[i] > low else low
+            sums[i] = value if value < high else high
 
 
 @njit(**KERNEL)
@@ -152,13 +174,17 @@ def _conv(op, arena, z, first, last, lanes, table, offsets, values, floats):  # 
         for channel in range(first, last):
             begin, end = table[op[ROWS] + channel], table[op[ROWS] + channel + 1]
             bias = floats[op[BIAS] + channel]
-            if direct:
+            if direct and (op[MAPS] < 0 or table[op[MAPS] + channel] < 0):
                 row = (op[DST] + channel * op[DST_PLANE] + y * op[DST_PITCH]) * lanes
                 addend = _addend(op, channel, y, lanes, table)
                 weighted_run(arena, row, n, arena, base, offsets, values, begin, end, bias, addend, low, high)
                 _zero_columns(op, arena, row, rows, lanes)
             elif op[POOLED]:
-                weighted_run(z, 0, n, arena, base, offsets, values, begin, end, bias, -1, low, high)
+                if op[MAPS] < 0 or table[op[MAPS] + channel] < 0:
+                    weighted_run(z, 0, n, arena, base, offsets, values, begin, end, bias, -1, low, high)
+                else:
+                    weighted_run(z, 0, n, arena, base, offsets, values, begin, end, bias, -1, least, -least)
+                    _add_map(op, z, y, rows, lanes, table[op[MAPS] + channel], floats, low, high)
                 _finish_pooled(op, arena, z, channel, y, rows, lanes)
             else:
                 weighted_run(z, 0, n, arena, base, offsets, values, begin, end, bias, -1, least, -least)

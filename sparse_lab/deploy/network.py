@@ -98,6 +98,6 @@ def _pooled(graph: Graph, number: int) -> bool:
         and isinstance(pool, MaxPool)
         and (pool.kernel, pool.stride, pool.padding) == ((2, 2), (2, 2), (0, 0))
         and node.residual is None
-        and not len(node.varying)
+        and (not len(node.varying) or not any(size % 2 for size in graph.maps[number + 1].size))
         and len(out.channels) == len(graph.maps[number + 1].channels)
     )

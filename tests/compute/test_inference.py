@@ -88,6 +88,26 @@ def test_a_layer_is_within_1e_6_of_float64(name: str) -> None:
         assert (found - wanted[:count]).abs().max() <= 1e-6 * wanted.abs().max(), count
 
 
+@pytest.mark.parametrize("size", [8, 11])
+@pytest.mark.parametrize("pooled", [True, False])
+def test_bias_maps_are_within_1e_6_of_float64(size: int, pooled: bool) -> None:
+    """Two channels are constants, and what they add behind zero padding is none."""
+    torch.manual_seed(0)
+    layers = [_conv(5, 6, 3, padding=1), nn.ReLU(), *([nn.MaxPool2d(2)] if pooled else [])]
+    model = _Layers(5, layers, size).eval()
+    with torch.no_grad():
+        model.first.weight[:2] = 0.0
+        model.first.bias[:2] = torch.tensor([1.0, -2.0])
+        model.layers[0].weight[:3, 3:] = 0.0
+    graph = reduced(traced(model, size))
+    assert any(len(getattr(node, "varying", ())) for node in graph.nodes)
+    images = torch.randn(max(COUNTS), 3, size, size)
+    wanted = model.double()(images.double()).detach()
+    for count in COUNTS:
+        found = SparseNetwork(graph, {})(images[:count])
+        assert (found - wanted[:count]).abs().max() <= 1e-6 * wanted.abs().max(), count
+
+
 @pytest.fixture(scope="module", params=["vgg16", "resnet34", "resnet50", "mobilenet_v2"])
 def pair(request: pytest.FixtureRequest) -> tuple[SparseNetwork, Tensor, Tensor]:
     """A network at 95% sparsity, images, and float64's logits."""
