@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from sparse_lab.config import UserError
 from sparse_lab.whole import seal, seal_holds, whole
@@ -39,7 +40,7 @@ def load(path: str | Path) -> dict[str, Any]:
             f"{path} is corrupt or holds more than tensors and plain values; it was not unpickled: remove it "
             "or name another"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, SafetensorError) as error:
         raise UserError(
             f"{path} is not a readable checkpoint ({type(error).__name__}): remove it or name another"
         ) from None
