@@ -92,11 +92,6 @@ class Pool:
         free = self._free[shape, dtype]
         return Buffer(free.pop() if free else _aligned(shape.numbers, dtype), free)
 
-    def clear(self) -> None:
-        """Give unused memory back."""
-        for free in self._free.values():
-            free.clear()
-
 
 def _aligned(numbers: int, dtype: np.dtype) -> NDArray:
     size = np.dtype(dtype).itemsize

@@ -79,4 +79,6 @@ def test_a_norm_over_all_positions_needs_them(network):
 
 
 def test_without_gradients_nothing_happens():
-    clip([nn.Parameter(torch.zeros(3))], {}, SMALL, None)
+    weight = nn.Parameter(torch.arange(3.0))
+    clip([weight], {}, SMALL, None)
+    assert weight.grad is None and torch.equal(weight.detach(), torch.arange(3.0))
