@@ -380,7 +380,18 @@ class MethodConfig:
 class TrainerConfig:
     accelerator: str = key("auto", "cpu, gpu or auto", choices=("auto", "cpu", "gpu"), identity=False)
     devices: int = key(1, "devices of one run, a process each (DDP) where there are several", low=1, identity=False)
-    precision: str = key("32-true", "arithmetic of a step", choices=("32-true", "bf16-mixed", "16-mixed", "64-true"))
+    precision: str = key(
+        "32-true",
+        "arithmetic of a step; auto: bf16-mixed on a GPU, 32-true on a CPU",
+        choices=("32-true", "bf16-mixed", "16-mixed", "64-true", "auto"),
+    )
+    compile: str = key(
+        "auto",
+        "full: torch.compile the training step, on a GPU with CUDA graphs; graphs: those alone, ready at once; auto: "
+        "full on a GPU, off on a CPU",
+        choices=("auto", "full", "graphs", "off"),
+        identity=False,
+    )
     deterministic: bool = key(True, "only deterministic kernels", identity=False)
     checkpoint_every: int = key(1, "epochs between two saves of checkpoints/last.ckpt", low=1, identity=False)
     progress: bool = key(True, "a progress bar in a terminal, plain lines elsewhere", identity=False)

@@ -35,6 +35,7 @@ from sparse_lab.callbacks.regrow import Regrow, check_layers
 from sparse_lab.callbacks.rewire import Mutate, Rewire
 from sparse_lab.callbacks.rounds import Rounds
 from sparse_lab.callbacks.save_last import SaveLast
+from sparse_lab.compute.device import device_of, layout_of
 from sparse_lab.config import Config, UserError
 from sparse_lab.data import Data
 from sparse_lab.models import compactors, dyrelu, offsets, weight_sharing
@@ -59,6 +60,7 @@ from sparse_lab.timetable import (
 from sparse_lab.training.clock import Clock
 from sparse_lab.training.files import into, load_network
 from sparse_lab.training.module import Classifier
+from sparse_lab.training.step import TrainingStep
 from sparse_lab.training.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -158,9 +160,10 @@ def assemble(
     console: Console,
     label: str,
     stop: StopRequest,
+    device: torch.device,
 ) -> Parts:
-    """Everything that trains. `starts` holds the networks to start from: 'parent', and for regrowth 'dense',
-    'reference'.
+    """Everything that trains on `device`. `starts` holds the networks to start from: 'parent', and for regrowth
+    'dense', 'reference'.
     """
 
     job = f"{label.split()[0]} " if label.startswith("[") else ""  # several may speak at a time
@@ -175,11 +178,12 @@ def assemble(
     if "parent" in starts:
         Masks(model)  # the parent may be pruned already: its masks are loaded with it
         into(model, load_network(starts["parent"]), starts["parent"])
-    model = alter(model, config)
+    model = alter(model, config).to(memory_format=layout_of(device))  # type: ignore[call-overload]
     masks = Masks(model) if config.method.prunes else None
     clock = clock_of(config, len(data.train))
     arithmetic = _arithmetic(config, model, say)
-    module = Classifier(model, recipe_of(config), clock, config.training.label_smoothing, arithmetic)
+    step = _step(config, model, device, say)
+    module = Classifier(model, recipe_of(config), clock, config.training.label_smoothing, arithmetic, step)
     log = MaskLog(
         model,
         masks,
@@ -213,6 +217,16 @@ def assemble(
         say(f"WARNING: {line}")
     order = [rounds, *keep, *phasing, *changes, StopWhenDiverged(), *diagnostics, history, boards, *progress, save]
     return Parts(model, masks, clock, module, rounds, log, order)
+
+
+def _step(config: Config, model: nn.Module, device: torch.device, say: Callable[[str], None]) -> TrainingStep | None:
+    """What makes a dense training step of one process fast; None: eager."""
+    how = config.trainer.compile
+    if how == "auto":
+        how = "full" if device.type == "cuda" else "off"
+    if how == "off" or config.trainer.devices > 1 or config.compute != "dense":
+        return None
+    return TrainingStep(model, config.training.label_smoothing, how, say)
 
 
 def _arithmetic(config: Config, model: nn.Module, say: Callable[[str], None]) -> SparseArithmetic | None:
@@ -381,6 +395,9 @@ def make_trainer(config: Config, parts: Parts, folder: RunFolder) -> pl.Trainer:
     if trainer.profiler is not None:
         kind = {"simple": pl.profilers.SimpleProfiler, "advanced": pl.profilers.AdvancedProfiler}[trainer.profiler]
         profiler = kind(dirpath=folder.path, filename="profile")
+    on_gpu = device_of(trainer.accelerator).type == "cuda"
+    # a pass over every new tensor, for nothing: none is read before it is written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return pl.Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
@@ -389,7 +406,9 @@ def make_trainer(config: Config, parts: Parts, folder: RunFolder) -> pl.Trainer:
         if trainer.devices > 1
         else "auto",
         precision=trainer.precision,  # type: ignore[arg-type]
-        deterministic=trainer.deterministic,
+        # torch calls max-pooling's gradient nondeterministic on a GPU; where windows do not overlap it is not
+        deterministic="warn" if trainer.deterministic and on_gpu else trainer.deterministic,
+        benchmark=on_gpu and not trainer.deterministic,
         max_epochs=parts.clock.total_epochs,
         gradient_clip_val=parts.module.recipe.clip_norm,
         callbacks=parts.callbacks,

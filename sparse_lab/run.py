@@ -14,6 +14,7 @@ from rich.console import Console
 
 from sparse_lab import data, stages
 from sparse_lab.compute import choice
+from sparse_lab.compute.device import device_of
 from sparse_lab.config import Config, UserError
 from sparse_lab.models.weight_sharing import unshared
 from sparse_lab.outcome import outcome, removed, reset_peak_memory
@@ -106,9 +107,10 @@ def _fit(
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     pl.seed_everything(config.seed, verbose=False)
     reset_peak_memory()
+    device = device_of(config.trainer.accelerator, rank())
     processes = config.trainer.devices
-    batches = data.build(config.dataset, config.training, config.seed, rank=rank(), world_size=processes)
-    parts = assemble(config, batches, folder, starts, console, label, stop)
+    batches = data.build(config.dataset, config.training, config.seed, device, rank(), processes)
+    parts = assemble(config, batches, folder, starts, console, label, stop, device)
     trainer = make_trainer(config, parts, folder)
     resume = agreed(folder.newest())
     if resume is not None and not load(resume).keys() >= RESUMABLE:

@@ -75,7 +75,7 @@ class AfterStep(pl.Callback):
                 self._update(pl_module, optimizer, trainer.strategy.broadcast)
 
         assert isinstance(pl_module, Classifier)
-        pl_module.asks_for_dense.append(self._reads_the_next_step)
+        pl_module.readers.append(self._reads_the_next_step)
         for optimizer in trainer.optimizers:
             optimizer.register_step_post_hook(after_step)
 

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 
 from sparse_lab.models import dyrelu
 from sparse_lab.training.clock import Clock
+from sparse_lab.training.module import Classifier
 from sparse_lab.training.recipes import take_out
 
 
@@ -47,4 +48,7 @@ class DyReLUPhasing(pl.Callback):
             return
         for optimizer in trainer.optimizers:
             take_out(optimizer, gone)
+        assert isinstance(pl_module, Classifier)
+        if pl_module.step is not None:
+            pl_module.step.renew()
         self.say(f"step {step}: DyReLU has faded into ReLU, its {sum(p.numel() for p in gone):,} parameters are gone")

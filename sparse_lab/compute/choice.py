@@ -43,8 +43,17 @@ def settled(config: Config) -> Config:
     return replace(config, compute=chosen.compute, trainer=replace(config.trainer, precision=chosen.precision))
 
 
+def _with_precision(config: Config) -> Config:
+    """trainer.precision=auto as what it is here."""
+    if config.trainer.precision != "auto":
+        return config
+    precision = "bf16-mixed" if _gpu(config.trainer.accelerator) else "32-true"
+    return replace(config, trainer=replace(config.trainer, precision=precision))
+
+
 def choose(config: Config) -> Choice:
     """The arithmetic of this very run; the runs that it starts from choose for themselves."""
+    config = _with_precision(config)
     precision = config.trainer.precision
     if config.compute == "auto":
         return _pick(config)
@@ -70,7 +79,7 @@ def hindrance(config: Config, here: bool) -> str | None:
     method, trainer = config.method, config.trainer
     if trainer.accelerator == "gpu":
         return "it is for CPUs, and trainer.accelerator=gpu: use trainer=cpu"
-    if here and trainer.accelerator == "auto" and _gpu():
+    if here and _gpu(trainer.accelerator):
         return "it is for CPUs, and trainer=auto would take the GPU here: use trainer=cpu"
     if trainer.devices > 1:
         return f"it runs in one process, not in trainer.devices={trainer.devices}: use trainer.devices=1"
@@ -90,8 +99,7 @@ def _pick(config: Config) -> Choice:
     if against is None:
         precision = "32-true" if asked == "bf16-mixed" else asked
         return Choice("sparse", precision, f"compute=auto picks sparse: {100 * sparsity:.6g}% of the weights are to go")
-    on_cpu = config.trainer.accelerator == "cpu" or (config.trainer.accelerator == "auto" and not _gpu())
-    if asked == "32-true" and on_cpu and _fast_bfloat16():
+    if asked == "32-true" and not _gpu(config.trainer.accelerator) and _fast_bfloat16():
         return Choice("dense", "bf16-mixed", f"compute=auto picks dense in bf16-mixed: {against}")
     return Choice("dense", asked, f"compute=auto picks dense: {against}")
 
@@ -113,10 +121,10 @@ def _against(config: Config, sparsity: float) -> str | None:
     return f"sparse does not know {', '.join(unknown)}" if unknown else None
 
 
-def _gpu() -> bool:
-    import torch
+def _gpu(accelerator: str) -> bool:
+    from sparse_lab.compute.device import device_of
 
-    return torch.cuda.is_available()
+    return device_of(accelerator).type == "cuda"
 
 
 def _fast_bfloat16() -> bool:

@@ -22,11 +22,15 @@ class Batches(Loader):
         labels: int64 [N] on the same device.
         augment: crop and flip; None for evaluation.
         mirror: a mirrored image keeps its label; False switches the flip off.
+        ahead: so many batches are made at a time. What they hold is the same.
+        layout: how a batch of images lies in memory.
     """
 
     images: torch.Tensor
     augment: AugmentConfig | None = None
     mirror: bool = True
+    ahead: int = 1
+    layout: torch.memory_format = torch.contiguous_format
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,12 +42,17 @@ class Batches(Loader):
         order = self.plan.order(self.count, self.epoch).to(device)
         offsets, mirrored = (draws.to(device) for draws in self._draws())
         mean, std = self.statistics(device)
-        for block in self.plan.blocks(self.count)[first:]:
-            images, labels = self.images[order[block]], self.labels[order[block]]
+        places = torch.arange(self.count, device=device)
+        blocks = self.plan.blocks(self.count)[first:]
+        for start in range(0, len(blocks), self.ahead):
+            parts = [places[block] for block in blocks[start : start + self.ahead]]
+            sizes, here = [len(part) for part in parts], torch.cat(parts)
+            images, labels = self.images[order[here]], self.labels[order[here]]
             if self.augment is not None:
                 padding, mode = self.augment.crop_padding, self.augment.padding_mode
-                images = augmentation.crop(images, padding, mode, offsets[:, block], mirrored[block])
-            yield augmentation.normalise(images, mean, std), labels
+                images = augmentation.crop(images, padding, mode, offsets[:, here], mirrored[here])
+            images = augmentation.normalise(images, mean, std).contiguous(memory_format=self.layout)
+            yield from zip(images.split(sizes), labels.split(sizes), strict=True)
 
     def _draws(self) -> tuple[torch.Tensor, torch.Tensor]:
         # For all ranks and the whole epoch at once: what an image gets depends on its place in the order alone.

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 
+from sparse_lab.compute.device import layout_of
 from sparse_lab.config import AugmentConfig, DatasetConfig, UserError
 from sparse_lab.data.batches import Batches
 from sparse_lab.data.loader import Loader
 from sparse_lab.data.plan import Plan
+
+# On a GPU, where a call costs more than the work in it: batches made at a time, and images evaluated at a time.
+AHEAD = 64
+EVALUATED = 2048
 
 
 class Source(Protocol):
@@ -65,6 +70,9 @@ class ImageSet:
         """A loader over a copy of the chosen images on `device`. UserError: a label outside dataset.num_classes."""
         images, labels = (self.test_images, self.test_labels) if test else (self.images, self.labels)
         check_labels(labels, dataset)
+        on_gpu = device.type == "cuda"
+        if on_gpu and not plan.shuffle and plan.limit is None:
+            plan = replace(plan, batch_size=max(plan.batch_size, EVALUATED))
         return Batches(
             images=images[indices].to(device),
             labels=labels[indices].to(device),
@@ -73,6 +81,8 @@ class ImageSet:
             std=dataset.std,
             augment=augment,
             mirror=dataset.mirror,
+            ahead=AHEAD if on_gpu else 1,
+            layout=layout_of(device),
         )
 
 

@@ -117,6 +117,18 @@ class Masks:
         self._factors = [self[name].to(module.weight.dtype) for name, module in self.layers.items()]
 
     @torch.no_grad()
+    def cut_gradients(self) -> None:
+        """Zero the gradient of every masked weight, in place. With weight and state zero there, SGD and Adam, with
+        momentum and with either kind of weight decay, leave all three at zero.
+        """
+        if not self._factors:
+            self.refresh()
+        pairs = zip(self.layers.values(), self._factors, strict=True)
+        there = [(module.weight.grad, factor) for module, factor in pairs if module.weight.grad is not None]
+        if there:
+            torch._foreach_mul_([gradient for gradient, _ in there], [factor for _, factor in there])
+
+    @torch.no_grad()
     def enforce(self, optimizer: torch.optim.Optimizer | None = None, but: AbstractSet[Tensor] = frozenset()) -> None:
         """Zero every masked weight, and the optimizer state of the same shape, in place.
 

@@ -31,16 +31,25 @@ def clip(
     Raises ValueError when the norm is to be over whole gradients and a weight has a live one alone.
     """
     parameters = list(parameters)
-    norms = [torch.linalg.vector_norm(one) for one in _measured(parameters, live, masks)]
-    if not norms:
+    measured = list(_measured(parameters, live, masks))
+    if not measured:
         return
+    norms = [one for group in _alike(measured).values() for one in torch._foreach_norm(group)]
     factor = torch.clamp(largest / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6), max=1.0)
+    dense = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    for (device, dtype), gradients in _alike(dense).items():
+        torch._foreach_mul_(gradients, factor.to(device, dtype))
     for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad.mul_(factor.to(parameter.grad))
         own = live.get(parameter)
         if own is not None and own.gradient is not None:
             own.gradient *= own.gradient.dtype.type(float(factor))
+
+
+def _alike(tensors: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[Tensor]]:
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    return groups
 
 
 def _measured(
@@ -52,6 +61,7 @@ def _measured(
             yield torch.from_numpy(own.gradient)
         elif parameter.grad is not None:
             masked = masks is not None and parameter in masks
-            yield parameter.grad[masks[parameter]] if masked else parameter.grad  # type: ignore[index]
+            # not by indexing: how many there are a GPU would have to tell first
+            yield torch.where(masks[parameter], parameter.grad, 0.0) if masked else parameter.grad  # type: ignore[index]
         elif own is not None and own.gradient is not None:
             raise ValueError("a norm over all positions needs the gradients of all positions")

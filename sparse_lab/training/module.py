@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from sparse_lab.config import RecipeConfig
 from sparse_lab.models.surgery import match
 from sparse_lab.training.clipping import clip, masks_of
 from sparse_lab.training.clock import Clock
 from sparse_lab.training.recipes import learning_rate, make_optimizer, parameter_groups
+from sparse_lab.training.step import TrainingStep, compute
 
 if TYPE_CHECKING:
     from sparse_lab.compute.arithmetic import SparseArithmetic
@@ -26,8 +26,9 @@ class Classifier(pl.LightningModule):
     """Cross-entropy training of `model`. Sums of loss and hits stay on the device; one read an epoch.
 
     arithmetic: computes the model with its live weights alone; None where the model computes itself, densely.
-    asks_for_dense: questions put before every step of such arithmetic, whether it needs the gradients of pruned
-    weights too.
+    step: what torch has compiled of a dense training step; None: eager.
+    readers: questions put in every step, whether the gradients of pruned weights are read once the step is done.
+    after_clipping: called when gradients are as the optimizer is to see them.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Classifier(pl.LightningModule):
         clock: Clock,
         label_smoothing: float = 0.0,
         arithmetic: SparseArithmetic | None = None,
+        step: TrainingStep | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -44,9 +46,9 @@ class Classifier(pl.LightningModule):
         self.clock = clock
         self.label_smoothing = label_smoothing
         self.arithmetic = arithmetic
-        self.asks_for_dense: list[Callable[[], bool]] = [
-            lambda: recipe.clip_norm is not None and recipe.clip_over == "all"
-        ]
+        self.step = step
+        self.readers: list[Callable[[], bool]] = []
+        self.after_clipping: list[Callable[[], None]] = []
         self.sums: dict[str, Tensor] = {}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -57,12 +59,18 @@ class Classifier(pl.LightningModule):
         """What sparse arithmetic knows of each masked weight; nothing in dense arithmetic."""
         return {} if self.arithmetic is None else self.arithmetic.live
 
+    def gradients_are_read(self) -> bool:
+        """Does anything look at the gradients of pruned weights after this step?"""
+        return any(reads() for reads in self.readers)
+
     def moved_live(self, optimizer: torch.optim.Optimizer) -> AbstractSet[Tensor]:
         """The weights that the last step moved at live positions alone."""
         return frozenset() if self.arithmetic is None else optimizer.stepped  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = make_optimizer(parameter_groups(self.model), self.recipe)
+        # a fused optimizer would want to unscale what a gradient scaler has scaled, and clipping comes before it
+        fused = self.device.type == "cuda" and self.trainer.precision != "16-mixed"
+        optimizer = make_optimizer(parameter_groups(self.model), self.recipe, fused)
         if self.arithmetic is None:
             return optimizer
         from sparse_lab.compute.optimizer import LiveOptimizer
@@ -75,12 +83,12 @@ class Classifier(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        masks = masks_of(self.model) if self.recipe.clip_over == "live" else {}
-        if gradient_clip_val is None or (self.arithmetic is None and not masks):
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
-        parameters = [one for group in optimizer.param_groups for one in group["params"]]
-        clip(parameters, self.live, gradient_clip_val, masks or None)
+        if gradient_clip_val is not None:
+            masks = masks_of(self.model) if self.recipe.clip_over == "live" else {}
+            parameters = [one for group in optimizer.param_groups for one in group["params"]]
+            clip(parameters, self.live, gradient_clip_val, masks or None)
+        for call in self.after_clipping:
+            call()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["sums"] = {stage: self._over_ranks(one) for stage, one in self.sums.items()}
@@ -97,22 +105,21 @@ class Classifier(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         if self.arithmetic is not None:
-            self.arithmetic.dense_gradients = any(asks() for asks in self.asks_for_dense)
-        return self._step(batch, "train", self.label_smoothing)
+            clips_all = self.recipe.clip_norm is not None and self.recipe.clip_over == "all"
+            self.arithmetic.dense_gradients = clips_all or self.gradients_are_read()
+        elif self.step is not None:
+            return self._counted("train", *self.step(*batch))
+        return self._counted("train", *compute(self.forward, *batch, self.label_smoothing))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._step(batch, "validation", 0.0)
+        return self._counted("validation", *compute(self.forward, *batch, 0.0))
 
-    def _step(self, batch: tuple[Tensor, Tensor], stage: str, smoothing: float) -> Tensor:
-        images, labels = batch
-        logits = self.forward(images)
-        loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-        with torch.no_grad():
-            hits = (logits.argmax(1) == labels).sum()
-            one = torch.stack(
-                [loss.detach().double() * len(labels), hits.double(), hits.new_tensor(len(labels)).double()]
-            )
-            self.sums[stage] = self.sums[stage].to(one) + one if stage in self.sums else one
+    def _counted(self, stage: str, loss: Tensor, figures: Tensor) -> Tensor:
+        figures = figures.detach()
+        if stage in self.sums:
+            self.sums[stage] = self.sums[stage].to(figures) + figures
+        else:
+            self.sums[stage] = figures.clone()  # the next step may write its own in the same place
         return loss
 
     def take(self, stage: str) -> tuple[float, float]:

@@ -13,11 +13,14 @@ from sparse_lab.config import RecipeConfig
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], recipe: RecipeConfig
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], recipe: RecipeConfig, fused: bool = False
 ) -> torch.optim.Optimizer:
     """The recipe's optimizer at its peak learning rate. Decay acts on every parameter, biases and BatchNorm too, but
     for parameter groups that say otherwise.
+
+    fused: one kernel for all parameters; otherwise torch chooses by where they lie.
     """
+    how = {"fused": True} if fused else {}
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -25,9 +28,10 @@ def make_optimizer(
             momentum=recipe.momentum,
             nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
+            **how,  # type: ignore[arg-type]
         )
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    return kind(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return kind(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, **how)  # type: ignore[arg-type]
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
