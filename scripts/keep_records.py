@@ -3,15 +3,18 @@
     python scripts/keep_records.py outputs results/NAME
 
 The folders that the runs were told to use (paths.data, paths.outputs) become DATA and OUTPUTS in the copies: they name
-one machine and mean nothing on another. Nothing else is changed.
+one machine and mean nothing on another. Nothing else is changed; a record's checksum is that of the copy.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from omegaconf import OmegaConf
+
+from sparse_lab.whole import CHECKSUM, damaged, write_record, write_whole
 
 KEPT = ("config.yaml", "status.json", "metrics.csv", "result.json")
 WHERE_THERE = ("updates.jsonl", "activations.jsonl", "gradients.jsonl")
@@ -21,15 +24,27 @@ def keep(source: Path, target: Path) -> int:
     """Copy the small files of every finished run below `source`; returns how many runs that were."""
     runs = sorted(path.parent for path in source.rglob("result.json"))
     for run in runs:
-        (target / "runs" / run.name).mkdir(parents=True, exist_ok=True)
-        paths = OmegaConf.load(run / "config.yaml").paths
-        for name in (*KEPT, *(name for name in WHERE_THERE if (run / name).exists())):
-            text = (run / name).read_text(encoding="utf-8")
-            for folder, neutral in ((paths.outputs, "OUTPUTS"), (paths.data, "DATA")):
-                if Path(folder).is_absolute():
-                    text = text.replace(folder, neutral)
-            (target / "runs" / run.name / name).write_text(text, encoding="utf-8")
+        keep_run(run, target)
     return len(runs)
+
+
+def keep_run(run: Path, target: Path) -> None:
+    """Copy the small files of one finished run to target/runs/NAME, its result last: with it the copy is whole."""
+    place = target / "runs" / run.name
+    place.mkdir(parents=True, exist_ok=True)
+    paths = OmegaConf.load(run / "config.yaml").paths
+    for name in (*(name for name in WHERE_THERE if (run / name).exists()), *KEPT):
+        before = (run / name).read_text(encoding="utf-8")
+        text = before
+        for folder, neutral in ((paths.outputs, "OUTPUTS"), (paths.data, "DATA")):
+            if Path(folder).is_absolute():
+                text = text.replace(folder, neutral)
+        if name == "result.json" and text != before and CHECKSUM in (record := json.loads(text)):
+            if damaged(json.loads(before)):
+                raise ValueError(f"{run / name} is damaged: its checksum is wrong")
+            write_record(place / name, record)
+        else:
+            write_whole(place / name, text)
 
 
 def main() -> None:

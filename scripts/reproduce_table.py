@@ -1,0 +1,318 @@
+"""A table's definition (tables/*.yaml) as the runs that fill it, and which of them are there already."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from keep_records import keep_run
+
+from sparse_lab import stages
+from sparse_lab.check import check_request
+from sparse_lab.config import Config, UserError, nearest
+from sparse_lab.record import RunFolder, digest, identity
+from sparse_lab.report.records import Finished, read
+from sparse_lab.requests import Request, to_config
+from sparse_lab.whole import write_whole
+
+TABLES = Path(__file__).with_name("tables")
+KEYS = ("title", "seeds", "always", "recipes", "devices", "cells")
+WRITTEN = ("command", "planned")  # what a copy beside records holds too
+MARK = "# written by scripts/reproduce.py"
+DEVICES = {"cpu": ["trainer=cpu"], "gpu": ["trainer=gpu"]}
+RESERVED = {
+    "seed": "the table's seeds and --seeds say which",
+    "paths.outputs": "use --outputs",
+    "paths.data": "use --data",
+    "hydra.mode": "each run is started by itself",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A definition as it stands in its file, checked. `text`: the file's own."""
+
+    name: str
+    title: str
+    seeds: list[int]
+    always: list[str]
+    recipes: dict[str, list[str]]
+    devices: dict[str, list[str]]
+    cells: list[dict[str, Any]]  # {"run": overrides}, with "name" and a recipe's own overrides where given
+    text: str
+
+    @classmethod
+    def read(cls, asked: str) -> Table:
+        """By its name below tables/, or by its file. Raises UserError."""
+        own = TABLES / f"{asked}.yaml"
+        path = own if own.is_file() else Path(asked)
+        if not path.is_file():
+            known = sorted(one.stem for one in TABLES.glob("*.yaml"))
+            raise UserError(f"unknown table {asked!r}; {nearest(asked, known)}; or the path of a YAML file")
+        try:
+            text = path.read_text(encoding="utf-8")
+            plain = yaml.safe_load(text)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+        try:
+            return cls(path.stem, text=text, **_checked(plain))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+
+    def recipe(self, name: str | None) -> str:
+        """The recipe that is asked for, or the first. Raises UserError."""
+        if name is not None and name not in self.recipes:
+            raise UserError(f"unknown recipe {name!r} of table {self.name}; {nearest(name, list(self.recipes))}")
+        return name or next(iter(self.recipes))
+
+
+def _checked(plain: Any) -> dict[str, Any]:
+    """The definition's parts. Raises UserError for what is none."""
+    if not isinstance(plain, dict):
+        raise UserError(f"a table is a mapping of {', '.join(KEYS)}")
+    for key in plain:
+        if key not in (*KEYS, *WRITTEN):
+            raise UserError(f"unknown key {key!r}; {nearest(str(key), KEYS)}")
+    title, seeds, cells = plain.get("title"), plain.get("seeds"), plain.get("cells")
+    if not isinstance(title, str) or not title:
+        raise UserError("title: a line of text is missing")
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+        raise UserError(f"seeds: {seeds!r} is no list of whole numbers")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds: {seeds} holds one twice")
+    if not isinstance(cells, list) or not cells:
+        raise UserError("cells: a list of overrides is missing")
+    groups = {}
+    for key, default in (("recipes", {"default": []}), ("devices", DEVICES)):
+        named: Any = plain.get(key) or default
+        if not isinstance(named, dict):
+            raise UserError(f"{key}: {named!r} is no mapping of names to overrides")
+        groups[key] = {str(name): words(lines, f"{key}.{name}") for name, lines in named.items()}
+    always = words(plain.get("always") or [], "always")
+    found = [_cell(cell, number, list(groups["recipes"])) for number, cell in enumerate(cells, 1)]
+    return {"title": title, "seeds": seeds, "always": always, **groups, "cells": found}
+
+
+def _cell(cell: Any, number: int, recipes: list[str]) -> dict[str, Any]:
+    plain = cell if isinstance(cell, dict) else {"run": cell}
+    known = ["run", "name", *recipes]
+    for key in plain:
+        if key not in known:
+            raise UserError(f"cell {number}: unknown key {key!r}; {nearest(str(key), known)}")
+    if "run" not in plain:
+        raise UserError(f"cell {number}: run, its overrides, is missing")
+    named: dict[str, Any] = {"name": str(plain["name"])} if "name" in plain else {}
+    return named | {key: words(value, f"cell {number}") for key, value in plain.items() if key != "name"}
+
+
+def words(lines: Any, where: str) -> list[str]:
+    """Overrides: a list of them, or a string (also within the list) as on a command line. Raises UserError."""
+    lines = [lines] if isinstance(lines, str) else lines
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise UserError(f"{where}: {lines!r} is no list of overrides like training.epochs=3")
+    try:
+        return [word for line in lines for word in shlex.split(line)]
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def merged(*groups: list[str]) -> list[str]:
+    """Overrides in their order, of each key the last: Hydra refuses a group that is chosen twice."""
+    found: dict[str, str] = {}
+    for line in (line for group in groups for line in group):
+        key = line.split("=", 1)[0].lstrip("+")
+        found.pop(key, None)
+        found[key] = line
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row of the table. `asked`: its overrides; `paths`: where this machine has its folders; `config`: composed."""
+
+    name: str
+    asked: list[str]
+    paths: list[str]
+    config: Config
+
+    @property
+    def sparsity(self) -> float:
+        return round(stages.final_sparsity(self.config), 6)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of a cell. `number`: its place in the plan, from 1."""
+
+    number: int
+    cell: Cell
+    seed: int
+    config: Config
+
+    @cached_property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.config)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def starts(self) -> list[RunFolder]:
+        """Every run that it starts from, directly or not, each before what it is needed for."""
+        found = {folder.name: folder for folder in map(RunFolder, ancestors(self.config))}
+        return list(found.values())
+
+    @property
+    def command(self) -> list[str]:
+        return [*self.cell.asked, *self.cell.paths, f"seed={self.seed}"]
+
+
+def ancestors(config: Config) -> Iterator[Config]:
+    """What `sparse_lab.run` makes first for this config, and for that in turn."""
+    direct = [stages.parent(config), stages.reference(config), stages.rewound(config)]
+    if config.method.regrows:
+        direct.append(stages.dense(config))
+    for other in direct:
+        if other is not None:
+            yield from ancestors(other)
+            yield other
+
+
+def plan(table: Table, recipe: str, device: str, extra: list[str], paths: list[str], seeds: int | None) -> list[Run]:
+    """Every run of the table, one seed of each cell after the other. Raises UserError for the first wrong cell."""
+    if seeds is not None and not 1 <= seeds <= len(table.seeds):
+        raise UserError(f"--seeds {seeds}: table {table.name} has {len(table.seeds)} seeds, {table.seeds}")
+    if device not in table.devices:
+        raise UserError(f"table {table.name} has no device {device!r}; {nearest(device, list(table.devices))}")
+    cells: list[Cell] = []
+    known: dict[str, int] = {}
+    for number, cell in enumerate(table.cells, 1):
+        own = [*cell["run"], *cell.get(recipe, [])]
+        lines = merged(table.always, table.devices[device], table.recipes[recipe], own, extra)
+        try:
+            check_reserved(lines)
+            config = compose([*lines, *paths], table.seeds[0])
+        except UserError as error:
+            raise UserError(f"cell {number} of table {table.name} ({shlex.join(cell['run'])}): {error}") from None
+        name = RunFolder(config).name
+        if name in known:
+            raise UserError(f"cells {known[name]} and {number} of table {table.name} ask for the same runs: {name}")
+        known[name] = number
+        cells.append(Cell(cell.get("name", config.method.name), lines, paths, config))
+    pairs = [(seed, cell) for seed in table.seeds[:seeds] for cell in cells]
+    return [
+        Run(number, cell, seed, replace(cell.config, seed=seed)) for number, (seed, cell) in enumerate(pairs, start=1)
+    ]
+
+
+def compose(lines: list[str], seed: int) -> Config:
+    """The config of one run, checked as far as that needs no data, package or GPU. Raises UserError."""
+    request = Request.read(["--multirun", *lines, f"seed={seed}"])
+    for key, values in request.axes.items():
+        raise UserError(f"{key}={','.join(values)} is a sweep: a cell is one run, give it a cell a value")
+    config = to_config(request.compose([]))
+    if config.method.goes_on and config.method.starts_from not in (known := request.choices("method")):
+        raise UserError(
+            f"method.starts_from={config.method.starts_from}: {nearest(str(config.method.starts_from), known)}"
+        )
+    check_request(config)
+    return config
+
+
+def check_reserved(lines: list[str]) -> None:
+    """Raises UserError for keys that this command sets itself."""
+    for line in lines:
+        key = line.split("=", 1)[0].lstrip("+")
+        if key in RESERVED:
+            raise UserError(f"{line}: {RESERVED[key]}")
+
+
+def request_of(matters: dict[str, Any]) -> str:
+    """The hash of an identity without its arithmetic: how a run was computed is not what was asked for."""
+    plain = json.loads(json.dumps(matters))
+    plain.pop("compute", None)
+    plain.get("trainer", {}).pop("precision", None)
+    return digest({key: value for key, value in plain.items() if value != {}})
+
+
+@dataclass
+class State:
+    """Which runs are done: in the outputs, or among the records kept of other machines and days."""
+
+    records: Path | None
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)  # run's name -> the record that counts for it
+    _kept: dict[str, list[Finished]] = field(default_factory=dict)  # name without its hash -> records
+
+    def __post_init__(self) -> None:
+        if self.records is not None and self.records.is_dir():
+            for finished in read(self.records).results:
+                self._kept.setdefault(_stem(finished.name), []).append(finished)
+
+    def result(self, run: Run) -> dict[str, Any] | None:
+        """The record that counts for a run: its own, or one that differs in its arithmetic alone."""
+        found = self._own(run.folder) or self._recorded(run.folder)
+        if found is not None:
+            self.done[run.name] = found
+        return found
+
+    def needs(self, run: Run) -> list[str]:
+        """The runs that it starts from and that are still to be made here: a record has no network to start from."""
+        return [folder.name for folder in run.starts if self._own(folder) is None]
+
+    def keep(self, run: Run) -> None:
+        """Copy what is finished of a run and of those that it starts from to the records, where it is not there yet."""
+        for folder in (*run.starts, run.folder) if self.records is not None else ():
+            result = self._own(folder)
+            if result is not None and self._recorded(folder) is None:
+                assert self.records is not None
+                try:
+                    keep_run(folder.path, self.records)
+                except (OSError, ValueError) as error:
+                    raise UserError(f"{folder.path} cannot be copied to {self.records}: {error}") from None
+                finished = read(self.records / "runs" / folder.name).results
+                self._kept.setdefault(_stem(folder.name), []).extend(finished)
+
+    def _own(self, folder: RunFolder) -> dict[str, Any] | None:
+        """Looked at on disk until it is done: whole networks are hashed."""
+        if folder.name not in self._made and (result := folder.result()) is not None:
+            self._made[folder.name] = result
+        return self._made.get(folder.name)
+
+    @cached_property
+    def _made(self) -> dict[str, dict[str, Any]]:
+        return {}
+
+    def _recorded(self, folder: RunFolder) -> dict[str, Any] | None:
+        near = self._kept.get(_stem(folder.name), [])
+        for finished in near:
+            if finished.name == folder.name:
+                return finished.result
+        asked = request_of(identity(folder.config)) if near else ""
+        return next((one.result for one in near if request_of(one.config) == asked), None)
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("-")[0]
+
+
+def write_copy(table: Table, command: str, runs: list[Run], state: State) -> None:
+    """records/table.yaml: the definition, how it was filled, and the runs that belong into it."""
+    assert state.records is not None
+    planned = []
+    for run in runs:
+        name = state.done.get(run.name, {}).get("name", run.name)
+        about = {key: getattr(run.config, key).name for key in ("model", "dataset", "method")}
+        planned.append({"name": name, **about, "sparsity": run.cell.sparsity, "seed": run.seed})
+    own = re.split(rf"^{re.escape(MARK)}", table.text, maxsplit=1, flags=re.MULTILINE)[0].rstrip()
+    lines = [own, "", f"{MARK}, anew each time", f"command: {json.dumps(command)}", "planned:"]
+    lines += [f"  - {json.dumps(row)}" for row in planned]
+    state.records.mkdir(parents=True, exist_ok=True)
+    write_whole(state.records / "table.yaml", "\n".join(lines) + "\n")
