@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from sparse_lab.config import UserError
 from sparse_lab.report.plans import NOT_STARTED
-from sparse_lab.report.write import Written, show, write
+from sparse_lab.report.tables import below
+from sparse_lab.report.write import NoRecords, Written, show, write
 
 
 def main(argv: list[str]) -> int:
@@ -18,7 +21,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="sparse-lab report",
         description="Tables (mean ± std over seeds, the published number beside them with a verdict), plots and pages "
-        "from finished runs, and what is missing from them.",
+        "from finished runs, and what is missing from them. A folder that holds table.yaml (its title, and what was "
+        "planned for it) is a table of its own: given a folder above such folders, each of them gets its report in "
+        "place, and what else lies there one in DIR.",
         epilog="Writes report.html (one file that needs no network: tables to sort and filter, plots), report.md, "
         "results.csv (a row a cell), levels.csv (every level of every run), table.tex (LaTeX with booktabs), and each "
         "plot as PNG and PDF: accuracy, costs, density, curves, and where runs recorded how they went, updates, "
@@ -28,17 +33,37 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", metavar="DIR", type=Path, help="where the report goes (default: the first DIR)")
     options = parser.parse_args(argv)
     try:
-        written = write(options.roots, options.out or options.roots[0])
+        for written in _reports(options.roots, options.out):
+            _tell(written)
     except UserError as error:
         print(f"sparse-lab report: {error}", file=sys.stderr)
         return 2
-    _tell(written)
     return 0
+
+
+def _reports(roots: list[Path], out: Path | None) -> Iterator[Written]:
+    """The report on what lies in no table's folder, where there is any, then each table below the roots.
+
+    Raises UserError.
+    """
+    tables = below(roots)
+    if tables and out is not None:
+        listed = ", ".join(str(folder) for folder in tables)
+        raise UserError(f"--out is for one report, and below {roots[0]} each of these is one: {listed}: leave it out")
+    try:
+        yield write(roots, out or roots[0], without=tables)
+    except NoRecords:
+        if not tables:
+            raise
+    for folder in tables:
+        yield write([folder], folder)
 
 
 def _tell(written: Written) -> None:
     report = written.made_from
     console = Console(highlight=False)
+    if report.title != "Report":
+        console.print(Text(f"\n{report.title} ({written.report.parent})", style="bold"), soft_wrap=True)
     show(report.table, console)
     for run in report.records.unfinished:
         print(f"missing: {run.name} ({run.status.state}{f': {run.status.error}' if run.status.error else ''})")

@@ -35,7 +35,10 @@ _FIXED = {"min": "{:.2f}", "max": "{:.2f}", "difference": "{:+.2f}", "width": "{
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a report is made from. `table`: the long table; `planned`, `gaps`: what is missing."""
+    """Everything that a report is made from. `table`: the long table; `planned`, `gaps`: what is missing.
+
+    `title`, `command`: those of a table of its own (`report/tables.py`).
+    """
 
     table: pd.DataFrame
     records: Records
@@ -43,6 +46,8 @@ class Report:
     pictures: Sequence[Picture]
     planned: Sequence[Planned]
     gaps: Sequence[Gap]
+    title: str = "Report"
+    command: str = ""
 
 
 def counts(report: Report) -> list[str]:

@@ -15,7 +15,8 @@ from sparse_lab.report.table import panels, wide
 def markdown(report: Report) -> str:
     """The whole page: a wide table a panel, the pictures, every cell, what is missing, notes, and what columns mean."""
     table, records = report.table, report.records
-    parts = ["# Report", "; ".join(content.counts(report)) + "."]
+    parts = [f"# {escape(report.title)}", "; ".join(content.counts(report)) + "."]
+    parts += [f"Filled by {escape(report.command)}"] if report.command else []
     for model, dataset in panels(table):
         parts += [f"## {escape(model)} on {escape(dataset)}", content.widths(table, model, dataset)]
         parts.append(_grid(wide(table, model, dataset).reset_index()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,10 @@ class Gap:
     lacks: tuple[int, ...]
 
 
-def unfinished(records: Records) -> tuple[list[Planned], list[str]]:
+def unfinished(records: Records, table: Sequence[dict[str, Any]] = ()) -> tuple[list[Planned], list[str]]:
     """Every run of the plans found that has no finished record, once, in the order of the plans; warnings.
+
+    `table`: the runs that belong into a table of its own, as its table.yaml lists them.
 
     Its state is that of its own folder; of a run that never had one, what the newest sweep said.
     """
@@ -58,6 +60,11 @@ def unfinished(records: Records) -> tuple[list[Planned], list[str]]:
             status = states.get(name) or _elsewhere(runs / name, warnings) or said.get(name, Status(NOT_STARTED))
             if name not in finished and status.state != "done":
                 found[name] = _planned(run, status)
+    for run in table:
+        if not _sound(run):
+            warnings.append("table.yaml: 'planned' holds something that is no run; it is not counted")
+        elif run["name"] not in finished and run["name"] not in found:
+            found[run["name"]] = _planned(run, states.get(run["name"], Status(NOT_STARTED)))
     return list(found.values()), warnings
 
 

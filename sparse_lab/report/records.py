@@ -11,7 +11,7 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -102,13 +102,13 @@ class Records:
     plans: list[Path] = field(default_factory=list)
 
 
-def read(*roots: Path) -> Records:
-    """Every run under the roots; a folder that lies under two roots is read once.
+def read(*roots: Path, without: Iterable[Path] = ()) -> Records:
+    """Every run under the roots, but for the folders of `without`; one that lies under two roots is read once.
 
     Raises UserError if a root is not a folder.
     """
     records = Records()
-    for folder, files in _folders(roots):
+    for folder, files in _folders(roots, {folder.resolve() for folder in without}):
         if PLAN in files:
             records.plans.append(folder / PLAN)
         if "status.json" in files or "result.json" in files:
@@ -177,14 +177,16 @@ def _add(records: Records, folder: Path) -> None:
         records.results.append(Finished(folder, printable(str(result.get("name", folder.name))), result, status))
 
 
-def _folders(roots: tuple[Path, ...]) -> Iterator[tuple[Path, list[str]]]:
+def _folders(roots: tuple[Path, ...], without: set[Path]) -> Iterator[tuple[Path, list[str]]]:
     seen: set[Path] = set()
     for root in roots:
         if not root.is_dir():
             raise UserError(f"{root} is not a folder: give the folder that holds the runs")
         for place, subfolders, files in os.walk(root):
-            subfolders.sort()
             folder = Path(place)
+            subfolders[:] = sorted(
+                name for name in subfolders if not without or (folder / name).resolve() not in without
+            )
             if _RECORDS.intersection(files) and (real := folder.resolve()) not in seen:
                 seen.add(real)
                 # "." has no name, and a run given by itself should still be listed under one.

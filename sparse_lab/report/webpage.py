@@ -44,6 +44,8 @@ def webpage(report: Report, folder: Path) -> str:
             policy=_policy(style, script),
             style=_own(style),
             script=_own(script),
+            title=report.title,
+            command=report.command,
             counts=content.counts(report),
             newest=_newest(records),
             tiles=_tiles(report),

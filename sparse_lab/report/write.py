@@ -26,6 +26,7 @@ from sparse_lab.report.press import FORMATS, put_all
 from sparse_lab.report.published import load
 from sparse_lab.report.records import read
 from sparse_lab.report.table import levels, long, marks, panels, wide
+from sparse_lab.report.tables import About, about
 from sparse_lab.report.webpage import webpage
 from sparse_lab.whole import printable, whole
 
@@ -46,19 +47,23 @@ class Written:
     pictures: list[Path] = field(default_factory=list)
 
 
-def write(roots: list[Path], out: Path) -> Written:
-    """Reads every run under the roots and writes report.html, report.md, results.csv, levels.csv, table.tex and the
-    pictures of `pictures.NAMES`, as PNG and PDF, into `out`. A picture that an earlier report left and this one does
-    not draw goes.
+class NoRecords(UserError):
+    """There is nothing to report on."""
 
-    Raises UserError if there is no record at all, or if `out` cannot be written.
+
+def write(roots: list[Path], out: Path, without: Sequence[Path] = ()) -> Written:
+    """Reads every run under the roots, but for the folders of `without`, and writes report.html, report.md,
+    results.csv, levels.csv, table.tex and the pictures of `pictures.NAMES`, as PNG and PDF, into `out`. A picture that
+    an earlier report left and this one does not draw goes.
+
+    Raises NoRecords if there is no record at all, UserError if something cannot be read or `out` cannot be written.
     """
     with _uncollected():
-        return _write(roots, out)
+        return _write(roots, out, without)
 
 
-def _write(roots: list[Path], out: Path) -> Written:
-    report, passed = _gather(roots)
+def _write(roots: list[Path], out: Path, without: Sequence[Path]) -> Written:
+    report, passed = _gather(roots, without)
     written = Written(
         page=out / "report.html",
         report=out / "report.md",
@@ -96,19 +101,23 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _gather(roots: list[Path]) -> tuple[Report, pd.DataFrame]:
+def _gather(roots: list[Path], without: Sequence[Path]) -> tuple[Report, pd.DataFrame]:
     """Everything that the report says, and the table of the levels."""
-    records = read(*roots)
-    planned, warnings = unfinished(records)
+    records = read(*roots, without=without)
+    own = (about(roots[0]) if len(roots) == 1 else None) or About("Report")
+    planned, warnings = unfinished(records, own.planned)
     if not records.results and not records.unfinished and not planned:
         listed = ", ".join(str(root) for root in roots)
-        raise UserError(f"no records under {listed}: give a folder that holds runs (result.json, status.json)")
+        raise NoRecords(f"no records under {listed}: give a folder that holds runs (result.json, status.json)")
     published = load()
     table, passed = long(records.results, published), levels(records.results)
     found, unread = traces(records.results)
     drawn = pictures(table, passed, published, found)
     records = replace(records, warnings=printable([*records.warnings, *warnings, *unread]))
-    return Report(table, records, notes(records.results), drawn, planned, gaps(records.results)), passed
+    report = Report(
+        table, records, notes(records.results), drawn, planned, gaps(records.results), own.title, own.command
+    )
+    return report, passed
 
 
 def _remove_old(drawn: Sequence[Picture], out: Path) -> None:
