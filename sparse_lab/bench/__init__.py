@@ -9,6 +9,7 @@ roofline     what the machine could do at best
 memory       peak memory of a step, each in a process of its own
 compute      all of that, one network after the other
 table, picture        what is printed, written and drawn
+train, together, train_table   `bench train`: whole runs, and loops beside them
 selection, masks      two benches of their own: finding the best weights, enforcing masks
 """
 

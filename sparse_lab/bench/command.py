@@ -12,6 +12,7 @@ from sparse_lab.config import UserError
 from sparse_lab.models import names
 
 COMPUTE = "sparse arithmetic against dense: training and inference at each sparsity (also without the word compute)"
+TRAIN = "images a second of whole runs, dense and masked, beside a bare loop and a plain PyTorch loop"
 OTHERS = {
     "selection": "exact top-k over 25 M scores, against a ResNet-34 training step (batch 128) and other ways to select",
     "masks": "what enforcing masks after each optimizer step costs, against the step itself",
@@ -26,6 +27,17 @@ with a table of what there is.
   sparse-lab bench --width 0.25 --repeats 3            narrow networks: a first look
 """
 
+TRAIN_AFTER = """\
+`images/s`: median over timed epochs of the steps alone; `whole epochs`: with validation, records and checkpoints;
+`x bare`, `x plain`: against a bare loop over the same tensors and the same compiled step, and against a plain PyTorch
+loop with torchvision's transforms in a DataLoader, both in the runs' precision; `overhead`: of masks and what changes
+them, against the first method.
+
+  sparse-lab bench train                                          VGG16 on what is here
+  sparse-lab bench train --model resnet34 --method dense rigl east --sparsity 99.9 training=east
+  sparse-lab bench train --method static --together 4             how much four runs at once get through
+"""
+
 
 def main(argv: list[str]) -> int:
     """Run one bench and print its table. Exit status 0, or 130 after Ctrl-C."""
@@ -36,6 +48,8 @@ def main(argv: list[str]) -> int:
         from sparse_lab.bench import compute
 
         return compute.run(_settings(args), args.out)
+    if args.bench == "train":
+        return _train(args)
     from sparse_lab.bench import interleaved, masks, selection
 
     times, base = {"selection": selection.measure, "masks": masks.measure}[args.bench](args.repeats)
@@ -81,11 +95,83 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--minutes", type=float, default=None, help="time for all of it (default: 10 for each network)")
     out = Path("outputs/bench")
     one.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"for compute.csv and .png (default {out})")
+    _train_words(benches.add_parser("train", help=TRAIN, description=TRAIN, epilog=TRAIN_AFTER, formatter_class=raw))
     for name, text in OTHERS.items():
         one = benches.add_parser(name, help=text, description=text)
         one.add_argument("--repeats", type=int, default=5, metavar="N", help="interleaved rounds (default 5)")
         one.add_argument("--csv", type=Path, default=None, metavar="FILE", help="write the table there too")
     return parser
+
+
+def _train_words(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--model", choices=names(), default="vgg16", metavar="NAME", help=_of(names(), "vgg16"))
+    methods = ["dense", "static", "rigl"]
+    text = "methods that train from scratch; the others' overhead is against the first (default dense static rigl)"
+    one.add_argument("--method", nargs="+", default=methods, metavar="NAME", help=text)
+    one.add_argument("--sparsity", type=float, default=99.0, metavar="PERCENT", help="of the masks (default 99)")
+    devices = ("auto", "cpu", "gpu")
+    one.add_argument("--device", choices=devices, default="auto", help="default auto: a GPU where there is one")
+    ways = ("auto", "full", "graphs", "off")
+    one.add_argument("--compile", choices=ways, default="auto", help="trainer.compile (default auto: full on a GPU)")
+    one.add_argument("--deterministic", action="store_true", help="only deterministic kernels (default: any)")
+    one.add_argument("--batch", type=int, default=128, help="images of a step (default 128)")
+    one.add_argument("--width", type=float, default=1.0, help="factor on every channel count (default 1)")
+    one.add_argument(
+        "--steps", type=int, default=None, metavar="N", help="of an epoch (default: 300 on a GPU, 4 on a CPU)"
+    )
+    one.add_argument("--epochs", type=int, default=3, metavar="N", help="timed ones, after one that is not (default 3)")
+    one.add_argument("--repeats", type=int, default=2, metavar="N", help="of everything, in turn (default 2)")
+    one.add_argument("--workers", type=int, default=4, metavar="N", help="of the plain loop's DataLoader (default 4)")
+    text = "then N runs of the last method at once, each a process: their total throughput (default 0: none)"
+    one.add_argument("--together", type=int, default=0, metavar="N", help=text)
+    one.add_argument("--csv", type=Path, default=None, metavar="FILE", help="write the table there too")
+    one.add_argument("option", nargs="*", metavar="KEY=VALUE", help="further settings of the runs, as for sparse-lab")
+
+
+def _train(args: argparse.Namespace) -> int:
+    import torch
+
+    from sparse_lab.bench import together, train, train_table
+    from sparse_lab.compute.device import device_of
+
+    on_gpu = device_of("cpu" if args.device == "cpu" else "auto").type == "cuda"
+    numbers = ("batch", "epochs", "repeats")
+    steps = (300 if on_gpu else 4) if args.steps is None else args.steps
+    for name, value, least in (
+        *((name, getattr(args, name), 1) for name in numbers),
+        ("steps", steps, 1),
+        ("workers", args.workers, 0),
+        ("together", args.together, 0),
+    ):
+        if value < least:
+            raise UserError(f"bench train: --{name} must be at least {least}, not {value}")
+    settings = train.Settings(
+        model=args.model,
+        methods=tuple(dict.fromkeys(args.method)),
+        sparsity=args.sparsity,
+        device=args.device,
+        compile=args.compile,
+        deterministic=args.deterministic,
+        batch=args.batch,
+        width=args.width,
+        steps=steps,
+        epochs=args.epochs,
+        repeats=args.repeats,
+        workers=args.workers,
+        together=args.together,
+        options=tuple(args.option),
+    )
+    print(train_table.title(settings), flush=True)
+    found = train.measure(settings, lambda line: print(f"  {line}", flush=True))
+    print(train_table.text(found, settings.methods), flush=True)
+    if args.csv is not None:
+        train_table.save(args.csv, settings, found)
+    if settings.together:
+        torch.compiler.reset()
+        total = together.throughput(settings, settings.methods[-1])
+        rate = "failed" if total is None else f"{total:.0f} images/s"
+        print(f"{settings.together} runs of {settings.methods[-1]} at once: {rate} in all")
+    return 0
 
 
 def _of(choices: Iterable[str], default: str) -> str:

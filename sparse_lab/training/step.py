@@ -58,6 +58,7 @@ class TrainingStep:
         self.smoothing = smoothing
         self.how = how
         self.say = say
+        self.failed: str | None = None  # what went wrong, if anything did
         self._tried = False
         self._fast: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
@@ -86,7 +87,8 @@ class TrainingStep:
         except Exception as error:  # the compiler's own, or whatever stands behind it: no C++ compiler, no headers
             self._fast = None
             line = (str(error).strip().splitlines() or [""])[0][:160]
-            self.say(f"trainer.compile={self.how} fails here ({type(error).__name__}: {line}): goes on in eager mode")
+            self.failed = f"trainer.compile={self.how} fails here ({type(error).__name__}: {line})"
+            self.say(f"{self.failed}: goes on in eager mode")
         else:
             self.say(f"training step ready in {time.monotonic() - start:.0f} s (trainer.compile={self.how})")
         finally:

@@ -96,6 +96,23 @@ def test_augmentation_differs_between_epochs_even_where_the_order_is_fixed() -> 
     assert not torch.equal(first, everything(loader)[0])
 
 
+@pytest.mark.parametrize("ahead", [2, 4, 64])
+@pytest.mark.parametrize(
+    "plan", [TRAIN, Plan(16), Plan(16, shuffle=True, drop_last=True, seed=7, rank=1, world_size=2)]
+)
+def test_batches_made_ahead_are_the_same_batches(ahead: int, plan: Plan) -> None:
+    """As on a GPU, where many are made at a time: also where a run goes on within an epoch."""
+    one_by_one, ahead_of_time = made(plan), made(plan, ahead=ahead, layout=torch.channels_last)
+    for skipped in (0, 3):
+        for loader in (one_by_one, ahead_of_time):
+            loader.load_state_dict({"taken": skipped})
+        wanted, found = list(one_by_one), list(ahead_of_time)
+        assert len(wanted) == len(found) == len(one_by_one) - skipped
+        for (images, labels), (ours, our_labels) in zip(wanted, found, strict=True):
+            assert torch.equal(images, ours) and torch.equal(labels, our_labels)
+            assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_the_global_random_state_is_neither_used_nor_moved() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)["state"]["key"].copy()

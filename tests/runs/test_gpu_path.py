@@ -1,0 +1,105 @@
+"""What a run does on a GPU, on the CPU: images and weights channels last, batches made ahead, a compiled step."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+
+from sparse_lab import parts
+from sparse_lab.compute import choice, device
+from sparse_lab.data import source
+from sparse_lab.record import RunFolder
+from sparse_lab.run import run
+
+CLOSE = {"rtol": 1e-7, "atol": 1e-9}
+METHODS = {
+    "rigl": ("method=rigl", "method.rewire.every=2"),
+    "granet": ("method=granet", "method.rewire.every=1", "schedule.every=1"),
+    "regrow": ("method=iterative_regrow", "method.regrow.layers=ssim", "schedule.share=0.6"),
+    "east": (
+        "method=east",
+        "model=resnet34",
+        "method.rewire.every=2",
+        "method.cycles.every=1",
+        "training.clip_norm=1.0",
+    ),
+    "live clipping": ("method=rigl", "training.clip_norm=0.1", "training.clip_over=live", "method.rewire.every=2"),
+}
+
+
+def network(config) -> dict[str, torch.Tensor]:
+    return torch.load(RunFolder(config).best, weights_only=True)["network"]
+
+
+def test_a_gpu_gets_images_and_weights_channels_last():
+    assert device.layout_of(torch.device("cuda")) is torch.channels_last
+    assert device.layout_of(torch.device("cpu")) is torch.contiguous_format
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_step_is_the_same_in_the_gpus_layout(name, compose, quiet, tmp_path, monkeypatch):
+    words = (*METHODS[name], "sparsity.target=0.8", "trainer.precision=64-true")
+    plain = compose(*words, f"paths.outputs={tmp_path / 'plain'}")
+    turned = compose(*words, f"paths.outputs={tmp_path / 'turned'}")
+    run(plain, "test", quiet)
+    seen = []
+
+    def layout_of(where):
+        seen.append(where)
+        return torch.channels_last
+
+    monkeypatch.setattr(parts, "layout_of", layout_of)
+    monkeypatch.setattr(source, "layout_of", layout_of)
+    run(turned, "test", quiet)
+    assert seen
+    wanted, found = network(plain), network(turned)
+    assert wanted.keys() == found.keys()
+    for key, value in wanted.items():
+        same = (
+            torch.equal(found[key], value) if value.dtype == torch.bool else torch.allclose(found[key], value, **CLOSE)
+        )
+        assert same, key
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["rigl", "east"])
+def test_every_step_is_the_same_compiled(name, compose, quiet, tmp_path):
+    """EAST is compiled twice: with DyReLU and without."""
+    words = (*METHODS[name], "sparsity.target=0.8", "trainer.precision=64-true")
+    eager = compose(*words, "trainer.compile=off", f"paths.outputs={tmp_path / 'eager'}")
+    fast = compose(*words, "trainer.compile=full", f"paths.outputs={tmp_path / 'fast'}")
+    for one in (eager, fast):
+        run(one, "test", quiet)
+    assert RunFolder(eager).name == RunFolder(fast).name, "how a step is computed is no part of what a run is"
+    wanted, found = network(eager), network(fast)
+    for key, value in wanted.items():
+        same = (
+            torch.equal(found[key], value) if value.dtype == torch.bool else torch.allclose(found[key], value, **CLOSE)
+        )
+        assert same, key
+
+
+def test_two_runs_with_one_seed_are_equal(compose, quiet, tmp_path):
+    rows = []
+    for name in ("one", "other"):
+        config = compose(
+            "method=rigl", "method.rewire.every=2", "trainer.deterministic=true", f"paths.outputs={tmp_path / name}"
+        )
+        result = run(config, "test", quiet)
+        with open(RunFolder(config).path / "metrics.csv", encoding="utf-8") as file:
+            rows.append((result["test_accuracy"], result["validation_accuracy"], list(csv.DictReader(file))))
+    assert rows[0] == rows[1]
+
+
+def test_automatic_precision_is_that_of_the_device(compose, monkeypatch):
+    config = compose("trainer=auto", "method=rigl")
+    assert config.trainer.precision == "auto"
+    assert choice.settled(config).trainer.precision == "32-true"
+    names = [RunFolder(config).name, RunFolder(compose("trainer=cpu", "method=rigl")).name]
+    assert names[0] == names[1]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choice.settled(config).trainer.precision == "bf16-mixed"
+    assert RunFolder(config).name != names[0]
+    assert choice.settled(compose("trainer=cpu", "method=rigl")).trainer.precision == "32-true"
