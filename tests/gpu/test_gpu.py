@@ -21,7 +21,7 @@ from sparse_lab.requests import Request, to_config
 from sparse_lab.run import run
 from sparse_lab.training.step import TrainingStep, compute
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
 GPU = torch.device("cuda", 0)
 SMALL = (
     "dataset=synthetic",
