@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", metavar="N", type=_minutes, help="stop after so long (default: when done)")
     parser.add_argument("--device", choices=("cpu", "gpu"), help="default: gpu where there is one")
     parser.add_argument("--recipe", metavar="NAME", help="one of the table's recipes (default: its first)")
-    parser.add_argument("--jobs", metavar="N", type=_jobs, default=1, help="runs at a time (default: 1)")
+    parser.add_argument(
+        "--jobs", metavar="N", type=_jobs, default=1, help="runs at a time, which share the cores (default: 1)"
+    )
     parser.add_argument("--seeds", metavar="N", type=int, help="only the first N of the table's seeds")
     parser.add_argument("--records", metavar="DIR", type=Path, help="where records are kept, and count from")
     parser.add_argument("--outputs", metavar="DIR", type=Path, default=Path("outputs"), help="default: outputs")
@@ -108,14 +110,16 @@ def _reproduce(options: argparse.Namespace) -> int:
     if options.list:
         _list(runs, state)
         return 0
+    extra = shlex.join(["--recipe", recipe, *options.overrides])
+    command = f"python scripts/reproduce.py {table.name} {extra}"
     if options.records:
+        write_copy(table, command, runs, state)
         for run in runs:
             state.keep(run)
     deadline = None if options.minutes is None else began + 60 * options.minutes
     filling = _fill(runs, state, options, deadline)
     if options.records:
-        extra = shlex.join(["--recipe", recipe, *options.overrides])
-        write_copy(table, f"python scripts/reproduce.py {table.name} {extra}", runs, state)
+        write_copy(table, command, runs, state)
     _show(table, recipe, runs, state)
     for name, line in filling.failed.items():
         print(f"failed: {name}: {line}")
@@ -180,7 +184,7 @@ def _show(table: Table, recipe: str, runs: list[Run], state: State) -> None:
 
     grid = Grid(title=None)
     for head in ("cell", "sparsity", "published", "ours", "difference", "seeds", "missing"):
-        grid.add_column(head, justify="left" if head in ("cell", "missing") else "right", no_wrap=head != "cell")
+        grid.add_column(head, justify="left" if head in ("cell", "missing") else "right", overflow="fold")
     cells: dict[int, list[Run]] = {}
     for run in runs:
         cells.setdefault(id(run.cell), []).append(run)

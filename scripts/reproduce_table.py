@@ -1,4 +1,17 @@
-"""A table's definition (tables/*.yaml) as the runs that fill it, and which of them are there already."""
+"""A table's definition (tables/*.yaml) as the runs that fill it, and which of them are there already.
+
+    title: one line
+    seeds: [1, 2, 3]
+    always: [KEY=VALUE, ...]                # of every cell; may be left out, as recipes and devices
+    recipes: {paper: [], quarter: [training.epochs=50]}     # the first is the default
+    devices: {cpu: [trainer=cpu, compute=auto], gpu: [trainer=gpu]}
+    cells:                                  # most valuable first
+      - method=dense                        # overrides as on a command line; a list of them will do too
+      - {name: what its row is called, run: method=east, quarter: method.rewire.every=1000}
+
+A cell's `quarter` holds for that recipe alone. Of a key that is given twice the last value counts: always, device,
+recipe, cell, the cell's own for the recipe, command line.
+"""
 
 from __future__ import annotations
 
@@ -248,8 +261,11 @@ class State:
     """Which runs are done: in the outputs, or among the records kept of other machines and days."""
 
     records: Path | None
-    done: dict[str, dict[str, Any]] = field(default_factory=dict)  # run's name -> the record that counts for it
-    _kept: dict[str, list[Finished]] = field(default_factory=dict)  # name without its hash -> records
+    done: dict[str, dict[str, Any]] = field(init=False, default_factory=dict)  # run's name -> the record that counts
+    _made: dict[str, dict[str, Any]] = field(
+        init=False, default_factory=dict
+    )  # run's name -> its result in the outputs
+    _kept: dict[str, list[Finished]] = field(init=False, default_factory=dict)  # name without its hash -> records
 
     def __post_init__(self) -> None:
         if self.records is not None and self.records.is_dir():
@@ -270,8 +286,7 @@ class State:
     def keep(self, run: Run) -> None:
         """Copy what is finished of a run and of those that it starts from to the records, where it is not there yet."""
         for folder in (*run.starts, run.folder) if self.records is not None else ():
-            result = self._own(folder)
-            if result is not None and self._recorded(folder) is None:
+            if self._own(folder) is not None and self._recorded(folder) is None:
                 assert self.records is not None
                 try:
                     keep_run(folder.path, self.records)
@@ -285,10 +300,6 @@ class State:
         if folder.name not in self._made and (result := folder.result()) is not None:
             self._made[folder.name] = result
         return self._made.get(folder.name)
-
-    @cached_property
-    def _made(self) -> dict[str, dict[str, Any]]:
-        return {}
 
     def _recorded(self, folder: RunFolder) -> dict[str, Any] | None:
         near = self._kept.get(_stem(folder.name), [])
@@ -314,5 +325,8 @@ def write_copy(table: Table, command: str, runs: list[Run], state: State) -> Non
     own = re.split(rf"^{re.escape(MARK)}", table.text, maxsplit=1, flags=re.MULTILINE)[0].rstrip()
     lines = [own, "", f"{MARK}, anew each time", f"command: {json.dumps(command)}", "planned:"]
     lines += [f"  - {json.dumps(row)}" for row in planned]
-    state.records.mkdir(parents=True, exist_ok=True)
-    write_whole(state.records / "table.yaml", "\n".join(lines) + "\n")
+    try:
+        state.records.mkdir(parents=True, exist_ok=True)
+        write_whole(state.records / "table.yaml", "\n".join(lines) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write to {state.records}: {error.strerror}; choose another --records") from None

@@ -93,6 +93,8 @@ def test_a_stopped_table_goes_on_and_makes_nothing_twice(filled: Filled) -> None
     assert "stopped by SIGTERM" in said[0] and "missing" in said[0]
     stopped = events(said[0], "stopped")
     assert stopped and not set(stopped) & set(events(said[1], "done")) - set(events(said[1], "started"))
+    [log] = (place / "out" / "logs").glob("*-oneshot-95-seed1-*.log")
+    assert "stopped by SIGTERM" in log.read_text() and "goes on from last.ckpt" in log.read_text()
     for name, when in times[0].items():
         assert times[1][name] == when
     cells = [(seed, cell) for seed in (1, 2) for cell in CELLS]
