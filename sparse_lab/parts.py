@@ -68,6 +68,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LOOKS_APART = 1000  # steps, on a GPU
+
 
 @dataclass
 class Parts:
@@ -194,6 +196,7 @@ def assemble(
         require_connected=config.sparsity.require_connected,
         explore=config.method.rewires or config.method.cyclic,
         by_layer=config.diagnostics.layers,
+        apart=LOOKS_APART if device.type == "cuda" and not config.diagnostics.layers else 0,
     )
     rounds = Rounds(
         clock,
@@ -225,6 +228,9 @@ def _step(config: Config, model: nn.Module, device: torch.device, say: Callable[
     if how == "auto":
         how = "full" if device.type == "cuda" else "off"
     if how == "off" or config.trainer.devices > 1 or config.compute != "dense":
+        return None
+    if config.trainer.precision == "16-mixed":  # the loss is scaled between the forward and the backward pass
+        say(f"trainer.compile={how} does not go with trainer.precision=16-mixed: goes on in eager mode")
         return None
     return TrainingStep(model, config.training.label_smoothing, how, say)
 
@@ -386,6 +392,26 @@ def about(config: Config, folder: RunFolder) -> dashboards.About:
     )
 
 
+# hooks that Lightning calls in every step
+IN_STEPS = (
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+)
+
+
+def leave_out(callback: pl.Callback) -> None:
+    """Lightning calls every hook of every callback, those that do nothing too: a third of a millisecond a step. It
+    leaves out what cannot be called.
+    """
+    for hook in IN_STEPS:
+        if getattr(type(callback), hook) is getattr(pl.Callback, hook):
+            setattr(callback, hook, None)
+
+
 def make_trainer(config: Config, parts: Parts, folder: RunFolder) -> pl.Trainer:
     """A Lightning trainer that writes nothing of its own: what a run leaves on disk is ours."""
     trainer = config.trainer
@@ -398,6 +424,8 @@ def make_trainer(config: Config, parts: Parts, folder: RunFolder) -> pl.Trainer:
     on_gpu = device_of(trainer.accelerator).type == "cuda"
     # a pass over every new tensor, for nothing: none is read before it is written
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    for callback in parts.callbacks:
+        leave_out(callback)
     return pl.Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.devices,

@@ -16,10 +16,11 @@ from sparse_lab.models import dyrelu
 from sparse_lab.record import RunFolder
 from sparse_lab.sparsity.connectivity import Connectivity, connectivity
 from sparse_lab.sparsity.cost import layer_costs
-from sparse_lab.sparsity.masks import Masks
+from sparse_lab.sparsity.masks import Masks, kept_in, layers
 from sparse_lab.training.clock import Clock
 
 FILE = "updates"
+EXCHANGES = ("rewire", "cycle", "mutate")
 
 
 class MaskLog(pl.Callback):
@@ -28,6 +29,8 @@ class MaskLog(pl.Callback):
     Paths are those of weights alone. While DyReLU stands it links the channels of a layer with each other, so a network
     that is cut still learns; once it has faded only weights are left.
 
+    apart: exchanges that lie fewer steps behind the last look are counted, but not looked at (on a GPU a look takes as
+    long as twenty steps); a change of sparsity by pruning or regrowth always is.
     explore: follow which weights were ever alive (the in-time over-parameterisation rate of ITOP, arXiv 2102.02887).
     by_layer: write the kept and effective weights of every layer too.
     """
@@ -44,6 +47,7 @@ class MaskLog(pl.Callback):
         require_connected: bool,
         explore: bool,
         by_layer: bool,
+        apart: int = 0,
     ) -> None:
         self.model = model
         self.masks = masks
@@ -53,7 +57,10 @@ class MaskLog(pl.Callback):
         self.image_size = image_size
         self.require_connected = require_connected
         self.by_layer = by_layer
-        self.changes = 0
+        self.apart = apart
+        self.changes = 0  # those that were looked at: a line each
+        self._looked: int | None = None  # at which step
+        self._uses: dict[str, int] = {}
         self.macs: list[tuple[int, int]] = []
         self.ever: dict[str, Tensor] = {}
         if explore and masks is not None:
@@ -76,15 +83,24 @@ class MaskLog(pl.Callback):
 
     def _count(self) -> None:
         """Note how many multiply-adds there are from this step on."""
-        step = self.clock.round * self.clock.steps_a_round + self.clock.step_in_round
-        self.macs.append((step, sum(cost.sparse_macs for cost in layer_costs(self.model, self.image_size))))
+        if not self._uses:
+            self._uses = {cost.name: cost.macs // cost.total for cost in layer_costs(self.model, self.image_size)}
+        found = layers(self.model)
+        multiplied = {name: layer.weight.numel() for name, layer in found.items()}
+        if self.masks is not None:  # a dense offset beside the weights multiplies everywhere
+            kept = self.masks.kept_by_layer()
+            multiplied |= {name: kept[name] for name, layer in found.items() if not hasattr(layer, "offset")}
+        self.macs.append((self._step(), sum(self._uses[name] * number for name, number in multiplied.items())))
+
+    def _step(self) -> int:
+        return self.clock.round * self.clock.steps_a_round + self.clock.step_in_round
 
     @property
     def explored(self) -> float | None:
         """Share of the weights that were ever alive; None where it is not followed."""
         if self.masks is None or not self.ever:
             return None
-        return sum(int(mask.sum()) for mask in self.ever.values()) / self.masks.unique()
+        return sum(kept_in(self.ever).values()) / self.masks.unique()
 
     def __call__(self, change: str, asked: int) -> None:
         """Write down what `change` has left, where the schedule asked for `asked` kept weights.
@@ -92,13 +108,18 @@ class MaskLog(pl.Callback):
         Raises UserError when the network is cut and sparsity.require_connected is set.
         """
         assert self.masks is not None
-        found = self.look()
         for name, ever in self.ever.items():
-            ever |= self.masks[name].to(ever.device)
+            mask = self.masks[name]
+            self.ever[name] = ever.to(mask.device) | mask
+        self._count()
+        step = self._step()
+        if change in EXCHANGES and self._looked is not None and step - self._looked < self.apart:
+            return
+        self._looked = step
+        found = self.look()
         if self._writes:
             self.folder.add_line(FILE, self._row(change, asked, found, self.masks))
         self.changes += 1
-        self._count()
         self._warn(found)
 
     def _row(self, change: str, asked: int, found: Connectivity, masks: Masks) -> dict[str, Any]:
@@ -158,6 +179,7 @@ class MaskLog(pl.Callback):
             "changes": self.changes,
             "macs": [list(pair) for pair in self.macs],
             "ever": self.ever,
+            "looked": self._looked,
             "dead": sorted(self._dead),
             "connected": self._connected,
         }
@@ -166,5 +188,6 @@ class MaskLog(pl.Callback):
         self.changes = state["changes"]
         self.macs = [(int(step), int(macs)) for step, macs in state["macs"]]
         self.ever = {name: torch.as_tensor(mask) for name, mask in state["ever"].items()}
+        self._looked = state["looked"]
         self._dead = set(state["dead"])
         self._connected = state["connected"]

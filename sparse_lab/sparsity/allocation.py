@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sparse_lab.config import UserError, nearest
 from sparse_lab.sparsity import scores as scoring
+from sparse_lab.sparsity.masks import kept_in
 from sparse_lab.sparsity.selection import global_counts
 
 
@@ -106,7 +107,8 @@ def allocate(
     if name not in CLAIMS:
         raise UserError(f"unknown allocation {name!r}; {nearest(name, [*CLAIMS, 'global', 'lamp'])}")
     claims = CLAIMS[name]({layer: tuple(weight.shape) for layer, weight in weights.items()})
-    counts = share_out(kept, list(claims.values()), [1] * len(claims), [int(alive[layer].sum()) for layer in claims])
+    most = kept_in(alive)
+    counts = share_out(kept, list(claims.values()), [1] * len(claims), [most[layer] for layer in claims])
     return dict(zip(claims, counts, strict=True))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_lab.sparsity.masks import COUNTED, Counted, layers
+from sparse_lab.sparsity.masks import COUNTED, Counted, kept_in, layers
 
 # replaced for the sweep: on non-negative numbers, only these could stop or redirect a path
 PASSED = (nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.ReLU6, nn.Dropout, nn.Identity)
@@ -47,14 +47,14 @@ def connectivity(model: nn.Module, image_size: int) -> Connectivity:
     crossed, links, logits = _sweep(model, image_size, masks)
     alive = {name: mask | links[name] if name in links else mask for name, mask in crossed.items()}
     convs = [mask.flatten(1).any(1) for mask in alive.values() if mask.dim() > 2]
-    effective = {name: int(mask.sum()) for name, mask in crossed.items()}
+    effective = kept_in(crossed)
     live = int(logits.sum())
     return Connectivity(
-        kept=sum(int(mask.sum()) for mask in masks.values()),
+        kept=sum(kept_in(masks).values()),
         effective=sum(effective.values()),
         channels=sum(channels.numel() for channels in convs),
-        dead_channels=sum(int((~channels).sum()) for channels in convs),
-        dead_layers=[name for name, mask in alive.items() if not mask.any()],
+        dead_channels=sum(channels.numel() for channels in convs) - int(sum(channels.sum() for channels in convs)),
+        dead_layers=[name for name, number in kept_in(alive).items() if not number],
         logits=logits.numel(),
         live_logits=live,
         connected=live > 0,
@@ -75,7 +75,7 @@ def on_paths(model: nn.Module, image_size: int, masks: Mapping[str, Tensor]) -> 
     product of 50 fan-ins is far from float64's limits.
     """
     crossed, _, logits = _sweep(model, image_size, masks)
-    return crossed, logits
+    return {name: mask.cpu() for name, mask in crossed.items()}, logits.cpu()
 
 
 def _sweep(
@@ -100,8 +100,8 @@ def _sweep(
         name: torch.zeros_like(module.weight, dtype=torch.bool) if grad is None else grad > 0
         for (name, module), grad in zip(counted.items(), grads, strict=True)
     }
-    crossed = {name: (here & (counted[name].weight > 0)).cpu() for name, here in on_path.items()}
-    return crossed, {name: (on_path[name] & link).cpu() for name, link in links.items()}, (logits > 0).cpu()
+    crossed = {name: here & (counted[name].weight > 0) for name, here in on_path.items()}
+    return crossed, {name: on_path[name] & link for name, link in links.items()}, logits > 0
 
 
 def _kept(module: nn.Module) -> Tensor:

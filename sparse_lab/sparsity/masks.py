@@ -52,6 +52,13 @@ def kept_for(sparsity: float, total: int) -> int:
     return round((1.0 - sparsity) * total)
 
 
+def kept_in(masks: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many positions of each mask are True: asked of the device all at once, for every answer waits for it."""
+    if not masks:
+        return {}
+    return dict(zip(masks, torch.stack([mask.sum() for mask in masks.values()]).tolist(), strict=True))
+
+
 class Masks:
     """The masks of one model: made once, set by name, enforced after every optimizer step.
 
@@ -84,7 +91,7 @@ class Masks:
         return sum(self.kept_by_layer().values())
 
     def kept_by_layer(self) -> dict[str, int]:
-        return {name: int(mask.sum()) for name, mask in self.masks().items()}
+        return kept_in(self.masks())
 
     def kept_with_reuse(self) -> int:
         """Number of kept weights where each shared one counts as often as it is used."""

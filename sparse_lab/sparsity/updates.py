@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparse_lab.config import UserError
 from sparse_lab.sparsity.allocation import allocate, share_out
-from sparse_lab.sparsity.masks import Masks
+from sparse_lab.sparsity.masks import Masks, kept_in
 from sparse_lab.sparsity.selection import top_k, top_k_each
 
 
@@ -49,7 +49,7 @@ def grow_to(masks: Masks, kept: int, scores: Mapping[str, Tensor], order: Sequen
     it.
     """
     alive = masks.masks()
-    lost = {name: int((~mask).sum()) for name, mask in alive.items()}
+    lost = {name: alive[name].numel() - number for name, number in masks.kept_by_layer().items()}
     growth = kept - masks.kept()
     if growth < 0:
         raise UserError(f"cannot regrow to {kept} weights: {masks.kept()} are alive already")
@@ -86,9 +86,9 @@ def move_to(
     """
     alive = masks.masks()
     counts = _counts_anew(masks, kept, drop, allocation)
-    new = {}
+    new, numbers = {}, kept_in(alive)
     for name, mask in alive.items():
-        change = counts[name] - int(mask.sum())
+        change = counts[name] - numbers[name]
         if change >= 0:
             new[name] = mask | top_k(_only(grow[name], ~mask), change, chance)
         else:
@@ -110,9 +110,9 @@ def drop_and_grow(
     more than it has pruned positions to offer. What was dropped does not come back in the same change. `chance` as in
     `move_to`.
     """
-    new = {}
+    new, numbers = {}, kept_in(alive)
     for name, mask in alive.items():
-        kept = int(mask.sum())
+        kept = numbers[name]
         # 0.1 * 30 is a hair above 3
         exchanged = min(math.ceil(fraction * kept - 1e-9), mask.numel() - kept)
         stay = top_k(_only(drop[name], mask), kept - exchanged, chance)
@@ -134,11 +134,11 @@ def drop_then_grow(
     """
     alive = masks.masks()
     fewest, most = (_counts_anew(masks, kept, drop, allocation) for kept in (low, high))
-    new = {}
+    new, numbers = {}, kept_in(alive)
     for name, mask in alive.items():
-        pruned = mask.numel() - int(mask.sum())
+        pruned = mask.numel() - numbers[name]
         # a layer without pruned positions enough for what it is to hold keeps more of its own
-        stay = max(min(fewest[name], int(mask.sum())), most[name] - pruned)
+        stay = max(min(fewest[name], numbers[name]), most[name] - pruned)
         new[name] = top_k(_only(drop[name], mask), stay, chance) | top_k(
             _only(grow[name], ~mask), most[name] - stay, chance
         )

@@ -111,6 +111,12 @@ class Classifier(pl.LightningModule):
             return self._counted("train", *self.step(*batch))
         return self._counted("train", *compute(self.forward, *batch, self.label_smoothing))
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self.step is None:
+            super().backward(loss, *args, **kwargs)
+        else:
+            self.step.backward(loss)
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         return self._counted("validation", *compute(self.forward, *batch, 0.0))
 

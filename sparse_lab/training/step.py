@@ -1,4 +1,6 @@
-"""Forward pass, loss and figures of one training batch: eager, compiled, or as CUDA graphs."""
+"""Forward pass, loss and figures of one training batch: eager, compiled, or as a CUDA graph together with its backward
+pass.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Say = Callable[[str], None]
-# torch compiles the forward pass in the first one and the backward pass behind it; with CUDA graphs the second records
-# them and the third is the first to play them
-TRIALS = 3
+Computed = tuple[Tensor, Tensor]  # loss and figures
+WARM = 3  # passes before a graph is recorded: kernels are chosen and workspaces made in the first ones
 
 
 def figures(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
@@ -21,36 +22,22 @@ def figures(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([loss.detach().double() * len(labels), hits.double(), hits.new_full((), len(labels)).double()])
 
 
-def compute(
-    model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, smoothing: float
-) -> tuple[Tensor, Tensor]:
+def compute(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, smoothing: float) -> Computed:
     """(cross-entropy of a batch, `figures`)."""
     logits = model(images)
     loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
     return loss, figures(loss, logits, labels)
 
 
-class Whole(nn.Module):
-    """`compute` of one network as a module of its own: what is done to it leaves the network as it is."""
-
-    def __init__(self, model: nn.Module, smoothing: float) -> None:
-        super().__init__()
-        self.model = model
-        self.smoothing = smoothing
-
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return compute(self.model, images, labels, self.smoothing)
-
-
 class TrainingStep:
     """`compute` of one network, made fast.
 
-    how: 'full', torch.compile: fused kernels, on a GPU played as CUDA graphs; 'graphs', CUDA graphs of torch's own
-    kernels, which takes a second instead of a minute.
+    how: 'full', torch.compile; on a GPU what it makes is recorded as a CUDA graph. 'graphs', a CUDA graph of torch's
+    own kernels, ready in a second instead of a minute.
 
     Everything that looks at the network (scores, hooks, state dicts) sees what it always sees, and evaluation is eager.
     The first batch is tried out before it counts, and again after `renew`; if anything fails there, that is said once
-    and the run goes on in eager mode. Figures and loss are good until the next call.
+    and the run goes on in eager mode. Loss and figures are good until the next call.
     """
 
     def __init__(self, model: nn.Module, smoothing: float, how: str, say: Say) -> None:
@@ -60,62 +47,107 @@ class TrainingStep:
         self.say = say
         self.failed: str | None = None  # what went wrong, if anything did
         self._tried = False
-        self._fast: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+        self._fast: Callable[[Tensor, Tensor], Computed] | None = None
 
     def renew(self) -> None:
         """The network's parts have changed: make it anew."""
         self._tried = False
 
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor) -> Computed:
         if not self._tried:
             self._tried = True
-            self._try(images, labels)
+            self._fast = None  # what was made of another network is not kept beside the new one
+            self._fast = self._made(images, labels)
         if self._fast is None:
             return compute(self.model, images, labels, self.smoothing)
-        if self.how == "full" and images.is_cuda:
-            torch.compiler.cudagraph_mark_step_begin()
         return self._fast(images, labels)
 
-    def _try(self, images: Tensor, labels: Tensor) -> None:
+    def backward(self, loss: Tensor) -> None:
+        """Put the gradients of the last call in place. A graph has computed them with the loss."""
+        if isinstance(self._fast, Recorded):
+            self._fast.hand_out()
+        else:
+            loss.backward()
+
+    def _made(self, images: Tensor, labels: Tensor) -> Callable[[Tensor, Tensor], Computed] | None:
         start = time.monotonic()
-        torch.compiler.reset()  # what was compiled before in this process counts towards torch's limits
         kept = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         try:
             with torch.random.fork_rng([images.device] if images.is_cuda else []):
-                self._fast = self._recorded(images, labels) if self.how == "graphs" else self._compiled(images)
-                self._pass(images, labels)
+                fast = self._made_of(self._whole(), images, labels)
         except Exception as error:  # the compiler's own, or whatever stands behind it: no C++ compiler, no headers
-            self._fast = None
             line = (str(error).strip().splitlines() or [""])[0][:160]
             self.failed = f"trainer.compile={self.how} fails here ({type(error).__name__}: {line})"
             self.say(f"{self.failed}: goes on in eager mode")
-        else:
-            self.say(f"training step ready in {time.monotonic() - start:.0f} s (trainer.compile={self.how})")
+            return None
         finally:
             with torch.no_grad():
                 for name, buffer in self.model.named_buffers():
                     buffer.copy_(kept[name])
+        self.say(f"training step ready in {time.monotonic() - start:.0f} s (trainer.compile={self.how})")
+        return fast
 
-    def _compiled(self, images: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        mode = "reduce-overhead" if images.is_cuda else "default"
-        return torch.compile(Whole(self.model, self.smoothing), dynamic=False, mode=mode)
+    def _whole(self) -> Callable[[Tensor, Tensor], Computed]:
+        model, smoothing = self.model, self.smoothing
 
-    def _recorded(self, images: Tensor, labels: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        if not images.is_cuda:
-            raise RuntimeError("CUDA graphs need a GPU")
-        whole = Whole(self.model, self.smoothing)
-        return torch.cuda.make_graphed_callables(  # type: ignore[return-value]
-            whole, (images.clone(), labels.clone()), allow_unused_input=True
-        )
+        def whole(images: Tensor, labels: Tensor) -> Computed:
+            return compute(model, images, labels, smoothing)
 
-    def _pass(self, images: Tensor, labels: Tensor) -> None:
-        """Some passes that count for nothing: a compiler fails in the first ones if it fails."""
+        if self.how == "graphs":
+            return whole
+        torch.compiler.reset()  # what was compiled before in this process counts towards torch's limits
+        return torch.compile(whole, dynamic=False)
+
+    def _made_of(
+        self, whole: Callable[[Tensor, Tensor], Computed], images: Tensor, labels: Tensor
+    ) -> Callable[[Tensor, Tensor], Computed]:
         moved = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        for _ in range(TRIALS):
-            if self.how == "full" and images.is_cuda:
-                torch.compiler.cudagraph_mark_step_begin()
-            assert self._fast is not None
-            loss, _ = self._fast(images, labels)
-            torch.autograd.grad(loss, moved, allow_unused=True)
         if images.is_cuda:
-            torch.cuda.synchronize(images.device)
+            return Recorded(whole, moved, images, labels)
+        if self.how == "graphs":
+            raise RuntimeError("CUDA graphs need a GPU")
+        loss, _ = whole(images, labels)
+        torch.autograd.grad(loss, moved, allow_unused=True)  # the backward pass is compiled when it is first asked for
+        return whole
+
+
+class Recorded:
+    """Forward and backward pass of one batch as one CUDA graph: the host starts it by a single call.
+
+    parameters: those that get gradients. images, labels: a batch like those to come.
+    """
+
+    def __init__(
+        self,
+        whole: Callable[[Tensor, Tensor], Computed],
+        parameters: list[nn.Parameter],
+        images: Tensor,
+        labels: Tensor,
+    ) -> None:
+        self.parameters = parameters
+        self._images, self._labels = images.clone(), labels.clone()
+        side = torch.cuda.Stream(images.device)
+        side.wait_stream(torch.cuda.current_stream(images.device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM):
+                self._pass(whole)
+        torch.cuda.current_stream(images.device).wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._loss, self._figures, self._gradients = self._pass(whole)
+        self._graph.replay()
+        torch.cuda.synchronize(images.device)  # what cannot be played fails here
+
+    def _pass(self, whole: Callable[[Tensor, Tensor], Computed]) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+        loss, figures = whole(self._images, self._labels)
+        return loss.detach(), figures, torch.autograd.grad(loss, self.parameters, allow_unused=True)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Computed:
+        self._images.copy_(images)
+        self._labels.copy_(labels)
+        self._graph.replay()
+        return self._loss, self._figures
+
+    def hand_out(self) -> None:
+        for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
+            parameter.grad = gradient
