@@ -160,8 +160,9 @@ def bare(config: Config, settings: Settings, say: Callable[[str], None]) -> Pace
     model = build_model(config).to(device, memory_format=layout_of(device))  # type: ignore[call-overload]
     how = config.trainer.compile if config.trainer.compile != "auto" else ("full" if device.type == "cuda" else "off")
     step = None if how == "off" else TrainingStep(model, 0.0, how, say)
-    forward = _eager(model) if step is None else lambda images, labels: step(images, labels)[0]
-    return _loop(config, device, model, forward, lambda epoch: loader, settings)
+    if step is None:
+        return _loop(config, device, model, _eager(model), Tensor.backward, lambda epoch: loader, settings)
+    return _loop(config, device, model, lambda *batch: step(*batch)[0], step.backward, lambda epoch: loader, settings)
 
 
 def plain(config: Config, settings: Settings) -> Pace:
@@ -184,7 +185,7 @@ def plain(config: Config, settings: Settings) -> Pace:
         for images, labels in loader:
             yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
-    return _loop(config, device, model, _eager(model), moved, settings)
+    return _loop(config, device, model, _eager(model), Tensor.backward, moved, settings)
 
 
 class Photos(Dataset[tuple[Tensor, int]]):
@@ -223,6 +224,7 @@ def _loop(
     device: torch.device,
     model: nn.Module,
     forward: Callable[[Tensor, Tensor], Tensor],
+    backward: Callable[[Tensor], None],
     batches: Callable[[int], Any],
     settings: Settings,
 ) -> Pace:
@@ -234,7 +236,7 @@ def _loop(
             optimizer.zero_grad()
             with _precision(config, device):
                 loss = forward(inputs, labels)
-            loss.backward()
+            backward(loss)
             optimizer.step()
         if epoch >= WARM:
             pace.steps.append(images / (_now(device) - start))
