@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from sparse_lab import stages
+from sparse_lab.compute.device import device_of
 from sparse_lab.config import Config
 from sparse_lab.data import Data
 from sparse_lab.deploy.thin import thin
@@ -76,7 +77,7 @@ def outcome(
         "peak_memory_mb": peak_memory(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "data": {"md5": data.md5, "official": data.official},
-        "device": device_name(parts.module.device),
+        "device": device_name(device_of(config.trainer.accelerator)),
         "command": command,
         "commit": commit(),
         "config": identity(config),

@@ -111,6 +111,13 @@ class TrainingStep:
         return whole
 
 
+def _like(parameter: Tensor, gradient: Tensor | None) -> Tensor | None:
+    """`gradient` laid out as its parameter is: a fused optimizer takes no other."""
+    if gradient is None or gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
+
+
 class Recorded:
     """Forward and backward pass of one batch as one CUDA graph: the host starts it by a single call.
 
@@ -140,7 +147,9 @@ class Recorded:
 
     def _pass(self, whole: Callable[[Tensor, Tensor], Computed]) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
         loss, figures = whole(self._images, self._labels)
-        return loss.detach(), figures, torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        laid = tuple(_like(one, gradient) for one, gradient in zip(self.parameters, gradients, strict=True))
+        return loss.detach(), figures, laid
 
     def __call__(self, images: Tensor, labels: Tensor) -> Computed:
         self._images.copy_(images)
