@@ -19,6 +19,7 @@ from sparse_lab.config import Config
 from sparse_lab.record import RunFolder
 from sparse_lab.requests import Request, to_config
 from sparse_lab.run import run
+from sparse_lab.sparsity.selection import top_k
 from sparse_lab.training.step import TrainingStep, compute
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
@@ -90,6 +91,20 @@ def test_a_step_is_the_same_however_it_is_computed(how):
     assert step.failed is None and len(said) == 1
     for ours, theirs in zip(found["fast"], found["eager"], strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("values", ["distinct", "tied", "mostly excluded"])
+def test_a_selection_is_that_of_a_cpu(values):
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.rand(50, 40, 3, 3, generator=generator)
+    if values == "tied":
+        scores = (scores * 7).floor()
+    if values == "mostly excluded":
+        scores[torch.rand(scores.shape, generator=generator) < 0.97] = -torch.inf
+    for k in (0, 1, 100, 540, 17_999, 18_000):
+        for chance in (None, 5):
+            drawn = [None if chance is None else torch.Generator().manual_seed(chance) for _ in range(2)]
+            assert torch.equal(top_k(scores, k, drawn[0]), top_k(scores.to(GPU), k, drawn[1]).cpu())
 
 
 class Watch(pl.Callback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import pytest
 import torch
@@ -103,3 +104,24 @@ def test_automatic_precision_is_that_of_the_device(compose, monkeypatch):
     assert choice.settled(config).trainer.precision == "bf16-mixed"
     assert RunFolder(config).name != names[0]
     assert choice.settled(compose("trainer=cpu", "method=rigl")).trainer.precision == "32-true"
+
+
+def test_on_a_gpu_exchanges_are_looked_at_now_and_then(compose, quiet, tmp_path, monkeypatch):
+    """Pruning is; of exchanges those at least so many steps behind the last look. Multiply-adds are counted at each."""
+    words = ("method=rigl", "method.rewire.every=2", "method.rewire.end=1.0", "training.epochs=10")
+    rows = {}
+    made = parts.MaskLog
+    for name, apart in (("all", 0), ("few", 7)):
+
+        def with_apart(*args, _apart=apart, **keys):
+            return made(*args, **{**keys, "apart": _apart})
+
+        monkeypatch.setattr(parts, "MaskLog", with_apart)
+        config = compose(*words, f"paths.outputs={tmp_path / name}")
+        result = run(config, "test", quiet)
+        lines = (RunFolder(config).path / "updates.jsonl").read_text(encoding="utf-8").splitlines()
+        rows[name] = ([(json.loads(line)["step"], json.loads(line)["change"]) for line in lines], result["flops"])
+    every, few = rows["all"][0], rows["few"][0]
+    assert every[0] == few[0] == (0, "prune") and [step for step, _ in every[1:]] == list(range(2, 20, 2))
+    assert few[1:] == [(8, "rewire"), (16, "rewire")]
+    assert rows["all"][1] == rows["few"][1]

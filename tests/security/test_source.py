@@ -46,6 +46,8 @@ def faults(source: str) -> list[str]:
             names |= {one.asname or one.name: f"{node.module}.{one.name}" for one in node.names}
     found = []
     for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            continue  # a name given, as that of a field, not the function of that name
         name = full_name(node, names)
         if name in FORBIDDEN and not (name == "pickle.Unpickler" and isinstance(node, ast.Name)):
             found.append(f"{node.lineno}: {name}")  # type: ignore[attr-defined]

@@ -1,0 +1,106 @@
+"""`sparse-lab bench train`: what its numbers are made of, what it refuses, and one small bench from end to end."""
+
+from __future__ import annotations
+
+import csv
+import time
+
+import pytest
+
+from sparse_lab.bench import main, train_table
+from sparse_lab.bench.together import overlapped, throughput
+from sparse_lab.bench.train import BARE, PLAIN, Pace, Settings, Stopwatch, request
+from sparse_lab.config import UserError
+
+TINY = Settings(
+    model="vgg16",
+    methods=("dense", "static"),
+    sparsity=90.0,
+    device="cpu",
+    compile="off",
+    deterministic=False,
+    batch=4,
+    width=0.0625,
+    steps=2,
+    epochs=2,
+    repeats=1,
+    workers=0,
+)
+
+
+def test_throughput_counts_the_time_in_which_all_train():
+    """Two processes, 100 images an epoch: one from 0 to 4 in epochs of 1 s, one from 1 to 5 in epochs of 2 s. Between 1
+    and 4 the first makes 300 images, the second 150.
+    """
+    first = [[float(second), second + 1.0] for second in range(4)]
+    second = [[1.0, 3.0], [3.0, 5.0]]
+    assert overlapped([first, second], 100) == pytest.approx(450 / 3)
+
+
+def test_the_table_holds_medians_and_ratios_within_a_repeat():
+    found = {
+        "dense": [Pace([90.0, 100.0, 110.0], [50.0], 7.0), Pace([200.0], [150.0], 9.0)],
+        "rigl": [Pace([80.0], [40.0], 8.0), Pace([100.0], [90.0], 8.0)],
+        BARE: [Pace([125.0]), Pace([200.0])],
+        PLAIN: [Pace([25.0]), Pace([50.0])],
+    }
+    dense, rigl, bare, plain = train_table.rows(found, ("dense", "rigl"))
+    assert dense == ["dense", "105", "90", "200", "100", "0.900", "4.000", "", "9"]  # 100/125, 200/200; 100/25, 200/50
+    assert rigl == ["rigl", "90", "80", "100", "65", "0.570", "2.600", "+62.5%", "8"]  # 100/80, 200/100
+    assert bare[5:8] == ["1.000", "4.500", ""] and plain[5:8] == ["0.225", "1.000", ""]
+    lines = train_table.text(found, ("dense", "rigl")).splitlines()
+    assert len(lines) == 5 and len({len(line) for line in lines}) == 1
+
+
+def test_only_methods_that_train_from_scratch_are_timed(tmp_path):
+    with pytest.raises(UserError, match="bench train: method oneshot starts from another run"):
+        request(TINY, "oneshot", tmp_path)
+
+
+@pytest.mark.parametrize("words", [["--steps", "0"], ["--epochs", "0"], ["--workers", "-1"], ["--together", "-2"]])
+def test_numbers_out_of_range_are_refused(words):
+    with pytest.raises(UserError, match=f"bench train: {words[0]} must be at least"):
+        main(["train", *words])
+
+
+def test_a_bench_from_end_to_end(tmp_path, capsys):
+    """Whole runs and both loops; no rate is above what fits into the time that the bench took."""
+    file = tmp_path / "train.csv"
+    numbers = ["--batch", "4", "--width", "0.0625", "--steps", "2", "--epochs", "2", "--repeats", "1", "--workers", "0"]
+    words = ["--method", "dense", "static", "--sparsity", "90", "--device", "cpu", "--csv", str(file)]
+    start = time.perf_counter()
+    assert main(["train", *numbers, *words]) == 0
+    took = time.perf_counter() - start
+    with open(file, encoding="utf-8") as opened:
+        rows = {row["candidate"]: row for row in csv.DictReader(opened)}
+    assert list(rows) == ["dense", "static", BARE, PLAIN]
+    for row in rows.values():
+        assert float(row["lowest"]) >= 4 * 2 / took - 1
+        assert float(row["peak MiB"]) > 0 and row["model"] == "vgg16" and row["sparsity"] == "90"
+    assert "x plain" in capsys.readouterr().out
+
+
+def test_several_runs_at_once(tmp_path):
+    from dataclasses import replace
+
+    rate = throughput(replace(TINY, together=2), "static")
+    assert rate is not None and rate > 0
+
+
+def test_the_first_epoch_is_not_timed():
+    class Trainer:
+        current_epoch = 0
+        is_last_batch = True
+
+    class Module:
+        from torch import device
+
+        device = device("cpu")
+
+    watch, trainer, ready = Stopwatch(8, lambda: ready.append(trainer.current_epoch)), Trainer(), []
+    for epoch in range(3):
+        trainer.current_epoch = epoch
+        watch.on_train_epoch_start(trainer, Module)
+        watch.on_train_batch_end(trainer, Module, None, None, 0)
+    watch.on_train_end(trainer, Module)
+    assert len(watch.pace.steps) == len(watch.pace.whole) == len(watch.spans) == 2 and ready == [1]
