@@ -227,10 +227,15 @@ def _step(config: Config, model: nn.Module, device: torch.device, say: Callable[
     how = config.trainer.compile
     if how == "auto":
         how = "full" if device.type == "cuda" else "off"
-    if how == "off" or config.trainer.devices > 1 or config.compute != "dense":
+    if how == "off" or config.compute != "dense":
         return None
-    if config.trainer.precision == "16-mixed":  # the loss is scaled between the forward and the backward pass
-        say(f"trainer.compile={how} does not go with trainer.precision=16-mixed: goes on in eager mode")
+    against = {
+        f"trainer.devices={config.trainer.devices}": config.trainer.devices > 1,
+        # the loss is scaled between the forward and the backward pass
+        "trainer.precision=16-mixed": config.trainer.precision == "16-mixed",
+    }
+    for setting in (name for name, holds in against.items() if holds):
+        say(f"trainer.compile={how} does not go with {setting}: goes on in eager mode")
         return None
     return TrainingStep(model, config.training.label_smoothing, how, say)
 

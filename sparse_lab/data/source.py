@@ -15,9 +15,9 @@ from sparse_lab.data.batches import Batches
 from sparse_lab.data.loader import Loader
 from sparse_lab.data.plan import Plan
 
-# On a GPU, where a call costs more than the work in it: batches made at a time, and images evaluated at a time.
-AHEAD = 64
-EVALUATED = 2048
+# On a GPU, where a call costs more than the work in it: images made for training at a time, and evaluated at a time.
+MADE = 8192
+EVALUATED = 1024
 
 
 class Source(Protocol):
@@ -81,7 +81,7 @@ class ImageSet:
             std=dataset.std,
             augment=augment,
             mirror=dataset.mirror,
-            ahead=AHEAD if on_gpu else 1,
+            ahead=max(1, MADE // plan.batch_size) if on_gpu else 1,
             layout=layout_of(device),
         )
 
