@@ -175,29 +175,12 @@ def assemble(
             style = "bold red" if "WARNING" in line else None
             console.print(f"  {redact(job + line)}", highlight=False, soft_wrap=True, style=style, markup=False)
 
-    model = build_model(config)
-    rewind = _rewinding(config, model, starts)
-    if "parent" in starts:
-        Masks(model)  # the parent may be pruned already: its masks are loaded with it
-        into(model, load_network(starts["parent"]), starts["parent"])
-    model = alter(model, config).to(memory_format=layout_of(device))  # type: ignore[call-overload]
+    model, rewind = _network(config, starts, device)
     masks = Masks(model) if config.method.prunes else None
     clock = clock_of(config, len(data.train))
-    arithmetic = _arithmetic(config, model, say)
-    step = _step(config, model, device, say)
+    arithmetic, step = _arithmetic(config, model, say), _step(config, model, device, say)
     module = Classifier(model, recipe_of(config), clock, config.training.label_smoothing, arithmetic, step)
-    log = MaskLog(
-        model,
-        masks,
-        clock,
-        folder,
-        say,
-        image_size=config.dataset.image_size,
-        require_connected=config.sparsity.require_connected,
-        explore=config.method.rewires or config.method.cyclic,
-        by_layer=config.diagnostics.layers,
-        apart=LOOKS_APART if device.type == "cuda" and not config.diagnostics.layers else 0,
-    )
+    log = _log(config, model, masks, clock, folder, device, say)
     rounds = Rounds(
         clock,
         config.training.select,
@@ -220,6 +203,41 @@ def assemble(
         say(f"WARNING: {line}")
     order = [rounds, *keep, *phasing, *changes, StopWhenDiverged(), *diagnostics, history, boards, *progress, save]
     return Parts(model, masks, clock, module, rounds, log, order)
+
+
+def _network(
+    config: Config, starts: dict[str, Path], device: torch.device
+) -> tuple[nn.Module, dict[str, Tensor] | None]:
+    """The network that trains, as its parent left it and altered by the method; and what each round goes back to."""
+    model = build_model(config)
+    rewind = _rewinding(config, model, starts)
+    if "parent" in starts:
+        Masks(model)  # the parent may be pruned already: its masks are loaded with it
+        into(model, load_network(starts["parent"]), starts["parent"])
+    return alter(model, config).to(memory_format=layout_of(device)), rewind  # type: ignore[call-overload]
+
+
+def _log(
+    config: Config,
+    model: nn.Module,
+    masks: Masks | None,
+    clock: Clock,
+    folder: RunFolder,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> MaskLog:
+    return MaskLog(
+        model,
+        masks,
+        clock,
+        folder,
+        say,
+        image_size=config.dataset.image_size,
+        require_connected=config.sparsity.require_connected,
+        explore=config.method.rewires or config.method.cyclic,
+        by_layer=config.diagnostics.layers,
+        apart=LOOKS_APART if device.type == "cuda" and not config.diagnostics.layers else 0,
+    )
 
 
 def _step(config: Config, model: nn.Module, device: torch.device, say: Callable[[str], None]) -> TrainingStep | None:
