@@ -36,9 +36,10 @@ def keep_run(run: Path, target: Path) -> None:
     for name in (*(name for name in WHERE_THERE if (run / name).exists()), *KEPT):
         before = (run / name).read_text(encoding="utf-8")
         text = before
-        for folder, neutral in ((paths.outputs, "OUTPUTS"), (paths.data, "DATA")):
+        for folder, neutral in sorted(((paths.outputs, "OUTPUTS"), (paths.data, "DATA")), key=lambda one: -len(one[0])):
             if Path(folder).is_absolute():
-                text = text.replace(folder, neutral)
+                for spelled in (folder, json.dumps(folder)[1:-1]):
+                    text = text.replace(spelled, neutral)
         if name == "result.json" and text != before and CHECKSUM in (record := json.loads(text)):
             if damaged(json.loads(before)):
                 raise ValueError(f"{run / name} is damaged: its checksum is wrong")

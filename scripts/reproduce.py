@@ -111,13 +111,15 @@ def _reproduce(options: argparse.Namespace) -> int:
         _list(runs, state)
         return 0
     extra = shlex.join(["--recipe", recipe, *options.overrides])
-    command = f"python scripts/reproduce.py {table.name} {extra}"
+    command = f"python scripts/reproduce.py {shlex.quote(options.table)} {extra}"
     if options.records:
         write_copy(table, command, runs, state)
         for run in runs:
             state.keep(run)
     deadline = None if options.minutes is None else began + 60 * options.minutes
     filling = _fill(runs, state, options, deadline)
+    for run in runs:  # what was made for others, as their start, is done too
+        state.result(run)
     if options.records:
         write_copy(table, command, runs, state)
     _show(table, recipe, runs, state)

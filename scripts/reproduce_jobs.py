@@ -16,6 +16,7 @@ from types import FrameType
 
 from reproduce_table import Run, State
 
+from sparse_lab.config import UserError
 from sparse_lab.secrets import redact
 from sparse_lab.whole import printable
 
@@ -138,13 +139,19 @@ class Filling:
             for job in self.running:
                 job.process.terminate()
             self.say(f"{why}: {len(self.running)} running, saving")
+        first: UserError | None = None
         while self.running:
-            self._reap(stopping=True)
+            try:
+                self._reap(stopping=True)
+            except UserError as error:  # a record cannot be copied: the others are waited for all the same
+                first = first or error
             if time.monotonic() > until or self.signals > signals:
                 for job in self.running:
                     os.killpg(job.process.pid, signal.SIGKILL)
                     job.process.wait()
             time.sleep(LOOK_EVERY)
+        if first is not None:
+            raise first
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

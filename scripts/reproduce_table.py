@@ -274,7 +274,7 @@ class State:
 
     def result(self, run: Run) -> dict[str, Any] | None:
         """The record that counts for a run: its own, or one that differs in its arithmetic alone."""
-        found = self._own(run.folder) or self._recorded(run.folder)
+        found = self._recorded(run.folder) or self._own(run.folder)  # what is kept counts: it is what the report shows
         if found is not None:
             self.done[run.name] = found
         return found

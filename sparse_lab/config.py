@@ -388,7 +388,7 @@ class TrainerConfig:
     compile: str = key(
         "auto",
         "full: torch.compile the training step, on a GPU with CUDA graphs; graphs: those alone, ready at once; auto: "
-        "full on a GPU, off on a CPU",
+        "full on one GPU but in 16-mixed, else off",
         choices=("auto", "full", "graphs", "off"),
         identity=False,
     )

@@ -226,6 +226,7 @@ def _log(
     device: torch.device,
     say: Callable[[str], None],
 ) -> MaskLog:
+    every_time = config.diagnostics.layers or config.sparsity.require_connected
     return MaskLog(
         model,
         masks,
@@ -236,7 +237,7 @@ def _log(
         require_connected=config.sparsity.require_connected,
         explore=config.method.rewires or config.method.cyclic,
         by_layer=config.diagnostics.layers,
-        apart=LOOKS_APART if device.type == "cuda" and not config.diagnostics.layers else 0,
+        apart=0 if every_time or device.type != "cuda" else LOOKS_APART,
     )
 
 
@@ -247,13 +248,12 @@ def _step(config: Config, model: nn.Module, device: torch.device, say: Callable[
         how = "full" if device.type == "cuda" else "off"
     if how == "off" or config.compute != "dense":
         return None
-    against = {
-        f"trainer.devices={config.trainer.devices}": config.trainer.devices > 1,
-        # the loss is scaled between the forward and the backward pass
-        "trainer.precision=16-mixed": config.trainer.precision == "16-mixed",
-    }
-    for setting in (name for name, holds in against.items() if holds):
-        say(f"trainer.compile={how} does not go with {setting}: goes on in eager mode")
+    # float16: the loss is scaled between the forward and the backward pass
+    if config.trainer.devices > 1 or config.trainer.precision == "16-mixed":
+        if config.trainer.compile != "auto":
+            say(
+                f"trainer.compile={how} is for one device and not for trainer.precision=16-mixed: goes on in eager mode"
+            )
         return None
     return TrainingStep(model, config.training.label_smoothing, how, say)
 
@@ -415,6 +415,12 @@ def about(config: Config, folder: RunFolder) -> dashboards.About:
     )
 
 
+def _apart(model: nn.Module) -> bool:
+    """Does no pixel belong to two windows of a max-pooling?"""
+    pools = [module for module in model.modules() if isinstance(module, nn.MaxPool2d)]
+    return all(pool.kernel_size == pool.stride for pool in pools)
+
+
 # hooks that Lightning calls in every step
 IN_STEPS = (
     "on_train_batch_start",
@@ -458,7 +464,7 @@ def make_trainer(config: Config, parts: Parts, folder: RunFolder) -> pl.Trainer:
         else "auto",
         precision=trainer.precision,  # type: ignore[arg-type]
         # torch calls max-pooling's gradient nondeterministic on a GPU; where windows do not overlap it is not
-        deterministic="warn" if trainer.deterministic and on_gpu else trainer.deterministic,
+        deterministic="warn" if trainer.deterministic and on_gpu and _apart(parts.model) else trainer.deterministic,
         benchmark=on_gpu and not trainer.deterministic,
         max_epochs=parts.clock.total_epochs,
         gradient_clip_val=parts.module.recipe.clip_norm,

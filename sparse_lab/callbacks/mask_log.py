@@ -29,8 +29,8 @@ class MaskLog(pl.Callback):
     Paths are those of weights alone. While DyReLU stands it links the channels of a layer with each other, so a network
     that is cut still learns; once it has faded only weights are left.
 
-    apart: exchanges that lie fewer steps behind the last look are counted, but not looked at (on a GPU a look takes as
-    long as twenty steps); a change of sparsity by pruning or regrowth always is.
+    apart: for exchanges that lie fewer steps behind the last look no paths are followed, and their line says nothing of
+    them (on a GPU that takes as long as twenty steps); for pruning and regrowth they always are.
     explore: follow which weights were ever alive (the in-time over-parameterisation rate of ITOP, arXiv 2102.02887).
     by_layer: write the kept and effective weights of every layer too.
     """
@@ -58,8 +58,8 @@ class MaskLog(pl.Callback):
         self.require_connected = require_connected
         self.by_layer = by_layer
         self.apart = apart
-        self.changes = 0  # those that were looked at: a line each
-        self._looked: int | None = None  # at which step
+        self.changes = 0  # a line each
+        self._looked: int | None = None  # at which step paths were followed
         self._uses: dict[str, int] = {}
         self.macs: list[tuple[int, int]] = []
         self.ever: dict[str, Tensor] = {}
@@ -112,17 +112,19 @@ class MaskLog(pl.Callback):
             mask = self.masks[name]
             self.ever[name] = ever.to(mask.device) | mask
         self._count()
-        step = self._step()
-        if change in EXCHANGES and self._looked is not None and step - self._looked < self.apart:
-            return
-        self._looked = step
-        found = self.look()
+        found = self.look() if self._is_due(change) else None
         if self._writes:
             self.folder.add_line(FILE, self._row(change, asked, found, self.masks))
         self.changes += 1
-        self._warn(found)
+        if found is not None:
+            self._looked = self._step()
+            self._warn(found)
 
-    def _row(self, change: str, asked: int, found: Connectivity, masks: Masks) -> dict[str, Any]:
+    def _is_due(self, change: str) -> bool:
+        return change not in EXCHANGES or self._looked is None or self._step() - self._looked >= self.apart
+
+    def _row(self, change: str, asked: int, found: Connectivity | None, masks: Masks) -> dict[str, Any]:
+        paths = {} if found is None else found.as_dict()
         row = {
             "step": self.clock.step,
             "epoch": round(self.clock.step / self.clock.steps_an_epoch, 4),
@@ -131,10 +133,11 @@ class MaskLog(pl.Callback):
             "total": masks.total(),
             "unique": masks.unique(),
             "sparsity": masks.sparsity(),
-            **found.as_dict(),
+            "kept": masks.kept(),
+            **paths,
             "explored": self.explored,
         }
-        if self.by_layer:
+        if self.by_layer and found is not None:
             kept = masks.kept_by_layer()
             row["layers"] = {
                 name: {"kept": kept[name], "total": mask.numel(), "effective": found.effective_by_layer[name]}
@@ -188,6 +191,6 @@ class MaskLog(pl.Callback):
         self.changes = state["changes"]
         self.macs = [(int(step), int(macs)) for step, macs in state["macs"]]
         self.ever = {name: torch.as_tensor(mask) for name, mask in state["ever"].items()}
-        self._looked = state["looked"]
+        self._looked = state.get("looked")  # a checkpoint of before does not say
         self._dead = set(state["dead"])
         self._connected = state["connected"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -33,30 +32,40 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", metavar="DIR", type=Path, help="where the report goes (default: the first DIR)")
     options = parser.parse_args(argv)
     try:
-        for written in _reports(options.roots, options.out):
-            _tell(written)
+        tables = _tables(options.roots, options.out)
+        _rest(options.roots, options.out, tables)
     except UserError as error:
-        print(f"sparse-lab report: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return _refused(error)
+    status = 0
+    for folder in tables:
+        try:
+            _tell(write([folder], folder))
+        except UserError as error:  # the other tables are made all the same
+            status = _refused(error)
+    return status
 
 
-def _reports(roots: list[Path], out: Path | None) -> Iterator[Written]:
-    """The report on what lies in no table's folder, where there is any, then each table below the roots.
+def _refused(error: UserError) -> int:
+    print(f"sparse-lab report: {error}", file=sys.stderr)
+    return 2
 
-    Raises UserError.
-    """
+
+def _tables(roots: list[Path], out: Path | None) -> list[Path]:
+    """The folders below the roots that are tables of their own. Raises UserError where --out then says too little."""
     tables = below(roots)
     if tables and out is not None:
         listed = ", ".join(str(folder) for folder in tables)
         raise UserError(f"--out is for one report, and below {roots[0]} each of these is one: {listed}: leave it out")
+    return tables
+
+
+def _rest(roots: list[Path], out: Path | None, tables: list[Path]) -> None:
+    """The report on what lies in no table's folder, if anything does. Raises UserError where there is nothing."""
     try:
-        yield write(roots, out or roots[0], without=tables)
+        _tell(write(roots, out or roots[0], without=tables))
     except NoRecords:
         if not tables:
             raise
-    for folder in tables:
-        yield write([folder], folder)
 
 
 def _tell(written: Written) -> None:

@@ -198,10 +198,11 @@ def cells(found: Iterable[Trace]) -> list[list[Trace]]:
 def course(seeds: Sequence[Trace], value: str, end: float = math.nan) -> Course:
     """Mean, lowest and highest value of the updates' column over the seeds, held on to the epoch `end` if it is given.
 
-    A seed counts from its first update on. NaN where no seed has the value.
+    A seed counts from its first update on; one that does not say the value is passed over. NaN where no seed has it.
     """
-    own = [seed.arrays["epoch"] for seed in seeds if len(seed.updates)]
-    values = [seed.arrays[value] for seed in seeds if len(seed.updates)]
+    said = [(seed.arrays["epoch"], seed.arrays[value], np.isfinite(seed.arrays[value])) for seed in seeds]
+    own = [epochs[known] if known.any() else epochs for epochs, _, known in said if len(epochs)]
+    values = [numbers[known] if known.any() else numbers for _, numbers, known in said if len(numbers)]
     epochs = np.unique(np.concatenate([*own, *([] if math.isnan(end) else [[end]])])) if own else np.empty(0)
     held = np.full((max(len(own), 1), len(epochs)), np.nan)
     for row, (places, known) in enumerate(zip(own, values, strict=True)):

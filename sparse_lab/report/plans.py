@@ -53,10 +53,11 @@ def unfinished(records: Records, table: Sequence[dict[str, Any]] = ()) -> tuple[
     states = {run.name: run.status for run in records.unfinished}
     found: dict[str, Planned] = {}
     for path, plan in _plans(records.plans, warnings):
-        said = _said(path.parent, warnings)
+        said, named = _said(path.parent, warnings)
         runs = path.resolve().parents[2] / "runs"
-        for run in plan["runs"]:
-            name = run["name"]
+        for number, run in enumerate(plan["runs"]):
+            # on another machine a job may compute in another precision than here, and has another name then
+            name = named[number] if named.get(number) in finished else run["name"]
             status = states.get(name) or _elsewhere(runs / name, warnings) or said.get(name, Status(NOT_STARTED))
             if name not in finished and status.state != "done":
                 found[name] = _planned(run, status)
@@ -107,17 +108,18 @@ def _sound(run: object) -> bool:
     return isinstance(name, str) and "/" not in name and name not in ("", ".", "..")
 
 
-def _said(folder: Path, warnings: list[str]) -> dict[str, Status]:
-    """What the jobs of a sweep said of their runs, by name."""
-    said = {}
+def _said(folder: Path, warnings: list[str]) -> tuple[dict[str, Status], dict[int, str]]:
+    """What the jobs of a sweep said of their runs, by name; and each job's run, by its number."""
+    said, named = {}, {}
     for path in sorted(folder.glob("*.json")):
         job = read_json(path, warnings) if path.stem.isdigit() else None
         if job is not None and isinstance(job.get("outcome"), str) and job["outcome"] in _OUTCOMES:
             state, line = _OUTCOMES[job["outcome"]], " ".join(str(job.get("said") or "").split())
             if state == "unreadable":
                 line = f"the sweep says {job['outcome']}, yet no record of it was found"
-            said[str(job.get("run"))] = Status(state, line or None)
-    return said
+            named[int(path.stem)] = str(job.get("run"))
+            said[named[int(path.stem)]] = Status(state, line or None)
+    return said, named
 
 
 def _elsewhere(folder: Path, warnings: list[str]) -> Status | None:

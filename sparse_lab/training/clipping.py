@@ -1,4 +1,4 @@
-"""Clipping by the norm of the whole gradient, where torch's own does not do: over live positions, or beside them."""
+"""Clipping by the norm of the gradient: over all positions, or over live ones; dense gradients and live ones."""
 
 from __future__ import annotations
 

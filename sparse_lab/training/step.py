@@ -50,13 +50,12 @@ class TrainingStep:
         self._fast: Callable[[Tensor, Tensor], Computed] | None = None
 
     def renew(self) -> None:
-        """The network's parts have changed: make it anew."""
-        self._tried = False
+        """The network's parts have changed: make it anew, unless that has failed before."""
+        self._tried, self._fast = self.failed is not None, None
 
     def __call__(self, images: Tensor, labels: Tensor) -> Computed:
         if not self._tried:
             self._tried = True
-            self._fast = None  # what was made of another network is not kept beside the new one
             self._fast = self._made(images, labels)
         if self._fast is None:
             return compute(self.model, images, labels, self.smoothing)

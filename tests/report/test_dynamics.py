@@ -257,3 +257,15 @@ def test_only_the_run_that_counts_is_read(make_run: Make, put_lines: Put, update
     put_lines(make_run(folder="b", updated="2026-01-02T00:00:00+00:00"), "updates", [update(5)])
     [trace] = traced(tmp_path)
     assert list(trace.updates["epoch"]) == [5]
+
+
+def test_an_update_that_says_nothing_of_paths_is_passed_over(
+    make_run: Make, put_lines: Put, update: Update, tmp_path: Path
+) -> None:
+    """As on a GPU, where paths are looked at now and then: the last look holds, and density has all its points."""
+    rows = [update(0), {key: value for key, value in update(1).items() if key != "effective"}, update(2)]
+    put_lines(make_run(), "updates", rows)
+    [seeds] = cells(traced(tmp_path))
+    held = course(seeds, "effective")
+    assert held.epochs.tolist() == [0.0, 2.0] and np.isfinite(held.mean).all()
+    assert course(seeds, "density").epochs.tolist() == [0.0, 1.0, 2.0]

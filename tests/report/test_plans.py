@@ -54,6 +54,16 @@ def test_planned_runs_are_known_by_their_own_state(
     assert (planned.sparsity, planned.seed) == ("99%", "1")
 
 
+def test_a_job_whose_run_has_another_name_on_its_machine_is_done(
+    make_run: Make, make_plan: Plan, tmp_path: Path
+) -> None:
+    """trainer.precision=auto, planned where there is no GPU and run where there is one."""
+    make_run(folder="made-in-bf16")
+    sweep = make_plan(["planned-in-float32", "never"])
+    (sweep / "0.json").write_text(json.dumps({"outcome": "done", "run": "made-in-bf16", "said": "91%"}))
+    assert states(tmp_path) == {"never": "not started"}
+
+
 def test_a_job_that_never_had_a_folder_says_why_in_the_sweep(
     make_status: Make, make_plan: Plan, tmp_path: Path
 ) -> None:

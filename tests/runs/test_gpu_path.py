@@ -106,11 +106,10 @@ def test_automatic_precision_is_that_of_the_device(compose, monkeypatch):
     assert choice.settled(compose("trainer=cpu", "method=rigl")).trainer.precision == "32-true"
 
 
-def test_on_a_gpu_exchanges_are_looked_at_now_and_then(compose, quiet, tmp_path, monkeypatch):
-    """Pruning is; of exchanges those at least so many steps behind the last look. Multiply-adds are counted at each."""
+def test_on_a_gpu_paths_are_looked_at_now_and_then(compose, quiet, tmp_path, monkeypatch):
+    """At pruning always; at exchanges at least so many steps behind the last look. Every change has its line."""
     words = ("method=rigl", "method.rewire.every=2", "method.rewire.end=1.0", "training.epochs=10")
-    rows = {}
-    made = parts.MaskLog
+    rows, flops, made = {}, [], parts.MaskLog
     for name, apart in (("all", 0), ("few", 7)):
 
         def with_apart(*args, _apart=apart, **keys):
@@ -118,10 +117,12 @@ def test_on_a_gpu_exchanges_are_looked_at_now_and_then(compose, quiet, tmp_path,
 
         monkeypatch.setattr(parts, "MaskLog", with_apart)
         config = compose(*words, f"paths.outputs={tmp_path / name}")
-        result = run(config, "test", quiet)
+        flops.append(run(config, "test", quiet)["flops"])
         lines = (RunFolder(config).path / "updates.jsonl").read_text(encoding="utf-8").splitlines()
-        rows[name] = ([(json.loads(line)["step"], json.loads(line)["change"]) for line in lines], result["flops"])
-    every, few = rows["all"][0], rows["few"][0]
-    assert every[0] == few[0] == (0, "prune") and [step for step, _ in every[1:]] == list(range(2, 20, 2))
-    assert few[1:] == [(8, "rewire"), (16, "rewire")]
-    assert rows["all"][1] == rows["few"][1]
+        rows[name] = [json.loads(line) for line in lines]
+    assert [row["step"] for row in rows["all"]] == [row["step"] for row in rows["few"]] == list(range(0, 20, 2))
+    assert [row["step"] for row in rows["few"] if "effective" in row] == [0, 8, 16]
+    assert all("effective" in row for row in rows["all"])
+    for row, same in zip(rows["few"], rows["all"], strict=True):
+        assert all(same[key] == value for key, value in row.items())
+    assert flops[0] == flops[1]

@@ -203,7 +203,7 @@ def test_the_table_of_bidirectional_regrowth_composes() -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["bidirectional", "east"])
+@pytest.mark.parametrize("name", ["bidirectional", "east", "east_cpu"])
 def test_every_recipe_of_the_papers_tables_composes(name: str) -> None:
     for recipe in Table.read(name).recipes:
         for device in ("cpu", "gpu"):
@@ -287,4 +287,4 @@ def test_a_broken_record_is_not_kept(filled: Filled, tmp_path: Path) -> None:
         keep_run(copy, tmp_path / "kept")
     with pytest.raises(UserError, match="unknown table"):
         Table.read("nothing like it")
-    assert {path.stem for path in TABLES.glob("*.yaml")} == {"bidirectional", "east"}
+    assert {path.stem for path in TABLES.glob("*.yaml")} == {"bidirectional", "east", "east_cpu"}

@@ -95,6 +95,9 @@ def test_where_compiling_fails_that_is_said_once_and_nothing_else_changes(monkey
     assert step.failed == "trainer.compile=full fails here (OSError: no compiler)"
     for ours, theirs in zip((*found[0], *found[1]), (*wanted[0], *wanted[1]), strict=True):
         assert torch.equal(ours, theirs)  # dropout too: the trial has drawn no number
+    step.renew()
+    step(*batches(1)[0])
+    assert len(said) == 1
 
 
 def test_graphs_alone_need_a_gpu(monkeypatch):
