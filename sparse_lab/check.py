@@ -14,6 +14,7 @@ from sparse_lab import dashboards, data, models, stages
 from sparse_lab.callbacks.regrow import check_layers
 from sparse_lab.check_filters import check_filters
 from sparse_lab.compute import choice
+from sparse_lab.compute.device import device_of
 from sparse_lab.config import PARTS, Config, CyclesConfig, RewireConfig, UserError, check_ranges, nearest
 from sparse_lab.models import weight_sharing
 from sparse_lab.parts import alter
@@ -40,7 +41,21 @@ def check(config: Config, here: bool = True) -> None:
 def check_device(config: Config) -> None:
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer=gpu, but torch finds no GPU here: use trainer=cpu")
+    if config.trainer.deterministic and device_of(config.trainer.accelerator).type == "cuda" and _overlaps(config):
+        raise UserError(
+            f"trainer.deterministic=true: the max-pooling windows of {config.model.name} overlap, and torch has no "
+            "deterministic gradient for them on a GPU: use trainer.deterministic=false"
+        )
     choice.check(config, here=True)
+
+
+def _overlaps(config: Config) -> bool:
+    """Does a pixel belong to two windows of a max-pooling?"""
+    model, data = config.model, config.dataset
+    with torch.device("meta"):
+        plain = models.build(model.name, data.num_classes, model.width, data.image_size)
+    pools = [module for module in plain.modules() if isinstance(module, torch.nn.MaxPool2d)]
+    return any(pool.kernel_size != pool.stride for pool in pools)
 
 
 def check_request(config: Config) -> None:

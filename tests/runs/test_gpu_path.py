@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from sparse_lab import parts
+from sparse_lab.check import check_device
 from sparse_lab.compute import choice, device
+from sparse_lab.config import UserError
 from sparse_lab.data import source
 from sparse_lab.record import RunFolder
 from sparse_lab.run import run
@@ -126,3 +128,13 @@ def test_on_a_gpu_paths_are_looked_at_now_and_then(compose, quiet, tmp_path, mon
     for row, same in zip(rows["few"], rows["all"], strict=True):
         assert all(same[key] == value for key, value in row.items())
     assert flops[0] == flops[1]
+
+
+def test_what_cannot_be_deterministic_on_a_gpu_is_refused(compose, monkeypatch):
+    photos = ("trainer=auto", "model=resnet34", "dataset=imagenet", "method=rigl")
+    check_device(compose(*photos))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match=r"max-pooling windows of resnet34 overlap.*trainer\.deterministic=false"):
+        check_device(compose(*photos))
+    check_device(compose(*photos, "trainer.deterministic=false"))
+    check_device(compose("trainer=auto", "model=vgg16", "method=rigl"))
