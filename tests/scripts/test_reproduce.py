@@ -29,7 +29,7 @@ title: A tiny table
 seeds: [1, 2]
 always:
   - model.width=0.125 dataset=digits training=digits dataset.train_limit=128 dataset.eval_limit=100
-  - training.epochs=3 training.finetune.epochs=3 training.regrow.epochs=2 trainer.progress=false
+  - training.epochs=3 training.finetune.epochs=40 training.regrow.epochs=2 trainer.progress=false
 cells:
   - method=dense
   - method=oneshot sparsity.target=0.95
@@ -102,9 +102,10 @@ def test_a_stopped_table_goes_on_and_makes_nothing_twice(filled: Filled) -> None
     assert sorted(done) == sorted(cells)
     hidden = [(seed, "oneshot-95") for seed in (1, 2)]  # the start of the regrowth to 90% is a cell of its own
     assert sorted(run_of(name) for name in times[1]) == sorted(cells) and set(hidden) < set(cells)
+    length = {"dense": 3, "oneshot-95": 40, "oneshot_regrow-90": 2}  # long enough to be stopped in, on any machine
     for folder in (place / "out" / "runs").iterdir():
         epochs = [line.split(",")[0] for line in (folder / "metrics.csv").read_text().splitlines()]
-        assert len(epochs) == 1 + (2 if "regrow" in folder.name else 3) and len(set(epochs)) == len(epochs)
+        assert len(epochs) == 1 + length[run_of(folder.name)[1]] and len(set(epochs)) == len(epochs)
 
 
 def test_one_seed_of_every_cell_comes_first(filled: Filled) -> None:
@@ -196,10 +197,15 @@ def test_the_table_of_east_composes() -> None:
 def test_the_table_of_bidirectional_regrowth_composes() -> None:
     runs = composes("bidirectional", "quarter", "cpu")
     names = [run.name for run in runs]
-    [regrown] = [run for run in runs if run.config.method.name == "iterative_regrow"]
+    regrown, *stronger = [run for run in runs if run.config.method.name == "iterative_regrow"]
     # a start stands before what it is needed for
     assert [folder.name for folder in regrown.starts] == names[:2] and regrown.name == names[2]
     assert [run.config.schedule.round_epochs for run in runs if run.config.method.name == "lrr"] == [40, 40, 40]
+    for run, target in zip(stronger, (0.9685, 0.9639, 0.9296), strict=True):
+        config = run.config
+        assert config.sparsity.target == target and config.method.prune.rewind_lr
+        assert config.training.epochs == config.schedule.round_epochs == config.training.regrow.epochs == 40
+        assert (config.training.regrow.optimizer, config.training.regrow.lr) == ("sgd", 0.1)
 
 
 @pytest.mark.full
