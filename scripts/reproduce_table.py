@@ -273,7 +273,7 @@ class State:
                 self._kept.setdefault(_stem(finished.name), []).append(finished)
 
     def result(self, run: Run) -> dict[str, Any] | None:
-        """The record that counts for a run: its own, or one that differs in its arithmetic alone."""
+        """The record that counts for a run: one that is kept, if in another arithmetic too, or else its own."""
         found = self._recorded(run.folder) or self._own(run.folder)  # what is kept counts: it is what the report shows
         if found is not None:
             self.done[run.name] = found

@@ -60,7 +60,7 @@ from sparse_lab.timetable import (
 from sparse_lab.training.clock import Clock
 from sparse_lab.training.files import into, load_network
 from sparse_lab.training.module import Classifier
-from sparse_lab.training.step import TrainingStep
+from sparse_lab.training.step import TrainingStep, way
 from sparse_lab.training.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -243,9 +243,7 @@ def _log(
 
 def _step(config: Config, model: nn.Module, device: torch.device, say: Callable[[str], None]) -> TrainingStep | None:
     """What makes a dense training step of one process fast; None: eager."""
-    how = config.trainer.compile
-    if how == "auto":
-        how = "full" if device.type == "cuda" else "off"
+    how = way(config.trainer.compile, device)
     if how == "off" or config.compute != "dense":
         return None
     # float16: the loss is scaled between the forward and the backward pass

@@ -129,8 +129,6 @@ def _train_words(one: argparse.ArgumentParser) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    import torch
-
     from sparse_lab.bench import together, train, train_table
     from sparse_lab.compute.device import device_of
 
@@ -167,7 +165,6 @@ def _train(args: argparse.Namespace) -> int:
     if args.csv is not None:
         train_table.save(args.csv, settings, found)
     if settings.together:
-        torch.compiler.reset()
         total = together.throughput(settings, settings.methods[-1])
         rate = "failed" if total is None else f"{total:.0f} images/s"
         print(f"{settings.together} runs of {settings.methods[-1]} at once: {rate} in all")

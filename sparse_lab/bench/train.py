@@ -35,7 +35,7 @@ from sparse_lab.record import RunFolder
 from sparse_lab.requests import Request, to_config
 from sparse_lab.timetable import recipe_of
 from sparse_lab.training.recipes import make_optimizer
-from sparse_lab.training.step import TrainingStep
+from sparse_lab.training.step import TrainingStep, way
 from sparse_lab.training.stop import StopRequest
 
 BARE, PLAIN = "bare loop", "plain loop"
@@ -158,7 +158,7 @@ def bare(config: Config, settings: Settings, say: Callable[[str], None]) -> Pace
     reset_peak_memory()
     loader = data.build(config.dataset, config.training, config.seed, device).train
     model = build_model(config).to(device, memory_format=layout_of(device))  # type: ignore[call-overload]
-    how = config.trainer.compile if config.trainer.compile != "auto" else ("full" if device.type == "cuda" else "off")
+    how = way(config.trainer.compile, device)
     step = None if how == "off" else TrainingStep(model, 0.0, how, say)
     if step is None:
         return _loop(config, device, model, _eager(model), Tensor.backward, lambda epoch: loader, settings)

@@ -125,20 +125,20 @@ class MaskLog(pl.Callback):
 
     def _row(self, change: str, asked: int, found: Connectivity | None, masks: Masks) -> dict[str, Any]:
         paths = {} if found is None else found.as_dict()
+        kept, total = masks.kept_by_layer(), masks.total()  # asked of the device once
         row = {
             "step": self.clock.step,
             "epoch": round(self.clock.step / self.clock.steps_an_epoch, 4),
             "change": change,
             "asked": asked,
-            "total": masks.total(),
+            "total": total,
             "unique": masks.unique(),
-            "sparsity": masks.sparsity(),
-            "kept": masks.kept(),
+            "sparsity": 1.0 - sum(kept.values()) / total,
+            "kept": sum(kept.values()),
             **paths,
             "explored": self.explored,
         }
         if self.by_layer and found is not None:
-            kept = masks.kept_by_layer()
             row["layers"] = {
                 name: {"kept": kept[name], "total": mask.numel(), "effective": found.effective_by_layer[name]}
                 for name, mask in masks.masks().items()

@@ -16,6 +16,13 @@ Computed = tuple[Tensor, Tensor]  # loss and figures
 WARM = 3  # passes before a graph is recorded: kernels are chosen and workspaces made in the first ones
 
 
+def way(asked: str, device: torch.device) -> str:
+    """trainer.compile as it is on this device: auto is 'full' on a GPU and 'off' on a CPU."""
+    if asked != "auto":
+        return asked
+    return "full" if device.type == "cuda" else "off"
+
+
 def figures(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     """Float64 [3] on the device: summed loss, hits, images."""
     hits = (logits.detach().argmax(1) == labels).sum()

@@ -20,6 +20,7 @@ from sparse_lab.record import RunFolder
 from sparse_lab.requests import Request, to_config
 from sparse_lab.run import run
 from sparse_lab.sparsity.selection import top_k
+from sparse_lab.training.files import load_network
 from sparse_lab.training.step import TrainingStep, compute
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
@@ -190,6 +191,6 @@ def test_two_runs_with_one_seed_are_equal(how, compose, quiet):
         run(config, "test", quiet)
         with open(RunFolder(config).path / "metrics.csv", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        found.append((rows, torch.load(RunFolder(config).best, weights_only=True)["network"]))
+        found.append((rows, load_network(RunFolder(config).best)))
     assert found[0][0] == found[1][0]
     assert all(torch.equal(one, found[1][1][name]) for name, one in found[0][1].items())

@@ -15,6 +15,7 @@ from sparse_lab.config import UserError
 from sparse_lab.data import source
 from sparse_lab.record import RunFolder
 from sparse_lab.run import run
+from sparse_lab.training.files import load_network
 
 CLOSE = {"rtol": 1e-7, "atol": 1e-9}
 METHODS = {
@@ -33,7 +34,7 @@ METHODS = {
 
 
 def network(config) -> dict[str, torch.Tensor]:
-    return torch.load(RunFolder(config).best, weights_only=True)["network"]
+    return load_network(RunFolder(config).best)
 
 
 def test_a_gpu_gets_images_and_weights_channels_last():
