@@ -127,6 +127,7 @@ def _fit(
             save_network(small, folder.small, about)
         folder.finish(result)
     trainer.strategy.barrier()  # the other processes of this run go on from what was just written
+    stop.wanted(trainer)  # of a signal that came after the last step all of them know, or none
     return result
 
 

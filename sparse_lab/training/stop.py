@@ -70,5 +70,6 @@ class StopRequest:
             return self.number is not None
         asked = torch.tensor(float(self.number or 0), device=trainer.strategy.root_device)
         number = int(trainer.strategy.reduce(asked, reduce_op="max"))
-        self.number = number or None
-        return self.number is not None
+        if number:  # else a signal may have come while the others were waited for: the next answer has it
+            self.number = number
+        return number != 0
