@@ -61,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("table", metavar="TABLE", help="a name in scripts/tables (bidirectional, east), or a YAML file")
+    tables = ", ".join(sorted(path.stem for path in Path(__file__).with_name("tables").glob("*.yaml")))
+    parser.add_argument("table", metavar="TABLE", help=f"a name in scripts/tables ({tables}), or a YAML file")
     parser.add_argument("overrides", metavar="OVERRIDE", nargs="*", help="KEY=VALUE for every run, as for sparse-lab")
     parser.add_argument("--minutes", metavar="N", type=_minutes, help="stop after so long (default: when done)")
     parser.add_argument("--device", choices=("cpu", "gpu"), help="default: gpu where there is one")

@@ -209,7 +209,7 @@ def test_the_table_of_bidirectional_regrowth_composes() -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["bidirectional", "east", "east_cpu"])
+@pytest.mark.parametrize("name", ["bidirectional", "bidirectional_cpu", "east", "east_cpu"])
 def test_every_recipe_of_the_papers_tables_composes(name: str) -> None:
     for recipe in Table.read(name).recipes:
         for device in ("cpu", "gpu"):
@@ -282,6 +282,7 @@ def test_help_answers_without_torch() -> None:
     code += "try: reproduce.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code, str(SCRIPT.parent)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "examples:" in done.stdout, done.stderr
+    assert all(path.stem in done.stdout for path in TABLES.glob("*.yaml"))
 
 
 def test_a_broken_record_is_not_kept(filled: Filled, tmp_path: Path) -> None:
@@ -293,4 +294,4 @@ def test_a_broken_record_is_not_kept(filled: Filled, tmp_path: Path) -> None:
         keep_run(copy, tmp_path / "kept")
     with pytest.raises(UserError, match="unknown table"):
         Table.read("nothing like it")
-    assert {path.stem for path in TABLES.glob("*.yaml")} == {"bidirectional", "east", "east_cpu"}
+    assert {path.stem for path in TABLES.glob("*.yaml")} == {"bidirectional", "bidirectional_cpu", "east", "east_cpu"}
