@@ -18,7 +18,7 @@ from sparse_lab.config import Config, LoggerConfig, UserError
 from sparse_lab.doctor import Finding, room, size, sparse_arithmetic
 from sparse_lab.parts import alter, build_model
 from sparse_lab.record import RunFolder
-from sparse_lab.requests import Request, check_extra, to_config
+from sparse_lab.requests import Request, check_extra
 from sparse_lab.sparsity.masks import layers
 from sparse_lab.timetable import recipe_of
 
@@ -52,11 +52,10 @@ def _jobs(request: Request) -> tuple[list[Config], list[Config], list[str]]:
     configs: list[Config] = []
     sound: list[Config] = []
     faults: dict[str, None] = {}
-    for values in request.corners():
+    composer = request.composer()
+    for job in request.corners():
         try:
-            config = to_config(
-                request.compose([f"{key}={value}" for key, value in zip(request.axes, values, strict=True)])
-            )
+            config = composer.config(job)
             configs.append(config)
             check_request(config)
             sound.append(config)

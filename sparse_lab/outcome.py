@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import gc
 import os
@@ -143,7 +144,11 @@ def flops(
 
 def reset_peak_memory() -> None:
     """Start the peak anew, so that a run in a sweep does not report the one before it (Linux)."""
-    gc.collect()  # trainers and callbacks hold each other: the run before would stay in memory for a while
+    if gc.get_freeze_count():  # trainers and callbacks hold each other: the run before would stay in memory for a while
+        gc.collect()
+    else:  # the first run: what was imported stays, and is not looked through again after every run
+        gc.freeze()
+        atexit.register(gc.unfreeze)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -60,13 +60,12 @@ from sparse_lab.timetable import (
 from sparse_lab.training.clock import Clock
 from sparse_lab.training.files import into, load_network
 from sparse_lab.training.module import Classifier
+from sparse_lab.training.processes import rank
 from sparse_lab.training.step import TrainingStep, way
 from sparse_lab.training.stop import StopRequest
 
 if TYPE_CHECKING:
     from sparse_lab.compute.arithmetic import SparseArithmetic
-
-T = TypeVar("T")
 
 LOOKS_APART = 1000  # steps, on a GPU
 
@@ -80,23 +79,6 @@ class Parts:
     rounds: Rounds
     log: MaskLog
     callbacks: list[pl.Callback]
-
-
-def rank() -> int:
-    """Which process of a DDP run this is; 0 everywhere else."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def agreed(seen: T) -> T:
-    """What the first process of a DDP run has `seen` on disk: the others may look too early, or while it waits.
-
-    Before the first training nothing is agreed: the others are started by it, and find what it has found.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return seen
-    box = [seen]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def build_model(config: Config) -> nn.Module:
@@ -442,7 +424,9 @@ def make_trainer(config: Config, parts: Parts, folder: RunFolder) -> pl.Trainer:
     if trainer.profiler is not None:
         kind = {"simple": pl.profilers.SimpleProfiler, "advanced": pl.profilers.AdvancedProfiler}[trainer.profiler]
         profiler = kind(dirpath=folder.path, filename="profile")
-    on_gpu = device_of(trainer.accelerator).type == "cuda"
+    device = device_of(trainer.accelerator)
+    on_gpu = device.type == "cuda"
+    _only_deterministic(trainer.deterministic, device, compiles=way(trainer.compile, device) == "full")
     # a pass over every new tensor, for nothing: none is read before it is written
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     for callback in parts.callbacks:
@@ -455,9 +439,6 @@ def make_trainer(config: Config, parts: Parts, folder: RunFolder) -> pl.Trainer:
         if trainer.devices > 1
         else "auto",
         precision=trainer.precision,  # type: ignore[arg-type]
-        # torch calls max-pooling's gradient nondeterministic on a GPU; where windows do not overlap it is not
-        # (and where they do, the request is refused)
-        deterministic="warn" if trainer.deterministic and on_gpu else trainer.deterministic,
         benchmark=on_gpu and not trainer.deterministic,
         max_epochs=parts.clock.total_epochs,
         gradient_clip_val=parts.module.recipe.clip_norm,
@@ -470,3 +451,18 @@ def make_trainer(config: Config, parts: Parts, folder: RunFolder) -> pl.Trainer:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+def _only_deterministic(wanted: bool, device: torch.device, compiles: bool) -> None:
+    """trainer.deterministic, as Lightning would set it; but what torch compiles with is imported only where something
+    is compiled.
+    """
+    # torch calls max-pooling's gradient nondeterministic on a GPU; where windows do not overlap it is not
+    # (and where they do, the request is refused)
+    mode = "default" if not wanted else "warn" if device.type == "cuda" else "error"
+    if compiles:
+        torch.use_deterministic_algorithms(wanted, warn_only=mode == "warn")
+    else:
+        torch.set_deterministic_debug_mode(mode)
+    if wanted:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"

@@ -177,6 +177,11 @@ class RunFolder:
         self.small = self.path / "checkpoints" / "small.ckpt"
         self.status: dict[str, Any] = {}
 
+    @property
+    def has_result(self) -> bool:
+        """Does a result lie here? Whether it is whole is seen when the run is asked for it."""
+        return (self.path / "result.json").is_file()
+
     def result(self) -> dict[str, Any] | None:
         """The result of a finished run, or None. A run is finished when its result and its network are there, whole."""
         try:

@@ -7,12 +7,13 @@ not train for a day first.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import itertools
 import math
 import os
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
@@ -31,8 +32,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from sparse_lab.compose import Composer, first_line, telling
+from sparse_lab.compose import to_config as to_config
 from sparse_lab.config import Config, UserError, conf_dir, nearest
-from sparse_lab.secrets import check_config, check_line
+from sparse_lab.secrets import check_config, check_line, check_values
 from sparse_lab.targets import check_searchpath, check_targets
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -59,6 +62,7 @@ PLUGINS_OWN = {
 }
 AWAY = ("ray", "submitit_slurm")  # launchers whose jobs may run on other machines than this one
 MANY_CORNERS = 256
+SETTLED = ("launcher", "sweeper", "mode")  # by Hydra, before it reads what is swept
 RAY_STORE = 100_000_000  # bytes: a job hands back one number
 
 
@@ -85,24 +89,13 @@ def leave_out_plugins_own() -> None:
             entries.pop(f"{name}.yaml", None)
 
 
-def to_config(cfg: DictConfig) -> Config:
-    """The composed config as plain dataclasses. Raises UserError when a value is missing or of the wrong type."""
-    try:
-        groups = {name: cfg[name] for name in Config.__dataclass_fields__}
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), groups))
-    except OmegaConfBaseException as error:
-        raise UserError(_first_line(error)) from None
-    assert isinstance(config, Config)
-    return config
-
-
 @dataclass
 class Request:
     """One command line.
 
     `axes`: override key -> the values that a sweep gives it (the ends of an interval, where a sweeper searches one).
-    What `check` finds out: `multirun`, `launcher` and its settings, `sweeper`, `outputs`, and `plan`: what each job
-    will run, in order.
+    What `check` finds out: `multirun`, `launcher` and its settings, `sweeper`, `outputs`, `configs`: of each job, in
+    order (of a long search, of some); and `plan`: what each job will run.
     """
 
     argv: list[str]
@@ -118,8 +111,11 @@ class Request:
     outputs: Path = Path("outputs")
     launching: DictConfig = field(default_factory=lambda: DictConfig({}))  # hydra.launcher
     trials: int | None = None  # how many jobs a sweeper makes up as it goes
+    configs: list[Config] = field(default_factory=list)
     plan: list[dict[str, Any]] = field(default_factory=list)
     swept: list[Override] = field(default_factory=list)
+    _choices: dict[str, list[str]] = field(default_factory=dict)
+    _composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
 
     @classmethod
     def read(cls, argv: list[str]) -> Request:
@@ -169,18 +165,20 @@ class Request:
         try:
             return OverridesParser.create(ConfigLoaderImpl(searched)).parse_overrides(lines)
         except HydraException as error:
-            raise UserError(f"cannot read the command line: {_first_line(error)}") from None
+            raise UserError(f"cannot read the command line: {first_line(error)}") from None
 
     def choices(self, group: str) -> list[str]:
         """Names that a config group offers, in subfolders too, the user's own among them."""
-        found: set[str] = set()
-        for folder in (self.conf, self.user_conf):
-            if folder is not None and (folder / group).is_dir():
-                found |= {
-                    path.relative_to(folder / group).with_suffix("").as_posix()
-                    for path in (folder / group).rglob("*.yaml")
-                }
-        return sorted(found)
+        if group not in self._choices:
+            found: set[str] = set()
+            for folder in (self.conf, self.user_conf):
+                if folder is not None and (folder / group).is_dir():
+                    found |= {
+                        path.relative_to(folder / group).with_suffix("").as_posix()
+                        for path in (folder / group).rglob("*.yaml")
+                    }
+            self._choices[group] = sorted(found)
+        return list(self._choices[group])
 
     def _check_names(self, override: Override) -> None:
         """Unknown groups, choices and keys, each with the nearest known name."""
@@ -205,37 +203,76 @@ class Request:
 
     def check(self) -> None:
         """Compose every job and check it, before the first one starts. Raises UserError."""
-        from sparse_lab.check import check
-        from sparse_lab.record import run_name
-
         base = self.read_experiment_axes()
         for plugin in (base.hydra.launcher, base.hydra.sweeper) if self.multirun else ():
             check_extra(str(plugin.get("_target_")))
         self.outputs = Path(base.paths.outputs).expanduser().resolve()
-        for values in self.corners():
-            composed = self.compose([f"{key}={value}" for key, value in zip(self.axes, values, strict=True)])
-            config = to_config(composed)
-            if config.method.goes_on and config.method.starts_from not in self.choices("method"):
-                known = nearest(str(config.method.starts_from), self.choices("method"))
-                raise UserError(f"method.starts_from={config.method.starts_from}: {known}")
-            if self.multirun and config.trainer.devices > 1:
-                raise UserError(
-                    f"trainer.devices={config.trainer.devices} (DDP) starts the command again in every process, which "
-                    "under -m would be the whole sweep: run its lines one by one without -m, or give every job one "
-                    "device and let several run at a time: trainer.devices=1 hydra/launcher=ray"
-                )
-            check(config, here=self.launcher not in AWAY)
+        jobs = self.corners()
+        with telling(len(jobs), self._say) as at:
+            composer = self.composer()
+            configs: dict[int, Config] = {}
+            for number in composer.order(jobs):
+                configs[number] = composer.config(jobs[number])
+                self._check_job(configs[number])
+                at("composing", len(configs))
+            self.configs = [configs[number] for number in range(len(jobs))]
             if self.trials is None:
-                groups = {group: getattr(config, group).name for group in ("model", "dataset", "method")}
-                sparsity = config.sparsity.target if config.method.prunes else 0.0
-                self.plan.append({"name": run_name(config), **groups, "sparsity": sparsity, "seed": config.seed})
+                self.plan = [_planned(config) for config in self.configs]
+            self._check_runs(at)
 
-    def corners(self) -> Iterable[tuple[str, ...]]:
+    def composer(self) -> Composer:
+        """What composes the jobs, once `read_experiment_axes` has been called."""
+        base = self.compose([], hydra=True)
+
+        def put_together(choices: list[str]) -> DictConfig:
+            composed = self.compose(choices, hydra=True)
+            if self.multirun and any(composed.hydra[part] != base.hydra[part] for part in SETTLED):
+                self._refuse_swept_choices(base)
+            return _without_hydra(composed)
+
+        return Composer(self, put_together, check_values)
+
+    def _say(self, line: str) -> None:
+        if self.multirun:  # on the other side: a single run's output begins with its own first line
+            print(f"sweep: {line}", flush=True)
+
+    def _check_job(self, config: Config) -> None:
+        """What does not need torch to be seen."""
+        if config.method.goes_on and config.method.starts_from not in self.choices("method"):
+            known = nearest(str(config.method.starts_from), self.choices("method"))
+            raise UserError(f"method.starts_from={config.method.starts_from}: {known}")
+        if self.multirun and config.trainer.devices > 1:
+            raise UserError(
+                f"trainer.devices={config.trainer.devices} (DDP) starts the command again in every process, which "
+                "under -m would be the whole sweep: run its lines one by one without -m, or give every job one "
+                "device and let several run at a time: trainer.devices=1 hydra/launcher=ray"
+            )
+
+    def _check_runs(self, at: Callable[[str, int], None]) -> None:
+        """All that is wrong with runs that are still to be made; torch is not imported where there are none."""
+        from sparse_lab.record import RunFolder
+
+        to_make = [config for config in self.configs if not RunFolder(config).has_result]
+        if not to_make:
+            return
+        from sparse_lab.training.light_imports import import_lightning
+
+        import_lightning()
+        from sparse_lab.check import check
+
+        for number, config in enumerate(to_make, len(self.configs) - len(to_make) + 1):
+            check(config, here=self.launcher not in AWAY)
+            at("checking", number)
+
+    def corners(self) -> list[dict[str, str]]:
         """One value of each axis a job; of a long search, jobs that hold each value at least once."""
         values = list(self.axes.values())
         if self.trials is None or math.prod(len(one) for one in values) <= MANY_CORNERS:
-            return itertools.product(*values)
-        return [tuple(one[row % len(one)] for one in values) for row in range(max(len(one) for one in values))]
+            rows: Iterable[tuple[str, ...]] = itertools.product(*values)
+        else:
+            longest = max(len(one) for one in values)
+            rows = [tuple(one[row % len(one)] for one in values) for row in range(longest)]
+        return [dict(zip(self.axes, row, strict=True)) for row in rows]
 
     def read_experiment_axes(self) -> DictConfig:
         """What the whole command shares, with Hydra's own settings; and the sweep that an experiment file may hold.
@@ -249,7 +286,6 @@ class Request:
         self.launching = base.hydra.launcher
         if not self.multirun:
             return base
-        self._check_swept_choices(base)
         self._read_params({str(key): value for key, value in (base.hydra.sweeper.get("params") or {}).items()})
         self._check_kinds(base)
         return base
@@ -289,7 +325,7 @@ class Request:
                 "2: leave it out; the same command again asks for the same trials and finds those that are done"
             )
 
-    def _check_swept_choices(self, base: DictConfig) -> None:
+    def _refuse_swept_choices(self, base: DictConfig) -> typing.NoReturn:
         """Hydra settles launcher, sweeper and mode before it reads what is swept, and ignores them there."""
         for key, values in self.axes.items():
             for value in values if self.choices(key) else []:
@@ -301,15 +337,25 @@ class Request:
                             f"{key}={value} chooses {group}={chosen}, which Hydra ignores in a swept choice: "
                             f"put {group}={chosen} on the command line"
                         )
-                if any(one.hydra[part] != base.hydra[part] for part in ("launcher", "sweeper", "mode")):
+                if any(one.hydra[part] != base.hydra[part] for part in SETTLED):
                     raise UserError(
                         f"{key}={value} sets hydra.launcher, hydra.sweeper or hydra.mode, which Hydra ignores in a "
                         f"swept choice: run {key}={value} by itself"
                     )
+        raise UserError("swept choices together set hydra.launcher, hydra.sweeper or hydra.mode, which Hydra ignores")
 
     def compose(self, swept: list[str], hydra: bool = False) -> DictConfig:
-        """The config of one job: what is fixed, and one value of each axis. Raises UserError."""
-        overrides = [*self.fixed, *swept]
+        """The config that Hydra makes of what is fixed and of `swept`, checked as a whole. Raises UserError.
+
+        hydra: with Hydra's own node; such a config is not the caller's to change.
+        """
+        overrides = (*self.fixed, *swept)
+        if overrides not in self._composed:
+            self._composed = {overrides: self._compose(list(overrides))}  # what comes next often asks for the same
+        composed = self._composed[overrides]
+        return composed if hydra else _without_hydra(composed)
+
+    def _compose(self, overrides: list[str]) -> DictConfig:
         if self.user_conf is not None:
             overrides = [f"hydra.searchpath=[file://{self.user_conf}]", *overrides]
         try:
@@ -318,17 +364,14 @@ class Request:
         except (YAMLError, UnicodeDecodeError) as error:  # a file of --config-dir
             raise UserError(f"a config file cannot be read: {' '.join(str(error).split())}") from None
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise UserError(_first_line(error.__cause__ or error)) from None
+            raise UserError(first_line(error.__cause__ or error)) from None
         check_targets(composed)
         check_config(composed)
-        if not hydra:
-            with open_dict(composed):
-                del composed["hydra"]
         return composed
 
     def help_text(self) -> str:
         """What --help prints. Hydra's own way to list the groups takes seconds with its plugins installed."""
-        composed = self.compose([], hydra=True)
+        composed = copy.deepcopy(self.compose([], hydra=True))
         groups = sorted(
             {
                 folder.relative_to(top).as_posix()
@@ -348,6 +391,23 @@ class Request:
             del composed["hydra"]
         config = OmegaConf.to_yaml(composed)
         return template.replace("$APP_CONFIG_GROUPS", "\n".join(listed)).replace("$CONFIG", config)
+
+
+def _without_hydra(composed: DictConfig) -> DictConfig:
+    """A copy of what a run sees."""
+    plain = copy.deepcopy(composed)
+    with open_dict(plain):
+        del plain["hydra"]
+    return plain
+
+
+def _planned(config: Config) -> dict[str, Any]:
+    """A job in plan.json."""
+    from sparse_lab.record import run_name
+
+    groups = {group: getattr(config, group).name for group in ("model", "dataset", "method")}
+    sparsity = config.sparsity.target if config.method.prunes else 0.0
+    return {"name": run_name(config), **groups, "sparsity": sparsity, "seed": config.seed}
 
 
 def _groups(top: Path) -> list[Path]:
@@ -423,9 +483,3 @@ def _known_keys(walked: list[str]) -> list[str] | None:
         if not dataclasses.is_dataclass(kind):
             return None
     return [field.name for field in dataclasses.fields(kind)]
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    key = next((line for line in lines if line.startswith("full_key:")), "")
-    return (lines[0] if lines else type(error).__name__) + (f" ({key})" if key else "")

@@ -1,30 +1,25 @@
-"""One run: build the parts, fit, record. Read it top to bottom."""
+"""One run: is it done already, what does it start from, fit it, what went wrong. Read it top to bottom.
+
+torch is imported by `fit` alone, so that a finished run is looked up at once.
+"""
 
 from __future__ import annotations
 
 import errno
-import logging
 import traceback
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 from rich.console import Console
 
-from sparse_lab import data, stages
+from sparse_lab import stages
 from sparse_lab.compute import choice
-from sparse_lab.compute.device import device_of
 from sparse_lab.config import Config, UserError
-from sparse_lab.models.weight_sharing import unshared
-from sparse_lab.outcome import outcome, removed, reset_peak_memory
-from sparse_lab.parts import agreed, assemble, make_trainer, rank
 from sparse_lab.record import RunFolder
 from sparse_lab.secrets import redact
-from sparse_lab.training.files import load, save_network
+from sparse_lab.training.processes import agreed, rank
 from sparse_lab.training.stop import Stopped, StopRequest
-
-RESUMABLE = {"state_dict", "callbacks", "optimizer_states", "random_state", "pytorch-lightning_version"}
 
 
 def run(config: Config, command: str, console: Console, label: str = "", wait: bool = False) -> dict[str, Any]:
@@ -55,7 +50,9 @@ def run(config: Config, command: str, console: Console, label: str = "", wait: b
             chosen = choice.choose(config)
             if chosen.line is not None:
                 say(chosen.line)
-            result = _fit(folder.config, folder, starts, parent, command, console, label, stop)
+            from sparse_lab.fit import fit
+
+            result = fit(folder.config, folder, starts, parent, command, console, label, stop)
         except BaseException as error:
             raise _failure(folder, error) from error
         say(
@@ -92,43 +89,6 @@ def _starts(config: Config, command: str, console: Console) -> tuple[dict[str, P
     if config.method.regrows and config.method.regrow.reference is not None:
         starts["reference"] = Path(config.method.regrow.reference)
     return starts, names.get("parent")
-
-
-def _fit(
-    config: Config,
-    folder: RunFolder,
-    starts: dict[str, Path],
-    parent: str | None,
-    command: str,
-    console: Console,
-    label: str,
-    stop: StopRequest,
-) -> dict[str, Any]:
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    pl.seed_everything(config.seed, verbose=False)
-    reset_peak_memory()
-    device = device_of(config.trainer.accelerator, rank())
-    processes = config.trainer.devices
-    batches = data.build(config.dataset, config.training, config.seed, device, rank(), processes)
-    parts = assemble(config, batches, folder, starts, console, label, stop, device)
-    trainer = make_trainer(config, parts, folder)
-    resume = agreed(folder.newest())
-    if resume is not None and not load(resume).keys() >= RESUMABLE:
-        raise UserError(f"{resume} is not a checkpoint of this run: remove it and start the same command again")
-    stop.say(f"goes on from {resume.name}" if resume else f"started{f' from {parent}' if parent else ''}")
-    trainer.fit(parts.module, batches.train, batches.validation, ckpt_path=resume, weights_only=True)
-    result = outcome(config, parts, batches, folder, parent, command)
-    if rank() == 0:
-        about = {"run": folder.name, **{key: result[key] for key in ("sparsity", "kept", "kept_with_reuse")}}
-        # loads into a plain network, or through models.surgery.match
-        save_network(unshared(parts.model), folder.best, about)
-        if config.method.prunes_filters:
-            small, result["small"] = removed(config, parts, batches)
-            save_network(small, folder.small, about)
-        folder.finish(result)
-    trainer.strategy.barrier()  # the other processes of this run go on from what was just written
-    stop.wanted(trainer)  # of a signal that came after the last step all of them know, or none
-    return result
 
 
 def _failure(folder: RunFolder, error: BaseException) -> BaseException:

@@ -6,6 +6,7 @@ NAME_API_KEY=VALUE, https://user:password@host, a token with the mark of its iss
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import os
@@ -133,10 +134,32 @@ def check_config(config: DictConfig) -> None:
         if found is None and (match := VARIABLE.search(path)) and _is_secret(match[1], value):
             found = f"a value for {match[1]}"
         if found is not None:
-            raise UserError(
-                f"{path} would hold {found}, and configs are kept in records: keep it in the environment, where what "
-                "needs it looks for it"
-            )
+            raise _kept(path, found)
+
+
+def _kept(path: str, found: str) -> UserError:
+    return UserError(
+        f"{path} would hold {found}, and configs are kept in records: keep it in the environment, where what needs it "
+        "looks for it"
+    )
+
+
+def check_values(config: Any) -> None:
+    """Refuse a run's config (a dataclass) in which a text is, or is made of, a secret. Raises UserError."""
+    forms = _all_forms()
+
+    def look(part: Any, path: str) -> None:
+        if isinstance(part, str):
+            if found := _found(part, forms):
+                raise _kept(path, found)
+        elif isinstance(part, (list, tuple)):
+            for number, value in enumerate(part):
+                look(value, f"{path}.{number}")
+        elif dataclasses.is_dataclass(part):
+            for name, value in vars(part).items():
+                look(value, f"{path}.{name}".lstrip("."))
+
+    look(config, "")
 
 
 def _found(text: str, forms: dict[str, str]) -> str | None:

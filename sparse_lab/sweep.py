@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from sparse_lab.config import UserError
+from sparse_lab.config import Config, UserError
 from sparse_lab.secrets import redact
 from sparse_lab.sweep_folder import ENDED, Job, Overview, SweepFolder, now
 
@@ -88,21 +88,31 @@ class Task:
             _say_progress(folder)
         return outcome.get("value")
 
-    def _run(self, cfg: DictConfig, label: str, begin: Any) -> dict[str, Any]:
+    def done_already(self, config: Config) -> bool:
+        """Is this single run finished? Then that is said at once, without Hydra's own second look at the command."""
+        from sparse_lab.record import RunFolder
+
+        if RunFolder(config).result() is None:
+            return False
+        self.last = self._run(config, "", lambda name: None)
+        return True
+
+    def _run(self, cfg: DictConfig | Config, label: str, begin: Any) -> dict[str, Any]:
         """{"run", "outcome", "said", "value"}; and "stopped", the exception, where a signal stopped it."""
-        from sparse_lab.check import check
+        from sparse_lab.compose import to_config
         from sparse_lab.record import Elsewhere, RunFolder
-        from sparse_lab.requests import to_config
         from sparse_lab.run import run
         from sparse_lab.training.stop import Stopped
 
         about: dict[str, Any] = {"run": ""}
         try:
-            config = to_config(cfg)
-            result = RunFolder(config).path / "result.json"
-            about["run"] = result.parent.name
+            config = cfg if isinstance(cfg, Config) else to_config(cfg)
+            folder = RunFolder(config)
+            result = folder.path / "result.json"
+            about["run"] = folder.name
             begin(about["run"])
-            check(config)
+            if not folder.has_result:
+                _check(config)
             before = _written(result)
             record = run(config, self.command, self._console(), label)
             again = before is not None and before == _written(result)
@@ -125,6 +135,16 @@ class Task:
         if self.here and sys.stdout.isatty():
             return Console()
         return Console(width=160, force_terminal=False)
+
+
+def _check(config: Config) -> None:
+    """Before a run that is not done, so not before Lightning is needed anyway. Raises UserError."""
+    from sparse_lab.training.light_imports import import_lightning
+
+    import_lightning()
+    from sparse_lab.check import check
+
+    check(config)
 
 
 def _written(path: Path) -> int | None:
@@ -152,7 +172,8 @@ def start(request: Request) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, where it would print them and leave
     if not request.multirun:
         task = Task(command, request.launcher, jobs=1)
-        _through_hydra(request, task, [])
+        if not task.done_already(request.configs[0]):
+            _through_hydra(request, task, [])
         return _single(task)
     with SweepFolder.claim(request.outputs, _sweep_name(request)) as folder:
         plan = {
@@ -198,7 +219,10 @@ def _quoted(path: Path) -> str:
 
 def _through_hydra(request: Request, task: Task, overrides: list[str]) -> None:
     import hydra
+    from hydra.plugins.sweeper import Sweeper
 
+    # it would compose every job once more before the first begins: `Request.check` has
+    Sweeper.validate_batch_is_legal = lambda self, batch: None  # type: ignore[method-assign]
     sys.argv = [sys.argv[0], *request.argv, *overrides]  # Hydra reads it, and DDP starts its other processes by it
     hydra.main(version_base="1.3", config_path=str(request.conf), config_name="config")(task)()
 

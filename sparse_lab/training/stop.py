@@ -8,8 +8,6 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-import torch
-
 
 class Stopped(BaseException):
     """A signal asked the run to stop. `status`: the exit status of the process, 143 for SIGTERM and 130 for Ctrl-C."""
@@ -68,6 +66,8 @@ class StopRequest:
         """Has any process of the run been asked to stop? All of them agree on the answer."""
         if trainer.world_size == 1:
             return self.number is not None
+        import torch
+
         asked = torch.tensor(float(self.number or 0), device=trainer.strategy.root_device)
         number = int(trainer.strategy.reduce(asked, reduce_op="max"))
         if number:  # else a signal may have come while the others were waited for: the next answer has it

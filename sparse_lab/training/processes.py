@@ -1,0 +1,30 @@
+"""The processes of one run (DDP). torch is imported only where there are several."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """Which process of a DDP run this is; 0 everywhere else."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def agreed(seen: T) -> T:
+    """What the first process of a DDP run has `seen` on disk: the others may look too early, or while it waits.
+
+    Before the first training nothing is agreed: the others are started by it, and find what it has found.
+    """
+    if "torch.distributed" not in sys.modules:
+        return seen
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return seen
+    box = [seen]
+    distributed.broadcast_object_list(box, src=0)
+    return box[0]
