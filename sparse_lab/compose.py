@@ -124,7 +124,7 @@ def telling(of: int, say: Callable[[str], None]) -> Iterator[Callable[[str, int]
             wait = NEXT_LINES
             say(f"{at[0]} job {at[1]:,} of {of:,}, {time.monotonic() - begun:.0f} s")
 
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=tell, name="telling", daemon=True)
     thread.start()
     try:
         yield now

@@ -8,6 +8,7 @@ Lightning is imported: whoever needs one later, torch.compile among them, import
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import sys
 from collections.abc import Callable
@@ -35,6 +36,15 @@ def import_lightning() -> None:
     """Import pytorch_lightning, if nobody has. For the command's own processes: `self.log` does not work afterwards."""
     if "pytorch_lightning" in sys.modules:
         return
+    gc.disable()  # it would look through ever more modules, and find no garbage
+    try:
+        _import()
+    finally:
+        gc.enable()
+    _step_without_dynamo()
+
+
+def _import() -> None:
     import torch  # noqa: F401  is not kept from importing what it needs itself
 
     stand_ins = {name: _stand_in(name, classes) for name, classes in TAKEN.items() if name not in sys.modules}
@@ -49,7 +59,6 @@ def import_lightning() -> None:
             if sys.modules.get(name) is module:
                 del sys.modules[name]
     importlib.import_module("pytorch_lightning")
-    _step_without_dynamo()
 
 
 def _stand_in(package: str, classes: tuple[str, ...]) -> ModuleType:

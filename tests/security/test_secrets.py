@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from sparse_lab import run as runs
+from sparse_lab import fit
 from sparse_lab.config import UserError
 from sparse_lab.record import RunFolder
 from sparse_lab.requests import Request
@@ -166,7 +166,7 @@ def test_no_file_of_a_run_that_fails_holds_one(compose, monkeypatch, tmp_path):
         password = ODD
         raise RuntimeError(f"401 for key {KEY} and {password!r} at http://me:{quote(ODD)}@host/?api_key={KEY}\n{KEY}")
 
-    monkeypatch.setattr(runs, "assemble", fail)
+    monkeypatch.setattr(fit, "assemble", fail)
     with pytest.raises(RuntimeError):
         run(config, f"WANDB_API_KEY={KEY} sparse-lab", Console(quiet=True))
     folder = RunFolder(config)

@@ -1,0 +1,204 @@
+"""How fast the command starts, counted in what is imported and composed: seconds differ from machine to machine."""
+
+from __future__ import annotations
+
+import math
+import random
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sparse_lab import compose
+from sparse_lab.cli import main
+from sparse_lab.compose import telling, to_config
+from sparse_lab.compute.choice import GPU_FILES
+from sparse_lab.config import UserError
+from sparse_lab.requests import Request
+from sparse_lab.secrets import check_values
+
+SHORT = (
+    "dataset=digits", "training=digits", "model.width=0.0625", "dataset.train_limit=128", "dataset.eval_limit=100",
+    "training.epochs=1", "trainer.progress=false",
+)  # fmt: skip
+HEAVY = ("torch", "pytorch_lightning", "torchvision", "torchmetrics", "torch._dynamo", "scipy", "sklearn", "numba")
+COMMAND = """
+import sys
+from sparse_lab.cli import main
+heavy, *request = sys.argv[1:]
+status = main(request)
+print("imported:", *[name for name in heavy.split() if name in sys.modules])
+sys.exit(status)
+"""
+
+
+def started(*argv: str) -> tuple[str, set[str]]:
+    """What the command says in a process of its own, and which heavy packages it has imported when it ends."""
+    command = [sys.executable, "-c", COMMAND, " ".join(HEAVY), *argv]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said, _, imported = done.stdout.rpartition("imported:")
+    return said, set(imported.split())
+
+
+@pytest.mark.skipif(any(list(Path("/dev").glob(name)) for name in GPU_FILES), reason="a GPU is asked through torch")
+def test_a_run_imports_what_it_needs_and_a_finished_one_nothing(tmp_path):
+    """torchvision, torchmetrics and torch._dynamo take longer to import than torch; digits need no scikit-learn."""
+    request = (*SHORT, "trainer=auto", f"paths.outputs={tmp_path}")
+    said, imported = started(*request)
+    assert "test " in said and imported == {"torch", "pytorch_lightning"}
+    said, imported = started(*request)
+    assert "done already" in said and not imported
+    said, imported = started("-m", *request, "seed=1,1")
+    assert "2 runs: 2 skipped" in said and not imported
+
+
+def test_a_damaged_result_is_not_taken_for_a_finished_run(tmp_path, capsys):
+    request = [*SHORT, "trainer=cpu", f"paths.outputs={tmp_path}"]
+    assert main(request) == 0
+    [result] = tmp_path.glob("runs/*/result.json")
+    result.write_text(result.read_text().replace('"seed": 1', '"seed": 2'))
+    capsys.readouterr()
+    assert main(request) == 0
+    said = capsys.readouterr().out
+    assert "done already" not in said and "goes on from last.ckpt" in said
+
+
+@pytest.mark.full
+def test_what_was_kept_out_can_be_had_afterwards():
+    """Lightning was imported without them: torch.compile works, and Lightning knows what it makes."""
+    check = """
+from sparse_lab.training.light_imports import import_lightning
+import_lightning()
+import torch
+from lightning_fabric.wrappers import OptimizedModule
+import pytorch_lightning.core.module as module
+layer = torch.nn.Linear(2, 2)
+assert not isinstance(layer, OptimizedModule) and not isinstance(layer, module.Metric)
+compiled = torch.compile(layer, backend="eager")
+assert isinstance(compiled, OptimizedModule)
+assert torch.equal(compiled(torch.ones(1, 2)), layer(torch.ones(1, 2)))
+import torchmetrics, torchmetrics.classification
+accuracy = torchmetrics.classification.MulticlassAccuracy(2)
+assert isinstance(accuracy, module.Metric) and not isinstance(layer, module.Metric)
+for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+    optimizer = kind(layer.parameters(), lr=0.1)
+    loss = optimizer.step(lambda: optimizer.zero_grad() or (s := layer(torch.ones(1, 2)).sum()).backward() or s)
+    assert loss.requires_grad and torch.is_grad_enabled()
+"""
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+# --- composing ---
+
+AXES = {
+    "method": ["east", "rigl", "iterative_regrow", "lth", "dense", "hrank"],
+    "sparsity": ["s90", "s99_9"],
+    "training": ["standard", "east"],
+    "seed": ["1", "77"],
+    "sparsity.target": ["0.91", "0.97"],
+    "training.epochs": ["3", "40"],
+    "training.finetune.epochs": ["${training.epochs}", "5"],
+    "method.cycles.lengths": ["[0.1,0.2]", "[0.3]"],
+    "training.clip_norm": ["null", "1.5"],
+    "dataset.root": ["${paths.data}/x", "'a b'"],
+    "training.augment": ["{flip:false}", "{crop_padding:2}"],  # merged into what is there: Hydra's own work
+}
+
+
+@pytest.mark.parametrize("draw", range(2))
+def test_jobs_are_composed_as_hydra_composes_them(draw):
+    """Any axes, in any order, together with fixed overrides."""
+    chance = random.Random(draw)
+    axes = {key: AXES[key] for key in chance.sample(list(AXES), 5)}
+    request = Request.read(["-m", "model=resnet34", "seed=5", *(f"{key}={','.join(axes[key])}" for key in axes)])
+    request.read_experiment_axes()
+    composer, jobs = request.composer(), request.corners()
+    assert len(jobs) == math.prod(map(len, axes.values())) and sorted(composer.order(jobs)) == list(range(len(jobs)))
+    for job in chance.sample(jobs, 4):
+        assert composer.config(job) == to_config(request.compose([f"{key}={value}" for key, value in job.items()]))
+
+
+def test_hydra_composes_choices_not_values(monkeypatch):
+    request = Request.read(["-m", "method=set,rigl", "sparsity=s90,s99", "seed=range(1,21)", "training.epochs=1,2"])
+    composed = []
+    original = Request._compose
+    monkeypatch.setattr(Request, "_compose", lambda self, lines: composed.append(lines) or original(self, lines))
+    request.read_experiment_axes()
+    composer, jobs = request.composer(), request.corners()
+    configs = [composer.config(jobs[number]) for number in composer.order(jobs)]
+    assert len({(c.method.name, c.sparsity.target, c.seed, c.training.epochs) for c in configs}) == 160
+    assert len(composed) == 1 + 4
+
+
+def test_a_wrong_value_is_told_as_hydra_tells_it():
+    request = Request.read(["-m", "seed=1,one"])
+    request.read_experiment_axes()
+    composer = request.composer()
+    with pytest.raises(UserError) as fast:
+        composer.config({"seed": "one"})
+    with pytest.raises(UserError) as whole:
+        request.compose(["seed=one"])
+    assert str(fast.value) == str(whole.value) and "seed" in str(fast.value)
+
+
+def test_a_secret_that_a_swept_value_points_to_is_refused(monkeypatch):
+    monkeypatch.setenv("MY_API_KEY", "a-secret-of-mine-1")
+    request = Request.read(["-m", "logger.project=plain,${oc.env:MY_API_KEY}"])
+    request.read_experiment_axes()
+    composer = request.composer()
+    assert composer.config({"logger.project": "plain"}).logger.project == "plain"
+    with pytest.raises(UserError, match=r"logger\.project would hold the value of MY_API_KEY"):
+        composer.config({"logger.project": "${oc.env:MY_API_KEY}"})
+
+
+def test_values_are_looked_at_wherever_they_stand(monkeypatch):
+    monkeypatch.setenv("MY_API_KEY", "a-secret-of-mine-1")
+    config = to_config(Request.read([]).compose(["method.regrow.given=[a,b]"]))
+    check_values(config)
+    config.method.regrow.given[1] = "x a-secret-of-mine-1"
+    with pytest.raises(UserError, match=r"method\.regrow\.given\.1"):
+        check_values(config)
+
+
+def test_a_swept_choice_that_sets_the_launcher_is_refused(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    for name, jobs in (("one", 1), ("two", 2)):
+        content = {"defaults": [{"override /hydra/launcher": "joblib"}], "hydra": {"launcher": {"n_jobs": jobs}}}
+        text = f"# @package _global_\n{yaml.safe_dump(content)}"
+        (tmp_path / "experiment" / f"{name}.yaml").write_text(text)
+    request = Request.read(["-m", "--config-dir", str(tmp_path), "experiment=one,two"])
+    with pytest.raises(UserError, match="experiment=one chooses hydra/launcher=joblib, which Hydra ignores"):
+        request.check()
+
+
+# --- waiting ---
+
+
+def test_a_line_is_said_while_something_takes_long(monkeypatch):
+    monkeypatch.setattr(compose, "FIRST_LINE", 0.01)
+    monkeypatch.setattr(compose, "NEXT_LINES", 0.01)
+    said, twice = [], threading.Event()
+
+    def say(line: str) -> None:
+        said.append(line)
+        if len(said) == 2:
+            twice.set()
+
+    with telling(1000, say) as at:
+        at("composing", 34)
+        assert twice.wait(30)
+    after = len(said)
+    assert said[1].startswith("composing job 34 of 1,000, ")
+    assert not any(thread.name == "telling" for thread in threading.enumerate()) and len(said) == after
+
+
+def test_what_is_quick_says_nothing():
+    said: list[str] = []
+    with telling(3, said.append) as at:
+        at("checking", 3)
+    assert not said
