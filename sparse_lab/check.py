@@ -17,7 +17,7 @@ from sparse_lab.compute import choice
 from sparse_lab.compute.device import device_of
 from sparse_lab.config import PARTS, Config, CyclesConfig, RewireConfig, UserError, check_ranges, nearest
 from sparse_lab.models import weight_sharing
-from sparse_lab.parts import alter
+from sparse_lab.parts import alter, plain_network
 from sparse_lab.sparsity.allocation import CLAIMS
 from sparse_lab.sparsity.masks import count, kept_for, layers
 from sparse_lab.sparsity.scores import OF_WEIGHTS, OWN_PASSES, SCORES, find
@@ -52,8 +52,7 @@ def check_device(config: Config) -> None:
 def _overlaps(config: Config) -> bool:
     """Does a pixel belong to two windows of a max-pooling?"""
     model, data = config.model, config.dataset
-    with torch.device("meta"):
-        plain = models.build(model.name, data.num_classes, model.width, data.image_size)
+    plain = plain_network(model.name, data.num_classes, model.width, data.image_size)
     pools = [module for module in plain.modules() if isinstance(module, torch.nn.MaxPool2d)]
     return any(pool.kernel_size != pool.stride for pool in pools)
 
@@ -173,9 +172,7 @@ def _check_turns(config: Config) -> None:
 def check_sparse_training(config: Config) -> None:
     """Can the network be rewired, shared, phased and cycled as the method asks?"""
     method = config.method
-    with torch.device("meta"):
-        model, data = config.model, config.dataset
-        alter(models.build(model.name, data.num_classes, model.width, data.image_size), config)
+    _check_surgery(config)
     asked = {
         "sharing": method.sharing,
         "cyclic": method.cyclic,
@@ -208,6 +205,19 @@ def check_sparse_training(config: Config) -> None:
         _check_cycles(config)
     if method.dyrelu:
         _check_phasing(config)
+
+
+ALTERED: set[str] = set()
+
+
+def _check_surgery(config: Config) -> None:
+    """Once a process for each method and network: a sweep's jobs differ in their seeds more than in these."""
+    model, data = config.model, config.dataset
+    request = repr((model, data.num_classes, data.image_size, config.method))
+    if request not in ALTERED:
+        with torch.device("meta"):
+            alter(models.build(model.name, data.num_classes, model.width, data.image_size), config)
+        ALTERED.add(request)
 
 
 def _check_together(config: Config) -> None:
@@ -378,10 +388,7 @@ def check_regrowth(config: Config) -> None:
             )
     if regrow.reference is not None:
         load(regrow.reference)
-    with torch.device("meta"):
-        model = models.build(
-            config.model.name, config.dataset.num_classes, config.model.width, config.dataset.image_size
-        )
+    model = plain_network(config.model.name, config.dataset.num_classes, config.model.width, config.dataset.image_size)
     check_layers(regrow, model)
     if regrow.layers == "given":
         sizes = {name: module.weight.numel() for name, module in layers(model).items()}

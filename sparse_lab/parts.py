@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,13 +114,20 @@ def alter(model: nn.Module, config: Config) -> nn.Module:
     return model
 
 
+@lru_cache(maxsize=8)
+def plain_network(name: str, num_classes: int, width: float, image_size: int) -> nn.Module:
+    """The plain network on the device "meta", to ask for its structure; it is not the caller's to change."""
+    with torch.device("meta"):
+        return models.build(name, num_classes, width, image_size)
+
+
 def filter_groups(config: Config) -> list[channels.Group]:
     """The channels of the plain network that can go. Raises UserError when there are none."""
     chosen = config.model.name
-    with torch.device("meta"):
-        plain = models.build(chosen, config.dataset.num_classes, config.model.width, config.dataset.image_size)
+    network = (chosen, config.dataset.num_classes, config.model.width, config.dataset.image_size)
+    plain = plain_network(*network)
     try:
-        found = channels.groups(plain, config.dataset.image_size, config.method.filters.coupled)
+        found = list(_filter_groups(network, config.method.filters.coupled))
     except ValueError as error:
         raise UserError(
             f"method {config.method.name} prunes filters, and {chosen} has none that can go: {error}: "
@@ -134,6 +141,12 @@ def filter_groups(config: Config) -> list[channels.Group]:
         )
     # behind a compactor stands one convolution, and nothing else may make what it shrinks
     return [group for group in convs if len(group.producers) == 1] if config.method.compactors else found
+
+
+@lru_cache(maxsize=8)
+def _filter_groups(network: tuple[str, int, float, int], coupled: bool) -> tuple[channels.Group, ...]:
+    """An image's way through the network is followed once: a sweep's jobs all ask."""
+    return tuple(channels.groups(plain_network(*network), network[3], coupled))
 
 
 def assemble(

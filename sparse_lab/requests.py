@@ -255,13 +255,14 @@ class Request:
         to_make = [config for config in self.configs if not RunFolder(config).has_result]
         if not to_make:
             return
-        from sparse_lab.training.light_imports import import_lightning
+        from sparse_lab.training.light_imports import import_lightning, kept_out
 
         import_lightning()
         from sparse_lab.check import check
 
         for number, config in enumerate(to_make, len(self.configs) - len(to_make) + 1):
-            check(config, here=self.launcher not in AWAY)
+            with kept_out():
+                check(config, here=self.launcher not in AWAY)
             at("checking", number)
 
     def corners(self) -> list[dict[str, str]]:

@@ -139,12 +139,13 @@ class Task:
 
 def _check(config: Config) -> None:
     """Before a run that is not done, so not before Lightning is needed anyway. Raises UserError."""
-    from sparse_lab.training.light_imports import import_lightning
+    from sparse_lab.training.light_imports import import_lightning, kept_out
 
     import_lightning()
     from sparse_lab.check import check
 
-    check(config)
+    with kept_out():
+        check(config)
 
 
 def _written(path: Path) -> int | None:

@@ -11,7 +11,8 @@ import functools
 import gc
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from types import ModuleType
 from typing import Any, NoReturn
@@ -47,18 +48,29 @@ def import_lightning() -> None:
 def _import() -> None:
     import torch  # noqa: F401  is not kept from importing what it needs itself
 
+    with kept_out():
+        try:
+            importlib.import_module("pytorch_lightning")
+        except (ImportError, AttributeError, TypeError):  # another version of Lightning takes more: slower, then
+            for name in [one for one in sys.modules if one.partition(".")[0] in LIGHTNING]:
+                del sys.modules[name]
+    importlib.import_module("pytorch_lightning")
+
+
+@contextmanager
+def kept_out() -> Iterator[None]:
+    """Keep torchmetrics and torch._dynamo, unless they are here already, from being imported while the block lasts.
+
+    torch imports the second also to follow shapes through a network on the device "meta", and uses nothing of it.
+    """
     stand_ins = {name: _stand_in(name, classes) for name, classes in TAKEN.items() if name not in sys.modules}
     sys.modules.update(stand_ins)
     try:
-        importlib.import_module("pytorch_lightning")
-    except (ImportError, AttributeError, TypeError):  # another version of Lightning takes more: slower, then
-        for name in [one for one in sys.modules if one.partition(".")[0] in LIGHTNING]:
-            del sys.modules[name]
+        yield
     finally:
         for name, module in stand_ins.items():
             if sys.modules.get(name) is module:
                 del sys.modules[name]
-    importlib.import_module("pytorch_lightning")
 
 
 def _stand_in(package: str, classes: tuple[str, ...]) -> ModuleType:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_lab.compute import choice
 from sparse_lab import data, doctor, doctor_command
 from sparse_lab.cli import main
+from sparse_lab.compute import choice
 from sparse_lab.requests import Request, to_config
 
 SMALL = ("dataset=digits", "training=digits", "trainer=cpu")
