@@ -225,10 +225,14 @@ class Request:
         base = self.compose([], hydra=True)
 
         def put_together(choices: list[str]) -> DictConfig:
-            composed = self.compose(choices, hydra=True)
+            if not choices:
+                return self.compose([])
+            composed = self._compose([*self.fixed, *choices])
             if self.multirun and any(composed.hydra[part] != base.hydra[part] for part in SETTLED):
                 self._refuse_swept_choices(base)
-            return _without_hydra(composed)
+            with open_dict(composed):
+                del composed["hydra"]
+            return composed
 
         return Composer(self, put_together, check_values)
 
