@@ -154,6 +154,8 @@ def start(request: Request) -> int:
         task = Task(command, request.launcher, jobs=1)
         _through_hydra(request, task, [])
         return _single(task)
+    if request.launcher == "basic":
+        import sparse_lab.run  # noqa: F401  what a signal then ends has no plan on disk yet
     with SweepFolder.claim(request.outputs, _sweep_name(request)) as folder:
         plan = {
             "command": command,
@@ -268,14 +270,13 @@ def _elsewhere(launcher: str, folder: SweepFolder) -> Iterator[None]:
     if launcher == "basic":
         yield
         return
-    from sparse_lab.training.stop import Stopped
+    from sparse_lab.training.stop import AGAIN, Stopped
 
     asked: list[Stopped] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         again = bool(asked)
-        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        asked.append(Stopped(number, f"stopped by {name}: start the same command again to go on"))
+        asked.append(Stopped(number, AGAIN))
         folder.ask_to_stop()
         if not again:  # a second signal does not wait
             stop_workers(folder, number)

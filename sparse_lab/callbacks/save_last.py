@@ -13,7 +13,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from sparse_lab.record import RunFolder
 from sparse_lab.training.files import random_state, set_random_state
-from sparse_lab.training.stop import Stopped, StopRequest
+from sparse_lab.training.stop import AGAIN, Stopped, StopRequest
 from sparse_lab.whole import seal
 
 # validation has begun and no batch of it is done: with these counts Lightning does it again, from its first batch
@@ -114,7 +114,7 @@ class SaveLast(pl.Callback):
         if self._goes_on_at is None:  # a checkpoint may just have been read
             return self.stop.line
         saved = f"saved at step {self._goes_on_at:,}" if self._goes_on_at else "nothing was trained yet"
-        return f"{saved}; start the same command again to go on"
+        return f"{saved}; {AGAIN}"
 
     def _hold(self, trainer: pl.Trainer) -> dict[str, Any]:
         """The checkpoint of this moment, to be written while only the weights have changed since."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+AGAIN = "start the same command again to go on"
 
 
 def name_of(number: int) -> str:
@@ -32,6 +36,41 @@ class Stopped(BaseException):
         return 128 + self.number
 
 
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Where no run listens to signals, SIGTERM raises Stopped and Ctrl-C KeyboardInterrupt, so that files and processes
+    are left as after any error. While modules are imported the process ends there: numpy's and torch's C code swallow
+    what an import of theirs raises, and go on with half a module.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped = Stopped(number, AGAIN)
+        if _importing(frame):
+            os.write(2, f"sparse-lab: {stopped}\n".encode())
+            os._exit(stopped.status)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise stopped
+
+    if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
 class StopRequest:
     """Listens to SIGTERM and Ctrl-C while a run goes on.
 
@@ -45,7 +84,7 @@ class StopRequest:
         self.say = say
         self.number: int | None = None
         self.training = False
-        self.line = "start the same command again to go on"  # said where nobody knows more
+        self.line = AGAIN  # said where nobody knows more
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:

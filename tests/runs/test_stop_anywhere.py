@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -18,12 +19,14 @@ from sparse_lab import run as runs
 from sparse_lab.callbacks import activations, mask_log, rounds
 from sparse_lab.callbacks.diverged import StopWhenDiverged
 from sparse_lab.callbacks.rounds import Rounds
-from sparse_lab.compute.arithmetic import SparseArithmetic
+from sparse_lab.callbacks.save_last import SaveLast
+from sparse_lab.compute import arithmetic
 from sparse_lab.record import RunFolder
 from sparse_lab.run import run
 from sparse_lab.sparsity import scores
 from sparse_lab.training.files import load
 from sparse_lab.training.module import Classifier
+from sparse_lab.training.step import TrainingStep
 from sparse_lab.training.stop import Stopped
 
 # three steps an epoch and two batches of validation; a checkpoint at the last epoch alone, if nothing asks for one
@@ -86,6 +89,9 @@ def leave(compose, quiet, tmp_path, monkeypatch):
     def leave(overrides: tuple[str, ...], *moments: Moment) -> None:
         whole, left = (compose(*COMMON, *overrides, f"paths.outputs={tmp_path / name}") for name in ("whole", "left"))
         run(whole, "x", quiet)
+        for one in (tmp_path / "whole" / "runs").iterdir():  # what it starts from is trained once
+            if one.name != RunFolder(whole).name:
+                shutil.copytree(one, tmp_path / "left" / "runs" / one.name)
         for moment in moments:
             with monkeypatch.context() as patch:
                 moment.comes(patch)
@@ -136,33 +142,21 @@ def test_within_synflow(leave):
     leave(("method=synflow", "method.prune.iterations=5"), Moment(scores.SCORES, "synflow", 3, step=0))
 
 
-def test_within_validation_diagnostics_and_the_end_of_a_level(leave):
-    """Again and again, in one run: in validation before a batch of it is done and after one, and at the same place
-    twice; while activations are looked at; on the test set; while paths are followed; while the result is put together.
+def test_within_validation_diagnostics_and_the_end_of_a_level(leave, monkeypatch):
+    """Again and again, in one run: in validation, twice at the same place; while activations are looked at; on the test
+    set and while paths are followed, when the weights of the best epoch are back already; before the result is there.
     """
+    keep_best = Rounds._keep_best  # the first epoch is the best one: what is held must be the last one's weights
+    monkeypatch.setattr(Rounds, "_keep_best", lambda self, trainer, module, _: keep_best(self, trainer, module, 1.0))
     leave(
         ("method=dense",),
-        Moment(Classifier, "validation_step", 1, step=3),
         Moment(Classifier, "validation_step", 2, step=3),
         Moment(Classifier, "validation_step", 2, step=3),
-        Moment(activations, "positive_shares", 1, step=3),
         Moment(activations, "positive_shares", 2, step=6),
         Moment(rounds, "accuracy", 1, step=9),
         Moment(mask_log, "connectivity", 1, step=9),
         Moment(runs, "outcome", 1, step=9),
     )
-
-
-def test_where_the_weights_of_the_best_epoch_are_back_already(leave, monkeypatch):
-    """The first epoch is the best here: what was held for the last one must not hold its weights."""
-    at_first = iter([1.0] + [0.0] * 100)
-    keep_best = Rounds._keep_best
-    monkeypatch.setattr(Rounds, "_keep_best", lambda self, trainer, module, _: keep_best(self, trainer, module, 1.0))
-    leave(("method=dense",), Moment(rounds, "accuracy", 1, step=9))
-
-
-def test_where_the_test_set_selects(leave):
-    leave(("method=dense", "training.select=test_best"), Moment(rounds, "accuracy", 2, step=6))
 
 
 def test_within_the_scorings_of_regrowth_and_the_ends_of_its_levels(leave):
@@ -172,7 +166,6 @@ def test_within_the_scorings_of_regrowth_and_the_ends_of_its_levels(leave):
         Moment(scores.SCORES, "taylor", 1, step=0),
         Moment(rounds, "accuracy", 1, step=9),
         Moment(scores.SCORES, "taylor", 1, step=9),
-        Moment(scores.SCORES, "taylor", 1, step=9),
     )
 
 
@@ -181,5 +174,35 @@ def test_within_a_scoring_in_the_middle_of_an_epoch(leave):
     leave(cubic, Moment(scores.SCORES, "snip", 2, step=2), Moment(scores.SCORES, "snip", 2, step=4))
 
 
-def test_within_the_first_step_where_kernels_are_compiled(leave):
-    pass
+@pytest.mark.parametrize("how", ["compute=sparse", "trainer.compile=full"])
+def test_within_the_first_step_while_it_is_compiled(how, compose, quiet, monkeypatch):
+    """Nothing is trained yet, so the run is left before the step is done. Where the compiler is called, nothing is."""
+    config = compose(*COMMON, "method=static", how)
+    owner = arithmetic.SparseArithmetic if how == "compute=sparse" else TrainingStep
+    moment = Moment(owner, "__call__" if how == "compute=sparse" else "_made_of", 1, step=0)
+    moment.comes(monkeypatch)
+    with pytest.raises(Stopped):
+        run(config, "x", quiet)
+    check_where_it_goes_on(RunFolder(config), moment)
+
+
+def test_within_the_last_step_of_an_epoch(compose, quiet, monkeypatch):
+    """Noted there, and heeded before validation; another SIGTERM on the way out changes nothing."""
+    config = compose(*COMMON, "method=dense")
+
+    def preempt(self, trainer, *_) -> None:
+        if trainer.global_step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def leave(self, *arguments) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(self, *arguments)
+
+    save = SaveLast.leave
+    monkeypatch.setattr(SaveLast, "leave", leave)
+    monkeypatch.setattr(StopWhenDiverged, "on_train_batch_end", preempt)
+    validation = Moment(Classifier, "validation_step", 3, step=6)
+    validation.comes(monkeypatch)  # two batches in the first epoch, and none in the second
+    with pytest.raises(Stopped):
+        run(config, "x", quiet)
+    check_where_it_goes_on(RunFolder(config), validation)
