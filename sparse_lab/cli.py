@@ -6,6 +6,8 @@ imported here is imported before a signal is listened to.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import importlib
 import os
 import signal
@@ -30,16 +32,36 @@ def main(argv: list[str] | None = None) -> int:
 
     0 done, 1 a run failed, 2 the request was wrong, 143 stopped by SIGTERM and 130 by Ctrl-C after saving.
     """
+    end = _End()
+    if argv is None:  # the command of a process, which ends with it
+        argv = sys.argv[1:]
+        atexit.register(end)
     try:
         with terminable():
-            return _answer(sys.argv[1:] if argv is None else argv)
+            return _answer(argv)
     except (Stopped, KeyboardInterrupt) as error:
         stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT, AGAIN)
         print(f"sparse-lab: {stopped}", file=sys.stderr)
+        end.status = stopped.status
         return stopped.status
     except BrokenPipeError:  # the reader of a pipe has gone, as in `sparse-lab methods | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+class _End:
+    """Is called last when Python ends, as it was registered first. After a signal the process is gone then: to take
+    thousands of modules apart would take seconds.
+    """
+
+    status: int | None = None
+
+    def __call__(self) -> None:
+        if self.status is not None:
+            with contextlib.suppress(OSError):  # the reader of a pipe has gone
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(self.status)
 
 
 def _answer(argv: list[str]) -> int:
