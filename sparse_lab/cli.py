@@ -1,20 +1,19 @@
 """The command: `sparse-lab KEY=VALUE ...` runs through Hydra; `sparse-lab VERB ...` does the rest.
 
-torch is imported only when something runs, so that --help, --cfg and completion answer at once.
+torch is imported only when something runs, so that --help, --cfg and completion answer at once; and whatever is
+imported here is imported before a signal is listened to.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import importlib
 import os
+import signal
 import sys
-from typing import TYPE_CHECKING
 
-from sparse_lab.config import UserError
-from sparse_lab.secrets import redact
-
-if TYPE_CHECKING:
-    from sparse_lab.requests import Request
+from sparse_lab.training.stop import AGAIN, Stopped, terminable
 
 VERBS = {
     "report": "sparse_lab.report.cli:main",
@@ -33,7 +32,42 @@ def main(argv: list[str] | None = None) -> int:
 
     0 done, 1 a run failed, 2 the request was wrong, 143 stopped by SIGTERM and 130 by Ctrl-C after saving.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    end = _End()
+    if argv is None:  # the command of a process, which ends with it
+        argv = sys.argv[1:]
+        atexit.register(end)
+    try:
+        with terminable():
+            return _answer(argv)
+    except (Stopped, KeyboardInterrupt) as error:
+        stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT, AGAIN)
+        print(f"sparse-lab: {stopped}", file=sys.stderr)
+        end.status = stopped.status
+        return stopped.status
+    except BrokenPipeError:  # the reader of a pipe has gone, as in `sparse-lab methods | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+class _End:
+    """Is called last when Python ends, as it was registered first. After a signal the process is gone then: to take
+    thousands of modules apart would take seconds.
+    """
+
+    status: int | None = None
+
+    def __call__(self) -> None:
+        if self.status is not None:
+            with contextlib.suppress(OSError):  # the reader of a pipe has gone
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(self.status)
+
+
+def _answer(argv: list[str]) -> int:
+    from sparse_lab.config import UserError
+    from sparse_lab.secrets import redact
+
     try:
         if argv and argv[0] in VERBS:
             module, function = VERBS[argv[0]].split(":")
@@ -42,12 +76,6 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"sparse-lab: {redact(str(error))}", file=sys.stderr)
         return USER_ERROR
-    except KeyboardInterrupt:
-        print("sparse-lab: interrupted: start the same command again to go on", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of a pipe has gone, as in `sparse-lab methods | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _hydra(argv: list[str]) -> int:
@@ -60,23 +88,14 @@ def _hydra(argv: list[str]) -> int:
         return 0
     if request.runs:
         request.check()
-        return _run(request)
+        from sparse_lab.sweep import start
+
+        return start(request)
     import hydra
 
     sys.argv = [sys.argv[0], *request.argv]  # Hydra reads it
     hydra.main(version_base="1.3", config_path=str(request.conf), config_name="config")(lambda cfg: None)()
     return 0
-
-
-def _run(request: Request) -> int:
-    from sparse_lab.sweep import start
-    from sparse_lab.training.stop import Stopped
-
-    try:
-        return start(request)
-    except Stopped as error:
-        print(f"sparse-lab: {redact(str(error))}", file=sys.stderr)
-        return error.status
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def fit(
         raise UserError(f"{resume} is not a checkpoint of this run: remove it and start the same command again")
     stop.say(f"goes on from {resume.name}" if resume else f"started{f' from {parent}' if parent else ''}")
     trainer.fit(parts.module, batches.train, batches.validation, ckpt_path=resume, weights_only=True)
+    stop.line = f"saved at step {trainer.global_step:,}, the last one; start the same command again for the result"
     result = outcome(config, parts, batches, folder, parent, command)
     if rank() == 0:
         about = {"run": folder.name, **{key: result[key] for key in ("sparsity", "kept", "kept_with_reuse")}}

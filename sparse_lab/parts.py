@@ -34,7 +34,7 @@ from sparse_lab.callbacks.prune import Prune
 from sparse_lab.callbacks.regrow import Regrow, check_layers
 from sparse_lab.callbacks.rewire import Mutate, Rewire
 from sparse_lab.callbacks.rounds import Rounds
-from sparse_lab.callbacks.save_last import SaveLast
+from sparse_lab.callbacks.save_last import Leave, SaveLast
 from sparse_lab.compute.device import device_of, layout_of
 from sparse_lab.config import Config, UserError
 from sparse_lab.data import Data
@@ -192,11 +192,12 @@ def assemble(
     history = History(folder, clock, lambda: {**rounds.row, **_kept(model, masks)})
     factories = dashboards.factories(config.logger, folder.path.parents[1])
     boards = Dashboards(factories, about(config, folder), history.row, rounds, log, say)
-    save = SaveLast(folder, config.trainer.checkpoint_every, lambda: clock.finished, stop)
+    save = SaveLast(folder, config.trainer.checkpoint_every, lambda: clock.finished, _scores_next(changes), stop)
     progress = [Progress(label, rounds, lambda: _kept(model, masks), console)] if config.trainer.progress else []
     for line in idle(config, clock):
         say(f"WARNING: {line}")
-    order = [rounds, *keep, *phasing, *changes, StopWhenDiverged(), *diagnostics, history, boards, *progress, save]
+    watch = [StopWhenDiverged(), *diagnostics, history, boards, *progress]
+    order = [Leave(save), rounds, *keep, *phasing, *changes, *watch, save]
     return Parts(model, masks, clock, module, rounds, log, order)
 
 
@@ -322,6 +323,11 @@ def _choice(config: Config, data: Data, masks: Masks, model: nn.Module) -> Choic
         return Filters(chosen, config.method.filters, masks, groups, uses, layerwise, batches)
     reserve = partial(connected_start, model, image_size) if config.sparsity.connect else None
     return Weights(chosen, masks, batches, image_size, reserve)
+
+
+def _scores_next(changes: list[pl.Callback]) -> Callable[[], bool]:
+    scoring = [change for change in changes if isinstance(change, Prune | Regrow)]
+    return lambda: any(change.scores_next() for change in scoring)
 
 
 def _start(config: Config, clock: Clock) -> Schedule:

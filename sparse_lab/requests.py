@@ -264,6 +264,9 @@ class Request:
         import_lightning()
         from sparse_lab.check import check
 
+        if self.launcher == "basic":
+            import sparse_lab.fit  # noqa: F401  now, while a signal finds no plan of a sweep on disk
+
         for number, config in enumerate(to_make, len(self.configs) - len(to_make) + 1):
             with kept_out():
                 check(config, here=self.launcher not in AWAY)

@@ -293,14 +293,13 @@ def _elsewhere(launcher: str, folder: SweepFolder) -> Iterator[None]:
     if launcher == "basic":
         yield
         return
-    from sparse_lab.training.stop import Stopped
+    from sparse_lab.training.stop import AGAIN, Stopped
 
     asked: list[Stopped] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         again = bool(asked)
-        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        asked.append(Stopped(number, f"stopped by {name}: start the same command again to go on"))
+        asked.append(Stopped(number, AGAIN))
         folder.ask_to_stop()
         if not again:  # a second signal does not wait
             stop_workers(folder, number)

@@ -18,10 +18,18 @@ from sparse_lab.sparsity.masks import Masks, kept_for
 from sparse_lab.sparsity.scores import Batches, Scores, View, find
 from sparse_lab.sparsity.updates import prune_to
 
+# scores that look at weights alone, of weights and of filters: no network runs for them
+WITHOUT_PASSES = frozenset({"magnitude", "lamp", "random", "l1", "l2", "random_filters"})
+
 Reserve = Callable[[torch.Generator, Mapping[str, int]], Mapping[str, Tensor]]
 
 
 class Choice(Protocol):
+    @property
+    def passes(self) -> bool:
+        """Does scoring run the network, so that it may take long?"""
+        ...
+
     def __call__(
         self, sparsity: float, model: nn.Module, generator: torch.Generator, round_: int, whole: bool
     ) -> tuple[int, Scores]:
@@ -41,6 +49,10 @@ class Weights:
     batches: Callable[[], Batches]
     image_size: int
     reserve: Reserve | None = None
+
+    @property
+    def passes(self) -> bool:
+        return self.config.score not in WITHOUT_PASSES
 
     def __call__(
         self, sparsity: float, model: nn.Module, generator: torch.Generator, round_: int, whole: bool
@@ -66,6 +78,10 @@ class Filters:
     uses: Mapping[str, int]
     layerwise: bool
     batches: Callable[[], Batches]
+
+    @property
+    def passes(self) -> bool:
+        return self.config.score not in WITHOUT_PASSES
 
     def __call__(
         self, sparsity: float, model: nn.Module, generator: torch.Generator, round_: int, whole: bool

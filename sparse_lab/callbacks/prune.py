@@ -65,6 +65,10 @@ class Prune(pl.Callback):
             else:
                 self.to(sparsity, pl_module.get_submodule("model"), broadcast=trainer.strategy.broadcast)
 
+    def scores_next(self) -> bool:
+        """Is a pruning due before the next step that runs the network to score it?"""
+        return self.choice.passes and not isinstance(self.schedule, EpochEnds) and self.schedule.due(self.clock.step)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from sparse_lab.callbacks.choose import WITHOUT_PASSES
 from sparse_lab.config import RegrowConfig, UserError, nearest
 from sparse_lab.sparsity.masks import Masks, kept_for, layers
 from sparse_lab.sparsity.schedules import Schedule
@@ -61,6 +62,11 @@ class Regrow(pl.Callback):
         if self.schedule.due(step):
             self.dense.to(pl_module.device)
             self.to(self.schedule.sparsity(step), pl_module.model, step, trainer.strategy.broadcast)  # type: ignore[arg-type]
+
+    def scores_next(self) -> bool:
+        """Is a regrowth due before the next step that runs a network to score it or to choose layers?"""
+        passes = self.config.score not in WITHOUT_PASSES or self.config.layers not in ("all", "given")
+        return passes and self.schedule.due(self.clock.step)
 
     def to(self, sparsity: float, model: nn.Module, step: int, broadcast: Callable[[Any], Any] = lambda x: x) -> None:
         """Regrow `model` to `sparsity` now; `step` seeds chance, `broadcast` makes rank 0's masks everyone's."""

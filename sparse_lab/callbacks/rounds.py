@@ -147,7 +147,7 @@ class Rounds(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         seconds = self.seconds + time.monotonic() - self._since
-        kept = {"levels": self.levels, "best": self.best, "waited": self.waited, "seconds": seconds}
+        kept = {"levels": list(self.levels), "best": self.best, "waited": self.waited, "seconds": seconds}
         return {"clock": self.clock.state_dict(), **kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

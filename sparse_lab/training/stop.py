@@ -2,36 +2,89 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+AGAIN = "start the same command again to go on"
+
+
+def name_of(number: int) -> str:
+    """A signal as a person knows it."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
 
 class Stopped(BaseException):
-    """A signal asked the run to stop. `status`: the exit status of the process, 143 for SIGTERM and 130 for Ctrl-C."""
+    """A signal asked the run to stop. `status`: the exit status of the process, 143 for SIGTERM and 130 for Ctrl-C.
+    `line`: what was saved and where it goes on, which may be known only after it was raised.
+    """
 
     def __init__(self, number: int, line: str) -> None:
-        super().__init__(line)
+        super().__init__(number, line)  # both, so that it can be pickled
         self.number = number
+        self.line = line
+
+    def __str__(self) -> str:
+        return f"stopped by {name_of(self.number)}: {self.line}"
 
     @property
     def status(self) -> int:
         return 128 + self.number
 
 
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Where no run listens to signals, SIGTERM raises Stopped and Ctrl-C KeyboardInterrupt, so that files and processes
+    are left as after any error. While modules are imported the process ends there: numpy's and torch's C code swallow
+    what an import of theirs raises, and go on with half a module.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped = Stopped(number, AGAIN)
+        if _importing(frame):
+            os.write(2, f"sparse-lab: {stopped}\n".encode())
+            os._exit(stopped.status)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise stopped
+
+    if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
 class StopRequest:
     """Listens to SIGTERM and Ctrl-C while a run goes on.
 
-    Outside of training there is nothing to save: `Stopped` is raised where the signal came. While `training` it is
-    noted, and the training loop asks `wanted` after each step; a second Ctrl-C does not wait for that.
+    Where nothing is lost by it, `Stopped` is raised where the signal came, in the middle of whatever is computed there.
+    While `training`, in a step, the signal is noted, and the training loop asks `wanted` after each step; a second
+    Ctrl-C does not wait for that. Once the run is on its way out, another SIGTERM changes nothing: whoever stops a
+    whole group of processes sends more than one, and what is being saved is saved.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
         self.number: int | None = None
         self.training = False
+        self.line = AGAIN  # said where nobody knows more
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -50,23 +103,30 @@ class StopRequest:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        again = self.number is not None and number == signal.SIGINT
+        again = self.number is not None
+        if again and number == signal.SIGTERM:
+            return
         self.number = number
         if again or not self.training:
-            raise self.stopped("start the same command again to go on")
+            raise self.stopped(self.line)
         if number == signal.SIGINT:
             self.say("stopping: saving after this step; Ctrl-C again does not wait for that")
 
+    def at_once(self) -> None:
+        """From here on a signal stops the run where it comes. Raises Stopped for one that has come already."""
+        self.training = False
+        if self.number is not None:
+            raise self.stopped(self.line)
+
     def stopped(self, line: str) -> Stopped:
         assert self.number is not None
-        name = "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
-        return Stopped(self.number, f"stopped by {name}: {line}")
+        return Stopped(self.number, line)
 
     def wanted(self, trainer: Any) -> bool:
         """Has any process of the run been asked to stop? All of them agree on the answer."""
         if trainer.world_size == 1:
             return self.number is not None
-        import torch
+        import torch  # the command listens before anything heavy is imported
 
         asked = torch.tensor(float(self.number or 0), device=trainer.strategy.root_device)
         number = int(trainer.strategy.reduce(asked, reduce_op="max"))

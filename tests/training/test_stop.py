@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from sparse_lab.training.stop import Stopped, StopRequest
+from sparse_lab.training.stop import Stopped, StopRequest, terminable
 
 
 class Processes:
@@ -60,3 +62,42 @@ def test_outside_of_training_it_stops_where_it_is(request_to_stop):
     with pytest.raises(Stopped, match="stopped by SIGTERM") as caught:
         os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.status == 143
+
+
+def test_what_came_within_a_step_stops_where_nothing_is_lost_any_more(request_to_stop):
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Stopped):
+        request_to_stop.at_once()
+
+
+def test_a_second_sigterm_lets_the_first_one_save_and_a_second_ctrl_c_does_not_wait(request_to_stop):
+    request_to_stop.training = False
+    with pytest.raises(Stopped):
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Stopped) as caught:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert caught.value.status == 130
+
+
+def test_where_no_run_listens_both_signals_raise():
+    with terminable():
+        with pytest.raises(Stopped, match="stopped by SIGTERM: start the same command again") as caught:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert caught.value.status == 143
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_within_an_import_that_swallows_everything_the_process_ends(number, status, tmp_path):
+    (tmp_path / "swallows.py").write_text(
+        f"import os, signal\ntry:\n    os.kill(os.getpid(), signal.{number})\nexcept BaseException:\n    pass\n"
+    )
+    program = (
+        "import sys\nfrom sparse_lab.training.stop import terminable\nsys.path.insert(0, sys.argv[1])\n"
+        "with terminable():\n    import swallows\nprint('went on')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith("sparse-lab: stopped by ") and done.stderr.count("\n") == 1
