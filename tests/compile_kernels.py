@@ -3,7 +3,7 @@
     python tests/compile_kernels.py            forget what is out of date, compile what is missing
     python tests/compile_kernels.py --forget   only the first
 
-numba's cache knows a kernel by its own file's date. It does not see that `runs` or `layout` have changed, whose code and
+numba knows a cached kernel by its own file's date. It does not see that `runs` or `layout` have changed, whose code and
 constants are compiled in; here a kernel is forgotten when any of them has. Nor does it lock its index: two processes
 that compile one kernel for two types at one moment can leave the code of one under the name of the other. So kernels
 are shared out by file, and tests find everything compiled. With nothing to do this returns before numba is imported.
