@@ -450,6 +450,23 @@ def check_extra(target: str) -> None:
         raise UserError(f"{extra} is not installed here: pip install 'sparse_lab[{extra}]'")
 
 
+def let_hydra_build_its_parser() -> None:
+    """Python 3.14's argparse checks each help text as it is added; Hydra 1.3 has one that is an object, made into text
+    only when it is shown, and fails there (facebookresearch/hydra#3121). What is no text goes unchecked."""
+    check = getattr(argparse.ArgumentParser, "_check_help", None)
+    if check is None:
+        return
+
+    def check_text(self: argparse.ArgumentParser, action: argparse.Action) -> None:
+        if isinstance(action.help, str):
+            check(self, action)
+
+    argparse.ArgumentParser._check_help = check_text  # type: ignore[attr-defined]
+
+
+let_hydra_build_its_parser()  # here, for Hydra builds one more when it starts a request's runs
+
+
 def _parse(argv: list[str]) -> argparse.Namespace:
     """Hydra's own flags; overrides may stand before, between and after them."""
     parser = get_args_parser()

@@ -301,6 +301,7 @@ def run_blocks(images, logits, arenas, sums, lanes, place, end, ops, table, offs
     images float32 [N, channels, height, width]; logits float32 [N, classes]; arenas, sums float32 [threads, ...];
     place: DST, DST_HEIGHT ... DST_GUARD, CHANNELS of the images' map; end: first pixel and plane of the logits' map.
     """
+    zero = np.int64(0)  # 0 itself is a type of its own, for which all that is called is compiled once more
     count, threads = images.shape[0], arenas.shape[0]
     blocks = (count + lanes - 1) // lanes
     for thread in prange(threads):
@@ -309,7 +310,7 @@ def run_blocks(images, logits, arenas, sums, lanes, place, end, ops, table, offs
             _pack(images, block * lanes, there, place, arenas[thread], lanes)
             for k in range(len(ops)):
                 channels = ops[k, CHANNELS]
-                _perform(ops[k], arenas[thread], sums[thread], 0, channels, lanes, table, offsets, values, floats)
+                _perform(ops[k], arenas[thread], sums[thread], zero, channels, lanes, table, offsets, values, floats)
             _unpack(logits, block * lanes, there, end[0], end[1], arenas[thread], lanes)
 
 
@@ -318,14 +319,15 @@ def run_layers(images, logits, arenas, sums, lanes, place, end, ops, table, offs
     """The same for one block, whose threads share each operation's channels: `shares` int64 [ops, threads + 1] says
     who gets which. An operation that costs less than `alone` is not worth waking others for.
     """
+    zero = np.int64(0)  # see run_blocks
     threads = sums.shape[0]
     arena = arenas[0]
-    _pack(images, 0, images.shape[0], place, arena, lanes)
+    _pack(images, zero, images.shape[0], place, arena, lanes)
     for k in range(len(ops)):
         if ops[k, COST] * lanes < alone:
-            _perform(ops[k], arena, sums[0], 0, ops[k, CHANNELS], lanes, table, offsets, values, floats)
+            _perform(ops[k], arena, sums[0], zero, ops[k, CHANNELS], lanes, table, offsets, values, floats)
         else:
             for thread in prange(threads):
                 first, last = shares[k, thread], shares[k, thread + 1]
                 _perform(ops[k], arena, sums[thread], first, last, lanes, table, offsets, values, floats)
-    _unpack(logits, 0, images.shape[0], end[0], end[1], arena, lanes)
+    _unpack(logits, zero, images.shape[0], end[0], end[1], arena, lanes)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from http.client import HTTPException
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sparse_lab.config import DatasetConfig, UserError
 
@@ -119,25 +119,35 @@ def _fetch(files: FileSet) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Extract files and folders of a tar archive below `folder`; whatever would land elsewhere is refused.
+    """Extract files and folders of a tar archive below `folder`; whatever else it holds is refused.
 
-    Links are refused as well, wherever they point: no data set needs them, and ways around Python's `data` filter went
-    through them (CVE-2025-4517).
+    Not by `extractall`: Python 3.11.0 to 3.11.3 have no filter for it, and ways around the later ones' went through
+    links (CVE-2025-4517). Here no link is ever made, nothing that exists is written to, and of a member only its name
+    and its bytes are taken: rights and owners are this process's own.
 
     Raises:
-        tarfile.TarError: it is no tar archive, or holds something else.
-        UserError: this Python has no such filter.
+        tarfile.TarError: it is no tar archive, or holds a link, a device, a pipe, or a name that is no plain path.
+        OSError: a name is there already, or cannot be written.
     """
-    if not hasattr(tarfile, "data_filter"):
-        raise UserError("archives are unpacked by Python 3.11.4 or newer alone: unpack this one yourself, or update")
-
-    def plain(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
-        if not (member.isfile() or member.isdir()):
-            raise tarfile.SpecialFileError(member)
-        return tarfile.data_filter(member, path)
-
+    folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter=plain)
+        for member in tar:
+            _extract(tar, member, folder)
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts or "\0" in member.name:
+        raise tarfile.ExtractError(f"{member.name!r} would land elsewhere")
+    content = tar.extractfile(member) if member.isfile() else None
+    if content is not None:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        with content, (folder / path).open("xb") as file:
+            shutil.copyfileobj(content, file)
+    elif member.isdir():
+        (folder / path).mkdir(parents=True, exist_ok=True)
+    else:
+        raise tarfile.ExtractError(f"{member.name!r} is neither a file nor a folder")
 
 
 def _move_into_place(files: FileSet, partial: Path) -> None:

@@ -232,7 +232,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in (1, 2))])
 @pytest.mark.parametrize("density", [0.0, 0.003, 0.05, 1.0])
 @pytest.mark.parametrize(("name", "width", "image_size", "sharing"), CASES)
 def test_every_reserved_weight_is_on_a_path(

@@ -330,10 +330,11 @@ def test_mest_is_magnitude_and_gradient() -> None:
     assert torch.equal(find("mest")(View(net, taken=taken))["1"], weight.abs() + 3.0)
 
 
-def test_global_ranking_empties_layers_of_vgg16_and_synflow_in_steps_does_not() -> None:
+@pytest.mark.parametrize("width", [0.25, pytest.param(1.0, marks=pytest.mark.full)])
+def test_global_ranking_empties_layers_of_vgg16_and_synflow_in_steps_does_not(width: float) -> None:
     """VGG16 at 99.9%, ranked over the whole network without any floor: the paper's layer collapse, and its way out."""
     torch.manual_seed(0)
-    net = models.build("vgg16")
+    net = models.build("vgg16", width=width)
     masks = Masks(net)
     target = round(0.001 * masks.total())
     view = View(net, [(torch.randn(64, 3, 32, 32), torch.randint(0, 10, (64,)))])

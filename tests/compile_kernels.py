@@ -1,0 +1,186 @@
+"""Compile the numba kernels once, before the tests start: several processes at a time, each kernel in one of them.
+
+    python tests/compile_kernels.py            forget what is out of date, compile what is missing
+    python tests/compile_kernels.py --forget   only the first
+
+numba knows a cached kernel by its own file's date. It does not see that `runs` or `layout` have changed, whose code and
+constants are compiled in; here a kernel is forgotten when any of them has. Nor does it lock its index: two processes
+that compile one kernel for two types at one moment can leave the code of one under the name of the other. So kernels
+are shared out by file, and tests find everything compiled. With nothing to do this returns before numba is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import hashlib
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+TOP = Path(__file__).resolve().parents[1]
+SOURCES = TOP / "sparse_lab" / "compute"
+# the file that takes longest first
+MODULES = ("conv_kernels", "norm_kernels", "inference_kernels", "map_kernels", "optimizer_kernels", "layout", "live")
+# What Python calls, by the types that it calls it with. Arrays: A of the network's own type, D float64, F float32,
+# I int64, J int32, U uint8, each with its number of dimensions. N: a number of the network's type; i: int; b: bool; 3i:
+# a tuple of three; (..): a tuple of what stands in it.
+AFFINE = "(A1 A1 A1 N N)"
+CALLS: dict[str, dict[str, str]] = {
+    "conv_kernels": {
+        "rows": "A1 A1 9i I1 i I1 I1 A1 A1 b D1 D1",
+        "rows_weight": "A1 A1 9i I1 i I1 I1 D2",
+        "taps": "A1 A1 10i I1 2i 2i 2i I1 I1 I1 I1 A1 A1 D1 D1",
+        "taps_input": "A1 A1 10i I1 2i 2i 2i I1 I1 I1 I1 A1 b",
+        "taps_weight": "A1 A1 10i I1 2i 2i 2i I1 I1 I1 I1 D2",
+        "channel_sums": "A1 i i i i i i I1 D2",
+    },
+    "norm_kernels": {
+        "norm": f"A1 A1 A1 6i I1 {AFFINE}",
+        "norm_sums": f"A1 A1 A1 6i I1 {AFFINE} i D2",
+        "norm_input": f"A1 A1 6i I1 {AFFINE} b A1 A1",
+        "norm_input_over": f"A1 A1 6i I1 {AFFINE} A1 A1",
+        "norm_pool": f"A1 A1 i 6i I1 {AFFINE}",
+        "norm_pool_sums": f"A1 A1 i 6i I1 {AFFINE} D2",
+        "norm_pool_input": f"A1 A1 i 6i I1 {AFFINE} A1 A1",
+        "add": "A1 A1",
+    },
+    "map_kernels": {
+        "mean": "A1 A1 i i i i i i i",
+        "mean_input": "A1 A1 i i i i i i i i I1 b",
+        "max_pool": "A1 A1 U1 8i 2i 2i 2i",
+        "max_pool_input": "A1 A1 U1 8i 2i 2i 2i b",
+        "dynamic_relu": "A1 A1 i i i i i A3",
+        "dynamic_relu_input": "A1 A1 i i i i i A3 A3",
+    },
+    "optimizer_kernels": {
+        "sgd": "A1 I1 A1 N N",
+        "sgd_momentum": "A1 A1 I1 A1 N N N b b",
+        "adam": "A1 A1 A1 I1 A1 N N N N N N N N",
+    },
+    "layout": {"_pack": "A1 A1 i i i i i i", "_unpack": "A1 A1 i i i i i i", "_fill": "A1 i i i i i i I1 A1"},
+    "live": {"_buckets": "I1 i"},
+    "inference_kernels": {
+        "run_blocks": "F4 F2 F2 F2 i 7i 2i I2 I1 J1 F1 F1",
+        "run_layers": "F4 F2 F2 F2 i 7i 2i I2 I1 J1 F1 F1 I2 i",
+    },
+}
+
+
+def main(arguments: list[str]) -> None:
+    cache = Path(os.environ.get("NUMBA_CACHE_DIR") or SOURCES / "__pycache__")
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "kernels.lock").open("w") as lock:  # two sessions may begin at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stamps = {module: stamp(module) for module in MODULES}
+        stamp_file = cache / f"kernels-{sys.implementation.cache_tag}.json"
+        compiled = json.loads(stamp_file.read_text()) if stamp_file.is_file() else {}
+        stale = [module for module in MODULES if compiled.get(module) != stamps[module]]
+        for module in stale:
+            forget(cache, module)
+            compiled.pop(module, None)
+        stamp_file.write_text(json.dumps(compiled))
+        if stale and "--forget" not in arguments:
+            compile_all(stale)
+            stamp_file.write_text(json.dumps(compiled | {module: stamps[module] for module in stale}))
+
+
+def stamp(module: str) -> str:
+    """Changes with anything that a kernel of this file is made from: sources, versions, this list, the processor."""
+    told = hashlib.sha256(repr((CALLS[module], processor(), platform.python_version())).encode())
+    for package in ("numba", "llvmlite", "numpy"):
+        told.update(metadata.version(package).encode())
+    for source in sorted(sources(module)):
+        told.update((SOURCES / f"{source}.py").read_bytes())
+    return told.hexdigest()
+
+
+def sources(module: str) -> set[str]:
+    """The module, and the files of this folder that it takes code or constants from, by whatever way."""
+    found, ahead = set(), {module}
+    while ahead:
+        one = ahead.pop()
+        found.add(one)
+        for node in ast.walk(ast.parse((SOURCES / f"{one}.py").read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sparse_lab.compute."):
+                ahead.add(str(node.module).rpartition(".")[2])
+        ahead -= found
+    return found
+
+
+def processor() -> str:
+    """What numba compiles for: a cache that is carried to another machine is of no use there."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
+
+
+def forget(cache: Path, module: str) -> None:
+    for kind in ("nbi", "nbc"):
+        for path in cache.rglob(f"{module}.*.{kind}"):
+            path.unlink(missing_ok=True)
+
+
+def compile_all(modules: list[str]) -> None:
+    """One process a file, as many at a time as this process may use cores. Raises where one of them fails."""
+    ahead, running = list(modules), []
+    cores = len(os.sched_getaffinity(0))
+    while ahead or running:
+        while ahead and len(running) < cores:
+            program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import compile_kernels as c"
+            command = [sys.executable, "-c", f"{program}; c.compile_module({ahead.pop(0)!r})"]
+            running.append(subprocess.Popen(command, cwd=TOP))
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+        for process in [one for one in running if one.poll() is not None]:
+            running.remove(process)
+            if process.returncode:
+                raise SystemExit("a kernel does not compile")
+
+
+def compile_module(name: str) -> None:
+    module = importlib.import_module(f"sparse_lab.compute.{name}")
+    for kernel, signature in signatures(name):
+        getattr(module, kernel).compile(signature)
+
+
+def signatures(name: str) -> list[tuple[str, tuple[Any, ...]]]:
+    """(kernel, types) for every kernel of a module, in both precisions where it has them."""
+    from numba import types
+
+    found = []
+    for kernel, words in CALLS[name].items():
+        for number in (types.float32, types.float64):
+            signature = read(words, number)
+            if (kernel, signature) not in found:
+                found.append((kernel, signature))
+    return found
+
+
+def read(words: str, number: Any) -> tuple[Any, ...]:
+    """The types that a line of `CALLS` names."""
+    from numba import types
+
+    scalars = {"N": number, "i": types.int64, "b": types.boolean}
+    items = {"A": number, "D": types.float64, "F": types.float32, "I": types.int64, "J": types.int32, "U": types.uint8}
+    stack: list[list[Any]] = [[]]
+    for word in words.replace("(", "( ").replace(")", " )").split():
+        if word == "(":
+            stack.append([])
+        elif word == ")":
+            stack[-2].append(types.Tuple(stack.pop()))
+        elif word[0] in items:
+            stack[-1].append(types.Array(items[word[0]], int(word[1:]), "C"))
+        elif word[:-1]:
+            stack[-1].append(types.UniTuple(scalars[word[-1]], int(word[:-1])))
+        else:
+            stack[-1].append(scalars[word])
+    return tuple(stack[0])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
