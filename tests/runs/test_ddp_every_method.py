@@ -26,7 +26,8 @@ TABLE = runpy.run_path(str(HERE / "test_every_method.py"), run_name="table")
 METHODS, FILTERS, COMMON = TABLE["METHODS"], TABLE["FILTERS"], TABLE["COMMON"]
 SMALL = runpy.run_path(str(HERE / "conftest.py"), run_name="conftest")["SMALL"]
 SIX_EPOCHS = ("training.epochs=6", "training.finetune.epochs=6", "training.regrow.epochs=6")
-PAIR = ("trainer.devices=2", "trainer.accelerator=cpu", "training.batch_size=32")
+# two steps an epoch in each
+PAIR = ("trainer.devices=2", "trainer.accelerator=cpu", "training.batch_size=32", "dataset.train_limit=128")
 LEVEL = ("kept", "best_epoch", "test_accuracy", "validation_accuracy")
 SELECTED_ON_TEST = "oneshot, selected on the test set"  # which each process reads by itself
 RUNS = {name: (f"method={name}", *own) for name, own in METHODS.items()}
