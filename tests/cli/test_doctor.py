@@ -135,7 +135,7 @@ def test_outputs_that_cannot_be_written(ask, tmp_path):
 
 
 def test_checkpoints_are_as_large_as_it_says(tmp_path):
-    """Against real files, of a network large enough that their heads do not count; oneshot makes its dense start too."""
+    """Against real files, of a network so large that their heads do not count; oneshot makes its dense start too."""
     words = [*SMALL, "sparsity=s90", "model.width=0.5", f"paths.outputs={tmp_path}", "dataset.train_limit=16"]
     words += ["dataset.eval_limit=16", "training.batch_size=16", "training.epochs=1", "training.finetune.epochs=1"]
     assert main(["method=oneshot", *words]) == 0

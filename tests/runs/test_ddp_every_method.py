@@ -99,24 +99,25 @@ def work(folder: Path, rank: int) -> None:
     import torch
     from rich.console import Console
 
-    from sparse_lab import run as runs
+    from sparse_lab.parts import Parts
     from sparse_lab.requests import Request, to_config
+    from sparse_lab.run import run
     from sparse_lab.sparsity.masks import Masks
 
     torch.set_num_threads(1)
     changes: list[str] = []
-    made: list[Any] = []
-    set_masks, assemble = Masks.set, runs.assemble
+    made: list[Parts] = []
+    set_masks, put_together = Masks.set, Parts.__init__
 
     def watched(self, *rest, **more) -> None:
         set_masks(self, *rest, **more)
         changes.append(hash_of(self.masks()))
 
-    def kept(*rest, **more):
-        made.append(assemble(*rest, **more))
-        return made[-1]
+    def kept(self, *rest, **more) -> None:
+        put_together(self, *rest, **more)
+        made.append(self)
 
-    Masks.set, runs.assemble = watched, kept  # type: ignore[method-assign]
+    Masks.set, Parts.__init__ = watched, kept  # type: ignore[method-assign]
     request = Request.read([])
     for name, own in RUNS.items():
         changes.clear()
@@ -124,7 +125,7 @@ def work(folder: Path, rank: int) -> None:
         where = f"paths.outputs={folder / 'outputs'}"
         config = to_config(request.compose([*SMALL, *COMMON, *SIX_EPOCHS, *own, *PAIR, where]))
         try:
-            result = runs.run(config, "test", Console(quiet=True))
+            result = run(config, "test", Console(quiet=True))
         except BaseException:
             tell(folder, rank, {"name": name, "error": traceback.format_exc()})
             raise

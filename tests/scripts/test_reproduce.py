@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,12 +144,11 @@ def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def fill_here(place: Path) -> tuple[list[str], list[dict[str, int]]]:
     (place / "tiny.yaml").write_text(TINY)
-    arguments = [str(place / "tiny.yaml"), "--device", "cpu", "--outputs", str(place / "out")]
-    arguments += ["--records", str(place / "kept")]
+    arguments = ["tiny.yaml", "--device", "cpu", "--outputs", str(place / "out"), "--records", "kept"]
     said, times = [], []
     for process, more, status in ((PlayedUntilStopped, [], 143), (Played, ["--jobs", "2"], 0)):
         out = io.StringIO()
-        with played(process), redirect_stdout(out):
+        with chdir(place), played(process), redirect_stdout(out):
             assert main([*arguments, *more]) == status
         said.append(out.getvalue())
         times.append(written(place / "out"))
