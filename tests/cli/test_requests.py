@@ -357,16 +357,17 @@ def python(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *argv], capture_output=True, text=True, cwd=cwd, timeout=60)
 
 
-def test_help_cfg_and_info_answer_without_torch(tmp_path):
-    for flags in (["--help"], ["--cfg", "job"], ["--info", "searchpath"]):
-        code = (
-            "import sys\nfrom sparse_lab.cli import main\n"
-            f"try:\n    status = main({flags!r})\nexcept SystemExit as stop:\n    status = stop.code or 0\n"
-            "assert 'torch' not in sys.modules and status == 0, status\n"
-        )
-        done = python("-c", code, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert ("conf" if "--info" in flags else "sparsity:") in done.stdout
+def test_cfg_and_info_answer_without_torch(tmp_path):
+    code = (
+        "import sys\nfrom sparse_lab.cli import main\n"
+        "for flags in (['--cfg', 'job'], ['--info', 'searchpath']):\n"
+        "    try:\n        status = main(flags)\n    except SystemExit as stop:\n        status = stop.code or 0\n"
+        "    assert 'torch' not in sys.modules and status == 0, (flags, status)\n    print('====')\n"
+    )
+    done = python("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    config, info, _ = done.stdout.split("====")
+    assert "sparsity:" in config and "conf" in info
 
 
 def test_python_dash_m_is_the_command_from_any_folder(tmp_path):
@@ -437,14 +438,17 @@ def test_globs_are_written_out():
     assert request.axes["sparsity"] == ["s99_9", "s99_95", "s99_99"]
 
 
-def test_help_is_quick_and_imports_no_launcher(tmp_path):
+def test_help_is_quick_and_imports_neither_torch_nor_a_launcher(tmp_path):
     code = (
-        "import sys, time\nbegan = time.perf_counter()\nimport hydra\nhydra_took = time.perf_counter() - began\n"
-        "from sparse_lab.cli import main\nmain(['--help'])\ntook = time.perf_counter() - began - hydra_took\n"
-        "print('took', took, {'torch', 'ray', 'joblib', 'optuna', 'submitit'} & set(sys.modules))\n"
+        "import sys, time\nbegan = time.process_time()\nimport hydra\nhydra_took = time.process_time() - began\n"
+        "from sparse_lab.cli import main\nstatus = main(['--help'])\n"
+        "took = time.process_time() - began - hydra_took\n"
+        "print('took', took, status, {'torch', 'ray', 'joblib', 'optuna', 'submitit'} & set(sys.modules))\n"
     )
-    took = python("-c", code, cwd=tmp_path).stdout.splitlines()[-1].split(maxsplit=2)
-    assert took[2] == "set()" and float(took[1]) < 3.0  # 0.4 s on an idle machine
+    out = python("-c", code, cwd=tmp_path).stdout
+    took = out.splitlines()[-1].split(maxsplit=3)
+    assert "sparsity:" in out and took[2:] == ["0", "set()"]
+    assert float(took[1]) < 3.0  # seconds of a processor; 0.4 where it is idle
 
 
 def test_a_sweep_runs_on_past_a_failing_run_and_ends_non_zero(tmp_path, capfd):
@@ -452,8 +456,8 @@ def test_a_sweep_runs_on_past_a_failing_run_and_ends_non_zero(tmp_path, capfd):
         "dataset=digits",
         "training=digits",
         "model.width=0.0625",
-        "dataset.train_limit=128",
-        "dataset.eval_limit=64",
+        "dataset.train_limit=64",
+        "dataset.eval_limit=32",
     ]
     small += ["training.epochs=1", "training.warmup=0"]
     status = main(["-m", "method=dense", "training.lr=1e30,0.01", *small, f"paths.outputs={tmp_path}"])

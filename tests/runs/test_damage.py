@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
 from sparse_lab.callbacks.diverged import StopWhenDiverged
-from sparse_lab.config import UserError
+from sparse_lab.config import Config, UserError
 from sparse_lab.record import Elsewhere, RunFolder
 from sparse_lab.run import run
 from sparse_lab.training.files import load, load_network
@@ -24,18 +26,47 @@ def wide() -> Console:
     return Console(width=400)
 
 
-def killed_in_the_fourth_epoch(config, quiet, monkeypatch) -> RunFolder:
+@pytest.fixture(scope="module")
+def twice(compose_under, tmp_path_factory) -> tuple[Path, Path]:
+    """The outputs of a run that went through, and of the same run, killed in its fourth epoch."""
+    whole, killed = (tmp_path_factory.mktemp(name) for name in ("whole", "killed"))
+    run(compose_under(whole, *REQUEST), "x", Console(quiet=True))
+
     def pull_the_plug(self, trainer, *rest):
         if trainer.global_step == 7:
             raise RuntimeError("pulled the plug")
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StopWhenDiverged, "on_train_batch_end", pull_the_plug)
         with pytest.raises(RuntimeError, match="pulled"):
-            run(config, "x", quiet)
+            run(compose_under(killed, *REQUEST), "x", Console(quiet=True))
+    return whole, killed
+
+
+@pytest.fixture
+def killed(twice, compose) -> Config:
+    """The run that was killed, in this test's own outputs."""
+    config = compose(*REQUEST)
     folder = RunFolder(config)
+    shutil.copytree(twice[1] / "runs", folder.path.parent)
     assert load(folder.last)["global_step"] == 6 and load(folder.previous)["global_step"] == 4
-    return folder
+    return config
+
+
+@pytest.fixture(scope="module")
+def made(compose_under, tmp_path_factory) -> Path:
+    """The outputs of a finished dense run."""
+    outputs = tmp_path_factory.mktemp("made")
+    run(compose_under(outputs, "method=dense"), "x", Console(quiet=True))
+    return outputs
+
+
+@pytest.fixture
+def dense(made, compose) -> Config:
+    """That run, in this test's own outputs."""
+    config = compose("method=dense")
+    shutil.copytree(made / "runs", RunFolder(config).path.parent)
+    return config
 
 
 def torn(content: bytes) -> bytes:
@@ -60,47 +91,40 @@ def foreign(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [torn, cut, flipped, empty, foreign])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
-    damage, compose, quiet, wide, monkeypatch, tmp_path, capsys
-):
-    reference = compose(*REQUEST, f"paths.outputs={tmp_path / 'whole'}")
-    run(reference, "x", quiet)
-    config = compose(*REQUEST)
-    folder = killed_in_the_fourth_epoch(config, quiet, monkeypatch)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(damage, killed, twice, wide, capsys):
+    folder = RunFolder(killed)
+    reference = twice[0] / "runs" / folder.name
     folder.last.write_bytes(damage(folder.last.read_bytes()))
-    run(config, "x", wide)
+    run(killed, "x", wide)
     said = capsys.readouterr().out
     assert f"{folder.last} is damaged" in said and "goes on from previous.ckpt" in said
     assert folder.last.with_name("last.ckpt.damaged").is_file() and seal_holds(folder.last)
-    first, second = load_network(RunFolder(reference).best), load_network(folder.best)
+    first, second = load_network(reference / "checkpoints" / "best.ckpt"), load_network(folder.best)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert (RunFolder(reference).path / "metrics.csv").read_bytes() == (folder.path / "metrics.csv").read_bytes()
+    assert (reference / "metrics.csv").read_bytes() == (folder.path / "metrics.csv").read_bytes()
 
 
-def test_without_a_whole_checkpoint_the_run_starts_anew(compose, quiet, wide, monkeypatch, capsys):
-    config = compose(*REQUEST)
-    folder = killed_in_the_fourth_epoch(config, quiet, monkeypatch)
+def test_without_a_whole_checkpoint_the_run_starts_anew(killed, wide, capsys):
+    folder = RunFolder(killed)
     for path in (folder.last, folder.previous):
         path.write_bytes(flipped(path.read_bytes()))
-    result = run(config, "x", wide)
+    result = run(killed, "x", wide)
     said = capsys.readouterr().out
     assert said.count("is damaged") == 2 and ": started" in said
     assert result["levels"][0]["epochs"] == 5
     assert len((folder.path / "metrics.csv").read_text().splitlines()) == 6
 
 
-def test_a_kill_between_the_two_renames_of_a_save_loses_nothing(compose, quiet, wide, monkeypatch, capsys):
-    config = compose(*REQUEST)
-    folder = killed_in_the_fourth_epoch(config, quiet, monkeypatch)
+def test_a_kill_between_the_two_renames_of_a_save_loses_nothing(killed, wide, capsys):
+    folder = RunFolder(killed)
     os.replace(folder.last, folder.previous)
-    run(config, "x", wide)
+    run(killed, "x", wide)
     assert "goes on from previous.ckpt" in capsys.readouterr().out
     assert not folder.previous.exists(), "a finished run keeps one checkpoint"
 
 
-def test_a_finished_network_that_is_damaged_is_made_again_for_whoever_starts_from_it(compose, quiet, wide, capsys):
-    dense = compose("method=dense")
-    first = run(dense, "x", quiet)
+def test_a_finished_network_that_is_damaged_is_made_again_for_whoever_starts_from_it(dense, compose, wide, capsys):
+    first = RunFolder(dense).result()
     network = load_network(RunFolder(dense).best)
     path = RunFolder(dense).best
     path.write_bytes(flipped(path.read_bytes()))
@@ -111,37 +135,31 @@ def test_a_finished_network_that_is_damaged_is_made_again_for_whoever_starts_fro
     assert RunFolder(dense).result()["test_accuracy"] == first["test_accuracy"]
 
 
-def test_a_record_that_was_edited_does_not_count(compose, quiet):
-    config = compose("method=dense")
-    first = run(config, "x", quiet)
-    path = RunFolder(config).path / "result.json"
+def test_a_record_that_was_edited_does_not_count(dense, quiet):
+    first = RunFolder(dense).result()
+    path = RunFolder(dense).path / "result.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "test_accuracy": 99.99}))
-    assert RunFolder(config).result() is None
-    assert run(config, "x", quiet)["test_accuracy"] == first["test_accuracy"]
+    assert RunFolder(dense).result() is None
+    assert run(dense, "x", quiet)["test_accuracy"] == first["test_accuracy"]
 
 
-def test_a_reference_file_that_is_damaged_is_refused(compose, quiet):
-    config = compose("method=oneshot", "sparsity.target=0.9")
-    run(config, "x", quiet)
-    path = RunFolder(config).best
+def test_a_reference_file_that_is_damaged_is_refused(dense):
+    path = RunFolder(dense).best
     path.write_bytes(flipped(path.read_bytes()))
     with pytest.raises(UserError, match=r"best\.ckpt is damaged"):
         load_network(path)
 
 
-def test_one_process_runs_and_the_other_says_so_and_leaves(compose, quiet):
-    config = compose("method=dense")
-    folder = RunFolder(config)
+def test_one_process_runs_and_the_other_says_so_and_leaves(killed, quiet):
+    folder = RunFolder(killed)
     with folder.claim(print, wait=False), pytest.raises(Elsewhere, match=f"process {os.getpid()} on .* runs it"):
-        run(config, "x", quiet)
-    assert run(config, "x", quiet)["levels"]
+        run(killed, "x", quiet)
+    assert run(killed, "x", quiet)["levels"]
 
 
-def test_a_status_that_a_kill_left_behind_is_mended(compose, quiet):
-    config = compose("method=dense")
-    run(config, "x", quiet)
-    path = RunFolder(config).path / "status.json"
+def test_a_status_that_a_kill_left_behind_is_mended(dense, quiet):
+    path = RunFolder(dense).path / "status.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "state": "running"}))
-    run(config, "x", quiet)
+    run(dense, "x", quiet)
     assert json.loads(path.read_text())["state"] == "done"

@@ -6,29 +6,35 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from sparse_lab.cli import main
 from sparse_lab.record import run_name
 
-DDP = ("trainer=ddp", "trainer.accelerator=cpu", "method=oneshot_regrow", "sparsity.target=0.9")
+# two steps an epoch in each process
+DDP = ("trainer=ddp", "trainer.accelerator=cpu", "dataset.train_limit=128")
+REGROW = ("method=oneshot_regrow", "sparsity.target=0.9", "dataset.train_limit=128")
 
 
 def test_a_run_in_two_processes_ends_like_any_other(compose, small, tmp_path):
-    command = [sys.executable, "-m", "sparse_lab", *small, *DDP, "trainer.devices=2", f"paths.outputs={tmp_path}"]
+    request = [*small, *DDP, *REGROW, "trainer.devices=2"]
+    command = [sys.executable, "-m", "sparse_lab", *request, f"paths.outputs={tmp_path}"]
     done = subprocess.run(
         [part for part in command if part != "trainer=cpu"], capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    name = run_name(compose("method=oneshot_regrow", "sparsity.target=0.9"))
+    name = run_name(compose(*REGROW))
     result = json.loads((tmp_path / "runs" / name / "result.json").read_text())
     assert result["kept"] == round(0.1 * result["total"])
     assert "MEMBER: 2/2" in done.stderr + done.stdout
     assert len(list(tmp_path.rglob("result.json"))) == 3
 
 
+@pytest.mark.full
 def test_east_loses_its_dyrelu_and_rewires_in_two_processes(small, tmp_path):
     """The parameters that leave are not waited for, and the masks follow the schedule to the weight."""
     east = ("method=east", "model=resnet34", "sparsity.target=0.9", "method.cycles.every=1", "method.rewire.every=1")
-    request = [part for part in (*small, *DDP[:2], *east) if part != "trainer=cpu"]
+    request = [part for part in (*small, *DDP, *east) if part != "trainer=cpu"]
     command = [sys.executable, "-m", "sparse_lab", *request, "trainer.devices=2", "training.epochs=4"]
     done = subprocess.run([*command, f"paths.outputs={tmp_path}"], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -39,10 +45,11 @@ def test_east_loses_its_dyrelu_and_rewires_in_two_processes(small, tmp_path):
     assert "DyReLU has faded" in done.stdout and done.stdout.count("DyReLU has faded") == 1
 
 
+@pytest.mark.full
 def test_compactors_are_folded_alike_in_two_processes(small, tmp_path):
     """Both processes must take the same filters out, or the network that is saved is not the one that was tested."""
     resrep = ("method=resrep", "sparsity.target=0.5", "method.compacting.begin=0", "method.compacting.every=1")
-    request = [part for part in (*small, *DDP[:2], *resrep) if part != "trainer=cpu"]
+    request = [part for part in (*small, *DDP, *resrep) if part != "trainer=cpu"]
     command = [sys.executable, "-m", "sparse_lab", *request, "trainer.devices=2", "training.finetune.optimizer=sgd"]
     done = subprocess.run([*command, f"paths.outputs={tmp_path}"], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -26,7 +26,8 @@ TABLE = runpy.run_path(str(HERE / "test_every_method.py"), run_name="table")
 METHODS, FILTERS, COMMON = TABLE["METHODS"], TABLE["FILTERS"], TABLE["COMMON"]
 SMALL = runpy.run_path(str(HERE / "conftest.py"), run_name="conftest")["SMALL"]
 SIX_EPOCHS = ("training.epochs=6", "training.finetune.epochs=6", "training.regrow.epochs=6")
-PAIR = ("trainer.devices=2", "trainer.accelerator=cpu", "training.batch_size=32")
+# two steps an epoch in each
+PAIR = ("trainer.devices=2", "trainer.accelerator=cpu", "training.batch_size=32", "dataset.train_limit=128")
 LEVEL = ("kept", "best_epoch", "test_accuracy", "validation_accuracy")
 SELECTED_ON_TEST = "oneshot, selected on the test set"  # which each process reads by itself
 RUNS = {name: (f"method={name}", *own) for name, own in METHODS.items()}
@@ -98,24 +99,25 @@ def work(folder: Path, rank: int) -> None:
     import torch
     from rich.console import Console
 
-    from sparse_lab import run as runs
+    from sparse_lab.parts import Parts
     from sparse_lab.requests import Request, to_config
+    from sparse_lab.run import run
     from sparse_lab.sparsity.masks import Masks
 
     torch.set_num_threads(1)
     changes: list[str] = []
-    made: list[Any] = []
-    set_masks, assemble = Masks.set, runs.assemble
+    made: list[Parts] = []
+    set_masks, put_together = Masks.set, Parts.__init__
 
     def watched(self, *rest, **more) -> None:
         set_masks(self, *rest, **more)
         changes.append(hash_of(self.masks()))
 
-    def kept(*rest, **more):
-        made.append(assemble(*rest, **more))
-        return made[-1]
+    def kept(self, *rest, **more) -> None:
+        put_together(self, *rest, **more)
+        made.append(self)
 
-    Masks.set, runs.assemble = watched, kept  # type: ignore[method-assign]
+    Masks.set, Parts.__init__ = watched, kept  # type: ignore[method-assign]
     request = Request.read([])
     for name, own in RUNS.items():
         changes.clear()
@@ -123,7 +125,7 @@ def work(folder: Path, rank: int) -> None:
         where = f"paths.outputs={folder / 'outputs'}"
         config = to_config(request.compose([*SMALL, *COMMON, *SIX_EPOCHS, *own, *PAIR, where]))
         try:
-            result = runs.run(config, "test", Console(quiet=True))
+            result = run(config, "test", Console(quiet=True))
         except BaseException:
             tell(folder, rank, {"name": name, "error": traceback.format_exc()})
             raise

@@ -71,7 +71,7 @@ def rates_of(rates: list[float]) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(("method", "order"), [("l1_filters", 1), ("sfp", 2)])
-def test_the_smallest_filters_of_every_layer_go(method, order, compose, quiet, monkeypatch):
+def test_the_smallest_filters_of_every_layer_go(method, order, compose, quiet, with_starts, monkeypatch):
     """By numpy, from the weights that the pruning saw."""
     seen = []
 
@@ -83,7 +83,7 @@ def test_the_smallest_filters_of_every_layer_go(method, order, compose, quiet, m
 
     original = Prune.to
     monkeypatch.setattr(Prune, "to", spied)
-    result = run(compose(f"method={method}", "sparsity.target=0.8"), "x", quiet)
+    result = run(with_starts(compose(f"method={method}", "sparsity.target=0.8")), "x", quiet)
     kept = uniform(round(0.2 * TOTAL))
     assert len(seen) == (1 if method == "l1_filters" else 2)
     for weights, found in seen:
@@ -148,8 +148,8 @@ HRANK = [0.75, 0.5, 0.5, 0.3, 0.5, 0.5, 0.5, 0.9, 0.9, 0.9, 0.9, 0.8, 0.0]
 LEFT = [1, 2, 4, 5, 8, 8, 8, 3, 3, 3, 3, 6, 32]  # whole filters: 0.7 * 8 keeps 5
 
 
-def test_rates_say_how_many_filters_of_each_layer_go(compose, quiet):
-    config = compose("method=hrank", *rates_of(HRANK))
+def test_rates_say_how_many_filters_of_each_layer_go(compose, quiet, with_starts):
+    config = with_starts(compose("method=hrank", *rates_of(HRANK)))
     result = run(config, "x", quiet)
     assert [mask.any((1, 2, 3)).sum() for mask in convs(load_network(RunFolder(config).best), "mask")] == LEFT
     assert list(result["small"]["filters"].values()) == [*LEFT, 10] and result["kept"] == weights_of(LEFT)
@@ -159,13 +159,13 @@ def test_rates_say_how_many_filters_of_each_layer_go(compose, quiet):
 
 
 @pytest.mark.parametrize("side", [-4e-5, 4e-5])
-def test_layer_by_layer_each_round_prunes_the_next_layer(side, compose, quiet):
+def test_layer_by_layer_each_round_prunes_the_next_layer(side, compose, quiet, with_starts):
     """Also where the last rate is 0 and the target, rounded, would let a weight more live than does."""
     rates, target = rates_of(HRANK)
     asked = float(target.split("=")[1]) + side
     config = compose("method=hrank", "schedule=layerwise", "schedule.round_epochs=1", rates, f"sparsity.target={asked}")
     check(config)
-    result = run(config, "x", quiet)
+    result = run(with_starts(config), "x", quiet)
     assert [level["kept"] for level in result["levels"]] == [
         weights_of([*LEFT[: number + 1], *ROWS[number + 1 :]]) for number in range(13)
     ]
@@ -175,13 +175,20 @@ def test_layer_by_layer_each_round_prunes_the_next_layer(side, compose, quiet):
 
 @pytest.mark.parametrize(
     ("network", "coupled"),
-    [("vgg16", "false"), ("resnet34", "false"), ("resnet34", "true"), ("resnet50", "false"), ("resnet50", "true")],
+    [
+        ("vgg16", "false"),
+        ("resnet34", "true"),
+        *(
+            pytest.param(f"resnet{depth}", coupled, marks=pytest.mark.full)
+            for depth, coupled in ((34, "false"), (50, "false"), (50, "true"))
+        ),
+    ],
 )
-def test_a_really_smaller_network_is_left(network, coupled, compose, quiet, capsys):
+def test_a_really_smaller_network_is_left(network, coupled, compose, quiet, with_starts, capsys):
     config = compose(
         "method=l1_filters", f"model={network}", "sparsity.target=0.6", f"method.filters.coupled={coupled}"
     )
-    result = run(config, "x", quiet)
+    result = run(with_starts(config), "x", quiet)
     small, folder = result["small"], RunFolder(config)
     assert small["difference"] <= 1e-5
     state = load_network(folder.small)
@@ -218,17 +225,17 @@ def test_a_really_smaller_network_is_left(network, coupled, compose, quiet, caps
             assert torch.equal(read(images), plain(images))
 
 
-def test_a_network_with_large_logits_is_compared_as_exactly(compose, quiet):
+def test_a_network_with_large_logits_is_compared_as_exactly(compose, quiet, with_starts):
     """Few epochs of soft filters leave logits of thousands: 1e-5 of them, not of float32's rounding."""
     config = compose("method=sfp", "model=resnet34", "sparsity.target=0.9", "method.filters.coupled=true",
                      "training.epochs=4")  # fmt: skip
-    assert run(config, "x", quiet)["small"]["difference"] <= 1e-5
+    assert run(with_starts(config), "x", quiet)["small"]["difference"] <= 1e-5
 
 
 # --- compactors ---
 
 
-def test_compactors_change_no_answer_at_first_and_have_a_recipe_of_their_own(compose, quiet, monkeypatch):
+def test_compactors_change_no_answer_at_first_and_have_a_recipe_of_their_own(compose, quiet, with_starts, monkeypatch):
     seen = {}
 
     def look(self, trainer, module, batch, batch_idx):
@@ -248,7 +255,7 @@ def test_compactors_change_no_answer_at_first_and_have_a_recipe_of_their_own(com
         assert len(rest["params"]) == sum(1 for _ in plain.parameters())
         seen["looked"] = True
 
-    config = compose("method=resrep", "sparsity.target=0.6", *COMPACTING)
+    config = with_starts(compose("method=resrep", "sparsity.target=0.6", *COMPACTING))
     dense = RunFolder(stages.parent(config)).best
     monkeypatch.setattr(Compacting, "on_train_batch_start", look, raising=False)
     run(config, "x", quiet)
@@ -257,7 +264,7 @@ def test_compactors_change_no_answer_at_first_and_have_a_recipe_of_their_own(com
     assert len(group["params"]) == sum(1 for _ in models.build("vgg16").parameters())
 
 
-def test_rows_are_given_up_a_few_more_at_each_look_the_shortest_first(compose, quiet, monkeypatch):
+def test_rows_are_given_up_a_few_more_at_each_look_the_shortest_first(compose, quiet, with_starts, monkeypatch):
     """And never more than must go; a row that is given up follows the penalty alone."""
     counts = []
 
@@ -289,7 +296,7 @@ def test_rows_are_given_up_a_few_more_at_each_look_the_shortest_first(compose, q
     monkeypatch.setattr(Compacting, "_give_up", spied)
     monkeypatch.setattr("sparse_lab.callbacks.compacting.compactors.add_penalty", penalised)
     rows = ("method.compacting.channels=3", "method.compacting.penalty=0.5", "training.finetune.epochs=12")
-    run(compose("method=resrep", "sparsity.target=0.3", *COMPACTING, *rows), "x", quiet)
+    run(with_starts(compose("method=resrep", "sparsity.target=0.3", *COMPACTING, *rows)), "x", quiet)
     assert len(counts) == 24 and counts[0] == 3
 
 
@@ -323,9 +330,15 @@ STRONG = (*COMPACTING, "method.compacting.penalty=0.2", "method.compacting.chann
 
 @pytest.mark.parametrize(
     ("network", "coupled"),
-    [("vgg16", "false"), ("resnet34", "false"), ("resnet50", "false"), ("mobilenet_v2", "false"), ("resnet34", "true")],
+    [
+        ("vgg16", "false"),
+        ("resnet34", "false"),
+        pytest.param("resnet50", "false", marks=pytest.mark.full),
+        ("mobilenet_v2", "false"),
+        ("resnet34", "true"),
+    ],
 )
-def test_folding_compactors_away_changes_no_answer(network, coupled, compose, quiet, folding):
+def test_folding_compactors_away_changes_no_answer(network, coupled, compose, quiet, with_starts, folding):
     """Or the request is refused: a channel that several layers make does not go with one layer's compactor."""
     config = compose(
         "method=resrep", f"model={network}", "sparsity.target=0.5", f"method.filters.coupled={coupled}", *STRONG
@@ -335,7 +348,7 @@ def test_folding_compactors_away_changes_no_answer(network, coupled, compose, qu
     except UserError:
         assert coupled == "true" or network == "mobilenet_v2"
         return
-    result = run(config, "x", quiet)
+    result = run(with_starts(config), "x", quiet)
     assert len(folding) == 1 and folding[0] <= 1e-4
     assert result["small"]["difference"] <= 1e-5 and result["kept"] <= round(0.5 * result["total"])
     plain = models.build(network, width=0.0625)
@@ -343,9 +356,9 @@ def test_folding_compactors_away_changes_no_answer(network, coupled, compose, qu
 
 
 @pytest.mark.parametrize("method", ["resrep", "l1_filters"])
-def test_a_share_of_the_multiply_adds_is_reached_and_not_a_channel_more_goes(method, compose, quiet):
+def test_a_share_of_the_multiply_adds_is_reached_and_not_a_channel_more_goes(method, compose, quiet, with_starts):
     config = compose("method=" + method, "sparsity.target=0.1", "method.filters.flops=0.5", *COMPACTING)
-    result = run(config, "x", quiet)
+    result = run(with_starts(config), "x", quiet)
     assert result["small"]["removed"]["flops"] >= 0.5
     rows = list(result["small"]["filters"].values())[:-1]
 
@@ -383,14 +396,14 @@ def test_a_share_of_the_multiply_adds_is_reached_and_not_a_channel_more_goes(met
     ],
     ids=lambda request_: " ".join(part for part in request_ if "compacting" not in part)[:70],
 )
-def test_filters_never_come_back_and_the_network_ends_whole(request_, compose, quiet):
+def test_filters_never_come_back_and_the_network_ends_whole(request_, compose, quiet, with_starts):
     """Whatever check lets through ends with whole channels gone, at most as many weights as asked, none reopened."""
-    config = compose(*request_, "training.finetune.epochs=4", "training.epochs=4")
+    config = compose(*request_, "training.finetune.epochs=4")
     try:
         check(config)
     except UserError:
         return
-    result = run(config, "x", quiet)
+    result = run(with_starts(config), "x", quiet)
     changes = [row["change"] for row in lines(config)]
     assert "open" not in changes or config.schedule.name == "soft"
     assert is_whole(convs(load_network(RunFolder(config).best), "mask"))

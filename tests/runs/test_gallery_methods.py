@@ -118,6 +118,8 @@ def test_static_masks_are_those_of_the_initial_network(method, compose, quiet):
         "trainer.precision=64-true",
         "dataset.train_limit=500",
         "training.batch_size=128",
+        "training.epochs=1",
+        "training.limit_batches=1",
     )
     config = compose(f"method={method}", *overrides, *(["method.prune.iterations=7"] if method == "synflow" else []))
     result = run(config, "x", quiet)
@@ -210,8 +212,8 @@ def initial() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("method", ["lth", "lrr"])
-def test_rounds_prune_what_was_trained_and_start_from_where_they_should(method, compose, quiet, changes):
-    config = compose(f"method={method}", *ROUNDS, "training.epochs=3")
+def test_rounds_prune_what_was_trained_and_start_from_where_they_should(method, compose, quiet, with_starts, changes):
+    config = with_starts(compose(f"method={method}", *ROUNDS, "training.epochs=3"))
     result = run(config, "x", quiet)
     dense = load_network(RunFolder(compose("method=dense", "training.epochs=3")).best)
     network = models.build("vgg16", width=0.0625)
@@ -246,7 +248,7 @@ def test_rounds_prune_what_was_trained_and_start_from_where_they_should(method, 
 
 def test_lth_and_lrr_share_one_dense_run(compose, quiet, tmp_path):
     for method in ("lth", "lrr"):
-        run(compose(f"method={method}", *ROUNDS), "x", quiet)
+        run(compose(f"method={method}", *ROUNDS, "training.epochs=1"), "x", quiet)
     assert sorted(json.loads(p.read_text())["method"] for p in tmp_path.rglob("result.json")) == ["dense", "lrr", "lth"]
 
 
@@ -373,10 +375,11 @@ def test_granet_prunes_along_the_cubic_and_then_exchanges(start, compose, quiet,
 
 def test_granets_sparse_start_is_random_by_erk(compose, quiet):
     """Layers of 0.5 density: ERK gives more to those with few weights for their dims."""
-    config = compose("method=granet", "sparsity.target=0.9", "schedule.initial=0.5", "diagnostics.layers=true")
+    short = ("diagnostics.layers=true", "training.epochs=1")
+    config = compose("method=granet", "sparsity.target=0.9", "schedule.initial=0.5", *short)
     run(config, "x", quiet)
     layers = lines(config)[0]["layers"]
-    static = compose("method=static", "sparsity.target=0.5", "diagnostics.layers=true")
+    static = compose("method=static", "sparsity.target=0.5", *short)
     run(static, "x", quiet)
     assert layers == lines(static)[0]["layers"] or [x["kept"] for x in layers.values()] == [
         x["kept"] for x in lines(static)[0]["layers"].values()

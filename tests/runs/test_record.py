@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from sparse_lab import stages
-from sparse_lab.record import cell, run_name
+from sparse_lab.record import RunFolder, cell, run_name
+from sparse_lab.run import run
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,32 @@ def test_a_budget_left_open_starts_with_half_as_many_weights(compose):
     assert stages.regrowth_start(replace(config, sparsity=replace(config.sparsity, target=0.9999))) == 0.99995
 
 
+def test_a_run_that_another_process_makes_is_waited_for_and_not_made_again(compose, with_starts, tmp_path, capsys):
+    """The other process is played by a lock on the dense run's folder, which goes when its result is there."""
+    config = compose("method=oneshot", "sparsity.target=0.9")
+    dense = RunFolder(stages.parent(config))
+    elsewhere = with_starts(replace(config, paths=replace(config.paths, outputs=str(tmp_path / "elsewhere"))))
+    said: list[str] = []
+
+    class Listening(Console):
+        def print(self, *words, **how) -> None:
+            said.append(str(words[0]))
+            if "waiting for" in said[-1]:
+                shutil.copytree(RunFolder(stages.parent(elsewhere)).path, dense.path, dirs_exist_ok=True)
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
+    (dense.path / "checkpoints").mkdir(parents=True)
+    with open(dense.path / ".lock", "a+") as lock:
+        lock.write("process 1 on elsewhere")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = run(config, "x", Listening(quiet=True))
+    assert result["start"] == dense.name
+    about = [line for line in said if dense.name in line and "started from" not in line]
+    assert ["process 1 on elsewhere runs it" in about[0], "done already" in about[1], len(about)] == [True, True, 2]
+
+
+@pytest.mark.full
 def test_two_processes_that_start_at_the_same_moment_train_the_dense_network_once(small, tmp_path):
     commands = [
         [

@@ -1,8 +1,13 @@
-"""A tiny table, filled by the real script: stopped in its middle, gone on with, counted from records."""
+"""A tiny table, filled by the real script: stopped in its middle, gone on with, counted from records.
+
+`make test` plays the processes that the script starts, one after the other in this one; `make test-all` has real ones.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -10,16 +15,22 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import reproduce_jobs
 import yaml
 from keep_records import keep_run
 from reproduce import main
 from reproduce_table import TABLES, Run, Table, merged, plan, request_of
 
+from sparse_lab import cli
+from sparse_lab.callbacks.diverged import StopWhenDiverged
 from sparse_lab.config import UserError
 from sparse_lab.whole import damaged
 
@@ -28,8 +39,8 @@ TINY = """\
 title: A tiny table
 seeds: [1, 2]
 always:
-  - model.width=0.125 dataset=digits training=digits dataset.train_limit=128 dataset.eval_limit=100
-  - training.epochs=3 training.finetune.epochs=40 training.regrow.epochs=2 trainer.progress=false
+  - model.width=0.0625 dataset=digits training=digits dataset.train_limit=64 dataset.eval_limit=50
+  - training.batch_size=32 training.epochs=3 training.finetune.epochs=5 training.regrow.epochs=2 trainer.progress=false
 cells:
   - method=dense
   - method=oneshot sparsity.target=0.95
@@ -61,14 +72,92 @@ def row(said: str, name: str) -> list[str]:
     return [cell.strip() for cell in line.strip("│").split("│")]
 
 
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], list[dict[str, int]]]:
+class Played:
+    """A process that is none: the command, in this process, to its end. Instead of subprocess.Popen."""
+
+    def __init__(self, command: list[str], stdout: Any, **_: Any) -> None:
+        with open(stdout.name, "a") as log, redirect_stdout(log), redirect_stderr(log):
+            self.returncode = cli.main(command[3:])  # behind python -m sparse_lab
+
+    def poll(self) -> int:
+        return self.returncode
+
+    def terminate(self) -> None:
+        pass  # it has ended
+
+
+class PlayedUntilStopped(Played):
+    """The pruning run is stopped by a signal at its fifth step; then a signal comes to the script."""
+
+    def __init__(self, command: list[str], stdout: Any, **_: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            if "method=oneshot" in command:
+                patch.setattr(StopWhenDiverged, "on_train_batch_end", stop_at_the_fifth_step)
+            super().__init__(command, stdout)
+        if self.returncode == 143:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_at_the_fifth_step(self: StopWhenDiverged, trainer: Any, *_: Any) -> None:
+    if trainer.global_step == 5:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def played(process: type[Played] = Played) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            reproduce_jobs,
+            "subprocess",
+            SimpleNamespace(Popen=process, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT),
+        )
+        yield
+
+
+@dataclass(frozen=True)
+class Filled:
     """The table filled by two starts of the script, the first one stopped in the middle of a run by SIGTERM.
 
-    Returns the folder, what each start said, and when each result was written, after each start.
+    place: the folder. said: what each start said. times: when each result was written, after each start.
     """
+
+    place: Path
+    said: list[str]
+    times: list[dict[str, int]]
+    real: bool
+
+    def start(self, *arguments: str) -> int:
+        """The script once more, with processes as they were when the table was filled."""
+        if self.real:
+            return main([*arguments])
+        with played():
+            return main([*arguments])
+
+
+@pytest.fixture(scope="module", params=["played", pytest.param("real", marks=pytest.mark.full)])
+def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Filled:
     place = tmp_path_factory.mktemp("tiny")
+    fill = fill_by_processes if request.param == "real" else fill_here
+    said, times = fill(place)
+    return Filled(place, said, times, request.param == "real")
+
+
+def fill_here(place: Path) -> tuple[list[str], list[dict[str, int]]]:
     (place / "tiny.yaml").write_text(TINY)
+    arguments = ["tiny.yaml", "--device", "cpu", "--outputs", str(place / "out"), "--records", "kept"]
+    said, times = [], []
+    for process, more, status in ((PlayedUntilStopped, [], 143), (Played, ["--jobs", "2"], 0)):
+        out = io.StringIO()
+        with chdir(place), played(process), redirect_stdout(out):
+            assert main([*arguments, *more]) == status
+        said.append(out.getvalue())
+        times.append(written(place / "out"))
+    return said, times
+
+
+def fill_by_processes(place: Path) -> tuple[list[str], list[dict[str, int]]]:
+    # long enough to be stopped in, on any machine
+    (place / "tiny.yaml").write_text(TINY.replace("finetune.epochs=5", "finetune.epochs=60"))
     command = [sys.executable, str(SCRIPT), "tiny.yaml", "--device", "cpu", "--outputs", str(place / "out")]
     command += ["--records", "kept"]
     first = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -82,14 +171,11 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], l
     times = [written(place / "out")]
     second = subprocess.run([*command, "--jobs", "2"], cwd=place, capture_output=True, text=True, timeout=400)
     assert second.returncode == 0, second.stdout + second.stderr
-    return place, [*said, second.stdout], [*times, written(place / "out")]
-
-
-Filled = tuple[Path, list[str], list[dict[str, int]]]
+    return [*said, second.stdout], [*times, written(place / "out")]
 
 
 def test_a_stopped_table_goes_on_and_makes_nothing_twice(filled: Filled) -> None:
-    place, said, times = filled
+    place, said, times = filled.place, filled.said, filled.times
     assert "stopped by SIGTERM" in said[0] and "missing" in said[0]
     stopped = events(said[0], "stopped")
     assert stopped and not set(stopped) & set(events(said[1], "done")) - set(events(said[1], "started"))
@@ -102,14 +188,14 @@ def test_a_stopped_table_goes_on_and_makes_nothing_twice(filled: Filled) -> None
     assert sorted(done) == sorted(cells)
     hidden = [(seed, "oneshot-95") for seed in (1, 2)]  # the start of the regrowth to 90% is a cell of its own
     assert sorted(run_of(name) for name in times[1]) == sorted(cells) and set(hidden) < set(cells)
-    length = {"dense": 3, "oneshot-95": 40, "oneshot_regrow-90": 2}  # long enough to be stopped in, on any machine
+    length = {"dense": 3, "oneshot-95": 60 if filled.real else 5, "oneshot_regrow-90": 2}
     for folder in (place / "out" / "runs").iterdir():
         epochs = [line.split(",")[0] for line in (folder / "metrics.csv").read_text().splitlines()]
         assert len(epochs) == 1 + length[run_of(folder.name)[1]] and len(set(epochs)) == len(epochs)
 
 
 def test_one_seed_of_every_cell_comes_first(filled: Filled) -> None:
-    place, said, _ = filled
+    place, said = filled.place, filled.said
     runs = plan(Table.read(str(place / "tiny.yaml")), "default", "cpu", [], [], None)
     assert [run_of(run.name) for run in runs] == [(seed, cell) for seed in (1, 2) for cell in CELLS]
     assert events(said[0], "started") == [(1, "dense"), (1, "oneshot-95")]
@@ -117,7 +203,7 @@ def test_one_seed_of_every_cell_comes_first(filled: Filled) -> None:
 
 
 def test_the_table_says_what_the_results_say(filled: Filled) -> None:
-    place, said, _ = filled
+    place, said = filled.place, filled.said
     for cell, name in zip(CELLS, ("dense", "oneshot", "regrown"), strict=True):
         paths = sorted((place / "out" / "runs").glob(f"vgg16-digits-{cell}-seed*/result.json"))
         values = [json.loads(path.read_text())["test_accuracy"] for path in paths]
@@ -128,7 +214,7 @@ def test_the_table_says_what_the_results_say(filled: Filled) -> None:
 
 
 def test_records_count_without_the_runs(filled: Filled, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place, said, _ = filled
+    place, said = filled.place, filled.said
     kept = shutil.copytree(place / "kept", tmp_path / "kept")
     assert yaml.safe_load((kept / "table.yaml").read_text())["title"] == "A tiny table"
     assert str(place) not in "".join(path.read_text() for path in kept.rglob("*") if path.is_file())
@@ -146,7 +232,7 @@ def test_records_count_without_the_runs(filled: Filled, tmp_path: Path, capsys: 
 
 
 def test_a_damaged_record_does_not_count(filled: Filled, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kept = shutil.copytree(filled[0] / "kept", tmp_path / "kept")
+    kept = shutil.copytree(filled.place / "kept", tmp_path / "kept")
     [path] = kept.glob("runs/*-dense-seed2-*/result.json")
     path.write_text(path.read_text().replace('"seed": 2', '"seed": 7', 1))
     arguments = ["--device", "cpu", "--outputs", str(tmp_path / "new"), "--minutes", "0"]
@@ -155,14 +241,14 @@ def test_a_damaged_record_does_not_count(filled: Filled, tmp_path: Path, capsys:
 
 
 def test_a_failing_cell_stops_no_other(filled: Filled, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    outputs = shutil.copytree(filled[0] / "out", tmp_path / "out")
+    outputs = shutil.copytree(filled.place / "out", tmp_path / "out")
     [fails] = outputs.glob("runs/*-oneshot-95-seed2-*")
     [lacks] = outputs.glob("runs/*-oneshot_regrow-90-seed1-*")
     for folder in (fails, lacks):
         shutil.rmtree(folder)
     fails.write_text("in the way of its folder")
-    arguments = [str(filled[0] / "tiny.yaml"), "--device", "cpu", "--outputs", str(outputs)]
-    assert main(arguments) == 1
+    arguments = [str(filled.place / "tiny.yaml"), "--device", "cpu", "--outputs", str(outputs)]
+    assert filled.start(*arguments) == 1
     said = capsys.readouterr().out
     assert events(said, "started") == [(1, "oneshot_regrow-90"), (2, "oneshot-95")]
     assert (lacks / "result.json").is_file() and row(said, "oneshot")[5:] == ["1/2", "seed 2"]
@@ -286,7 +372,7 @@ def test_help_answers_without_torch() -> None:
 
 
 def test_a_broken_record_is_not_kept(filled: Filled, tmp_path: Path) -> None:
-    [run] = (filled[0] / "out" / "runs").glob("*-dense-seed1-*")
+    [run] = (filled.place / "out" / "runs").glob("*-dense-seed1-*")
     copy = shutil.copytree(run, tmp_path / run.name)
     text = (copy / "result.json").read_text()
     (copy / "result.json").write_text(text.replace('"seed": 1', '"seed": 3', 1))

@@ -19,8 +19,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.full
-LONG = ("training.epochs=40", "dataset.train_limit=512")
+LONG = ("training.epochs=40", "dataset.train_limit=512", "training.batch_size=64")
 
 
 def check_one_failed(done: subprocess.CompletedProcess[str], outcomes: list[dict[str, Any]], out: Path) -> None:
@@ -33,6 +32,7 @@ def check_one_failed(done: subprocess.CompletedProcess[str], outcomes: list[dict
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
 def test_a_sweep_with_a_failing_job(launcher, tmp_path, small, command, outcomes, results):
     pytest.importorskip({"submitit_local": "submitit"}.get(launcher, launcher))
@@ -84,6 +84,7 @@ def ended(pid: int) -> bool:
         return True
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "ray"])
 def test_sigterm_saves_what_runs_and_the_second_start_goes_on(launcher, tmp_path, small, command, outcomes, results):
     if launcher != "basic":
@@ -174,6 +175,7 @@ def _name(pid: int) -> str:
         return ""
 
 
+@pytest.mark.nightly
 def test_a_ray_cluster_that_loses_a_node_and_the_second_start(cluster, tmp_path, small, command, outcomes, results):
     address, node = cluster
     argv = ["-m", "hydra/launcher=ray", f"hydra.launcher.ray.init.address={address}"]
