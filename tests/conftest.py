@@ -1,8 +1,68 @@
-"""What every room's tests share: nothing shows a picture, nothing asks for an account."""
+"""What every room's tests share: one thread each, kernels compiled before they start, a tenth of the night by day."""
 
+from __future__ import annotations
+
+import gc
 import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+# before torch is imported: tests run side by side, and so small networks are slower with more threads. Processes that
+# a test starts inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.pop("WANDB_API_KEY", None)
+
+import pytest
 
 import sparse_lab  # noqa: F401  before torch is: how long its threads spin is read once
 
-os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ.pop("WANDB_API_KEY", None)
+HERE = Path(__file__).parent
+SHARE = 10
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--tenth", action="store_true", help="of the tests marked nightly only the tenth that this commit draws"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput") and not config.option.collectonly:  # once, before workers start
+        subprocess.run([sys.executable, str(HERE / "compile_kernels.py")], check=True)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker a core, and two at least: tests wait for processes too."""
+    return max(2, min(os.cpu_count() or 2, 16))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--tenth"):
+        left = [item for item in items if item.get_closest_marker("nightly") and not drawn(item.nodeid, commit())]
+        config.hook.pytest_deselected(items=left)
+        out = {id(item) for item in left}
+        items[:] = [item for item in items if id(item) not in out]
+
+
+def drawn(nodeid: str, commit: str) -> bool:
+    """Is this test in the commit's tenth? Another commit draws another tenth, so all are seen within days."""
+    return zlib.crc32(f"{nodeid} {commit}".encode()) % SHARE == 0
+
+
+def commit() -> str:
+    """The commit of this checkout; "" where it has none, which draws a tenth as well."""
+    done = subprocess.run(["git", "-C", str(HERE), "rev-parse", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_was_imported_is_no_garbage() -> Iterator[None]:
+    """Python would look through all of it again and again, a third of a second each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
