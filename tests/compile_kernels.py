@@ -26,8 +26,14 @@ from typing import Any
 
 TOP = Path(__file__).resolve().parents[1]
 SOURCES = TOP / "sparse_lab" / "compute"
-# the file that takes longest first
-MODULES = ("conv_kernels", "norm_kernels", "inference_kernels", "map_kernels", "optimizer_kernels", "layout", "live")
+# which files are compiled by one process: about the same work each, the most first
+SHARES = (
+    ("conv_kernels",),
+    ("norm_kernels",),
+    ("map_kernels", "optimizer_kernels", "layout", "live"),
+    ("inference_kernels",),
+)
+MODULES = tuple(module for share in SHARES for module in share)
 # What Python calls, by the types that it calls it with. Arrays: A of the network's own type, D float64, F float32,
 # I int64, J int32, U uint8, each with its number of dimensions. N: a number of the network's type; i: int; b: bool; 3i:
 # a tuple of three; (..): a tuple of what stands in it.
@@ -127,25 +133,29 @@ def forget(cache: Path, module: str) -> None:
 
 
 def compile_all(modules: list[str]) -> None:
-    """One process a file, as many at a time as this process may use cores. Raises where one of them fails."""
-    ahead, running = list(modules), []
-    cores = len(os.sched_getaffinity(0))
+    """Several processes, as many at a time as this one may use cores. Raises SystemExit where one of them fails."""
+    ahead = [wanted for share in SHARES if (wanted := [module for module in share if module in modules])]
+    running: list[subprocess.Popen[bytes]] = []
+    cores, failed = len(os.sched_getaffinity(0)), False
     while ahead or running:
         while ahead and len(running) < cores:
-            program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import compile_kernels as c"
-            command = [sys.executable, "-c", f"{program}; c.compile_module({ahead.pop(0)!r})"]
-            running.append(subprocess.Popen(command, cwd=TOP))
+            code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import compile_kernels as c"
+            running.append(
+                subprocess.Popen([sys.executable, "-c", f"{code}; c.compile_here({ahead.pop(0)!r})"], cwd=TOP)
+            )
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
         for process in [one for one in running if one.poll() is not None]:
             running.remove(process)
-            if process.returncode:
-                raise SystemExit("a kernel does not compile")
+            failed |= process.returncode != 0
+    if failed:
+        raise SystemExit("a kernel does not compile")
 
 
-def compile_module(name: str) -> None:
-    module = importlib.import_module(f"sparse_lab.compute.{name}")
-    for kernel, signature in signatures(name):
-        getattr(module, kernel).compile(signature)
+def compile_here(modules: list[str]) -> None:
+    for name in modules:
+        module = importlib.import_module(f"sparse_lab.compute.{name}")
+        for kernel, signature in signatures(name):
+            getattr(module, kernel).compile(signature)
 
 
 def signatures(name: str) -> list[tuple[str, tuple[Any, ...]]]:

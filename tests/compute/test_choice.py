@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
+
 import pytest
 import torch
 
@@ -10,7 +13,13 @@ from sparse_lab.requests import Request, to_config
 
 
 def config(*overrides: str):
-    return to_config(Request.read([]).compose(["method=static", "sparsity=s99", "trainer=cpu", *overrides]))
+    return copy.deepcopy(composed("method=static", "sparsity=s99", "trainer=cpu", *overrides))
+
+
+@cache
+def composed(*overrides: str):
+    """Composing takes longer than all that is asked about it here."""
+    return to_config(Request.read([]).compose(list(overrides)))
 
 
 @pytest.fixture(params=[False, True], ids=["no bf16", "bf16"])
@@ -85,8 +94,6 @@ def test_dense_is_what_it_was():
 @pytest.mark.parametrize("method", ["set_itop", "rigl_itop", "east"])
 def test_the_quick_experiment_computes_sparsely_as_it_stands(method, compute, bfloat16):
     """Its file asks for bf16 and clips gradients."""
-    asked = to_config(
-        Request.read([]).compose(["experiment=east_quick", f"method={method}", f"compute={compute}", "trainer=cpu"])
-    )
+    asked = copy.deepcopy(composed("experiment=east_quick", f"method={method}", f"compute={compute}", "trainer=cpu"))
     choice.check(asked, here=True)
     assert asked.training.clip_norm is not None and choice.settled(asked).compute == "sparse"

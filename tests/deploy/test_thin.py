@@ -21,7 +21,7 @@ NETWORKS = [
     ("vgg16", 0.25, 32),
     ("vgg16", 0.125, 64),
     ("resnet34", 0.25, 32),
-    ("resnet50", 0.25, 32),
+    pytest.param("resnet50", 0.25, 32, marks=pytest.mark.full),
     ("resnet50", 0.125, 64),
     ("mobilenet_v2", 0.5, 32),
 ]

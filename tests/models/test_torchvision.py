@@ -41,7 +41,7 @@ def _random_state(network: nn.Module) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("name", "dtype", "tolerance"),
     [
-        ("vgg16", torch.float32, 1e-5),  # in float64 its 138 M weights take 10 s
+        pytest.param("vgg16", torch.float32, 1e-5, marks=pytest.mark.full),  # 138 M weights
         ("resnet34", torch.float64, 1e-12),
         ("resnet50", torch.float64, 1e-12),
         ("mobilenet_v2", torch.float64, 1e-12),
