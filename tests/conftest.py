@@ -31,8 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput") and not config.option.collectonly:  # once, before workers start
-        subprocess.run([sys.executable, str(HERE / "compile_kernels.py")], check=True)
+    if hasattr(config, "workerinput") or config.option.collectonly:
+        return
+    # once, before workers start; a process that tests alone compiles what it needs as it goes
+    alone = [] if config.getoption("numprocesses", None) else ["--forget"]
+    subprocess.run([sys.executable, str(HERE / "compile_kernels.py"), *alone], check=True)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
