@@ -9,6 +9,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -206,3 +209,36 @@ def test_within_the_last_step_of_an_epoch(compose, quiet, monkeypatch):
     with pytest.raises(Stopped):
         run(config, "x", quiet)
     check_where_it_goes_on(RunFolder(config), validation)
+
+
+LONG = {
+    "SynFlow": ("method=synflow", "model=resnet34", "model.width=1"),
+    "the compilation of kernels": ("method=static", "compute=sparse", "trainer.progress=false"),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("what", LONG)
+def test_a_process_leaves_at_once_from_within(what, tmp_path, capsys):
+    """Seconds from SIGTERM to the end of the process, in what takes minutes and changes nothing on disk."""
+    request = ("dataset=digits", "training=digits", "sparsity=s99", "trainer=cpu", f"paths.outputs={tmp_path / 'out'}")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sparse_lab", *request, *LONG[what]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "NUMBA_CACHE_DIR": str(tmp_path / "kernels")},
+    )
+    assert process.stdout is not None and ": started" in process.stdout.readline()
+    time.sleep(8)
+    process.terminate()
+    sent = time.monotonic()
+    said = process.communicate(timeout=120)[0]
+    seconds = time.monotonic() - sent
+    with capsys.disabled():
+        print(f"\n{what}: {seconds:.2f} s from SIGTERM to the end")
+    assert process.returncode == 143 and "Traceback" not in said, said
+    assert "stopped by SIGTERM: nothing was trained yet" in said
+    (folder,) = (tmp_path / "out" / "runs").iterdir()
+    assert not list(folder.glob("checkpoints/*")) and not (folder / "metrics.csv").exists()
+    assert seconds < 20
