@@ -83,13 +83,13 @@ def test_what_drops_is_smallest_and_what_grows_starts_at_zero(method, compose, q
                 seen.append(bool(by_gradient[grown].min() >= by_gradient[~mask & ~now].max()))
 
     def fraction(callback):
-        return 0.15 * (1 + math.cos(math.pi * callback.clock.step_in_round / 15))  # alpha 0.3, T_end 0.75 * 20
+        return 0.15 * (1 + math.cos(math.pi * callback.clock.step_in_round / 9))  # alpha 0.3, T_end 0.75 * 12
 
     original = AfterStep._update
     monkeypatch.setattr(AfterStep, "_update", spied)
     # SET reads no gradients, and those of pruned weights are then cut: left whole here, to see that it ignores them
     monkeypatch.setattr(AfterStep, "_reads_the_next_step", lambda self: self._due(self.clock.step_in_round + 1))
-    run(compose(f"method={method}", *NARROW, "method.rewire.every=4"), "x", quiet)
+    run(compose(f"method={method}", *NARROW, "training.epochs=6", "method.rewire.every=4"), "x", quiet)
     assert len(seen) > 50
     assert all(seen) if method == "rigl" else not all(seen)
 

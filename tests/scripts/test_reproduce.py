@@ -273,6 +273,7 @@ def composes(name: str, recipe: str, device: str) -> list[Run]:
     return runs
 
 
+@pytest.mark.full
 def test_the_table_of_east_composes() -> None:
     runs = composes("east", "quarter", "gpu")
     every = {run.config.method.name: run.config.method.rewire.every for run in runs}
