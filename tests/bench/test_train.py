@@ -80,6 +80,7 @@ def test_a_bench_from_end_to_end(tmp_path, capsys):
     assert "x plain" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_several_runs_at_once(tmp_path):
     from dataclasses import replace
 

@@ -67,6 +67,7 @@ def drop_empty(plain: dict) -> dict:
     return {key: value for key, value in inner.items() if value != {}}
 
 
+@pytest.mark.full
 def test_two_runs_in_one_process_stay_two_and_a_failed_one_goes_on_under_its_id(compose, quiet, plug, metrics):
     import wandb
 

@@ -25,6 +25,7 @@ def all_of(root: Path) -> list[Picture]:
     return pictures(long(runs, load()), levels(runs), load(), traces(runs)[0])
 
 
+@pytest.mark.full
 def test_several_processes_draw_what_one_draws(make_many: Callable[..., int], tmp_path: Path) -> None:
     assert make_many(tmp_path / "runs", methods=2, shares=2, seeds=2) == 8
     drawn = all_of(tmp_path)

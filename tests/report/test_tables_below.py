@@ -127,6 +127,7 @@ def test_one_table_without_a_run_does_not_stop_the_others(
     assert str(tmp_path / "b") in line
 
 
+@pytest.mark.full
 def test_the_kept_tables_are_what_their_records_say(tmp_path: Path) -> None:
     """results/ is made again from its records: the same numbers, word for word."""
     kept = Path(__file__).parents[2] / "results"

@@ -43,6 +43,7 @@ def trained(model: nn.Module, step) -> tuple[list[torch.Tensor], list[torch.Tens
     return seen, list(model.state_dict().values())
 
 
+@pytest.mark.full
 def test_the_compiled_step_is_the_eager_one():
     """Loss, hits, gradients (through the weights that they lead to), BatchNorm's statistics. No dropout: compiled code
     draws other numbers.
