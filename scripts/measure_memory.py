@@ -29,10 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from sparse_lab import stages
+from sparse_lab.compose import to_config
 from sparse_lab.config import Config, MethodConfig, UserError, nearest
 from sparse_lab.gallery import MEMORY
 from sparse_lab.record import RunFolder
-from sparse_lab.requests import Request, to_config
+from sparse_lab.requests import Request
 from sparse_lab.whole import write_whole
 
 OVERRIDES = (

@@ -29,10 +29,11 @@ from keep_records import keep_run
 
 from sparse_lab import stages
 from sparse_lab.check import check_request
+from sparse_lab.compose import to_config
 from sparse_lab.config import Config, UserError, nearest
 from sparse_lab.record import RunFolder, digest, identity
 from sparse_lab.report.records import Finished, read
-from sparse_lab.requests import Request, to_config
+from sparse_lab.requests import Request
 from sparse_lab.whole import write_whole
 
 TABLES = Path(__file__).with_name("tables")

@@ -33,7 +33,6 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sparse_lab.compose import Composer, first_line, telling
-from sparse_lab.compose import to_config as to_config
 from sparse_lab.config import Config, UserError, conf_dir, nearest
 from sparse_lab.secrets import check_config, check_line, check_values
 from sparse_lab.targets import check_searchpath, check_targets

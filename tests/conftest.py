@@ -62,7 +62,7 @@ def commit() -> str:
     return done.stdout.strip()
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _what_was_imported_is_no_garbage() -> Iterator[None]:
     """Python would look through all of it again and again, a third of a second each time."""
     gc.collect()

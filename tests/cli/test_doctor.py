@@ -16,8 +16,9 @@ import torch
 
 from sparse_lab import data, doctor, doctor_command
 from sparse_lab.cli import main
+from sparse_lab.compose import to_config
 from sparse_lab.compute import choice
-from sparse_lab.requests import Request, to_config
+from sparse_lab.requests import Request
 
 SMALL = ("dataset=digits", "training=digits", "trainer=cpu")
 

@@ -40,7 +40,8 @@ warnings.filterwarnings("error", module=r"sparse_lab(\\.|$)")
 import sparse_lab.cli, sparse_lab.doctor, sparse_lab.gallery, sparse_lab.keys, sparse_lab.record, sparse_lab.sweep
 import sparse_lab.timetable, sparse_lab.whole, sparse_lab.data.files
 from sparse_lab.record import run_name
-from sparse_lab.requests import Request, to_config
+from sparse_lab.compose import to_config
+from sparse_lab.requests import Request
 request = Request.read(["-m", "method=east,iterative_regrow", "sparsity=s99", "dataset=digits", "trainer=cpu"])
 for corner in request.corners():
     swept = [f"{key}={value}" for key, value in zip(request.axes, corner)]

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from sparse_lab.cli import main
+from sparse_lab.compose import to_config
 from sparse_lab.config import UserError
-from sparse_lab.requests import Request, to_config
+from sparse_lab.requests import Request
 
 
 def composed(*argv: str):

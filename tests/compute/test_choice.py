@@ -8,8 +8,9 @@ from functools import cache
 import pytest
 import torch
 
+from sparse_lab.compose import to_config
 from sparse_lab.compute import choice
-from sparse_lab.requests import Request, to_config
+from sparse_lab.requests import Request
 
 
 def config(*overrides: str):

@@ -9,10 +9,11 @@ import pytest
 from rich.console import Console
 
 from sparse_lab import dashboards
+from sparse_lab.compose import to_config
 from sparse_lab.config import LoggerConfig, UserError
 from sparse_lab.dashboards import feed
 from sparse_lab.record import identity
-from sparse_lab.requests import Request, to_config
+from sparse_lab.requests import Request
 from sparse_lab.run import run
 
 

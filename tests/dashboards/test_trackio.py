@@ -19,7 +19,8 @@ MAKE = """
 import sys
 from rich.console import Console
 from sparse_lab.callbacks.save_last import SaveLast
-from sparse_lab.requests import Request, to_config
+from sparse_lab.compose import to_config
+from sparse_lab.requests import Request
 from sparse_lab.run import run
 import os, socket
 

@@ -104,7 +104,8 @@ ONLINE = """
 import sys
 from rich.console import Console
 from sparse_lab.dashboards import feed
-from sparse_lab.requests import Request, to_config
+from sparse_lab.compose import to_config
+from sparse_lab.requests import Request
 from sparse_lab.run import run
 feed.PATIENCE = 2.0
 run(to_config(Request.read([]).compose(sys.argv[1:])), "x", Console(width=300))

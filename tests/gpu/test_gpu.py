@@ -14,10 +14,11 @@ from rich.console import Console
 
 from sparse_lab import data, models
 from sparse_lab import run as room
+from sparse_lab.compose import to_config
 from sparse_lab.compute.device import device_of, layout_of
 from sparse_lab.config import Config
 from sparse_lab.record import RunFolder
-from sparse_lab.requests import Request, to_config
+from sparse_lab.requests import Request
 from sparse_lab.run import run
 from sparse_lab.sparsity.selection import top_k
 from sparse_lab.training.files import load_network

@@ -12,9 +12,10 @@ import pytest
 from rich.console import Console
 
 from sparse_lab import stages
+from sparse_lab.compose import to_config
 from sparse_lab.config import Config
 from sparse_lab.record import RunFolder
-from sparse_lab.requests import Request, to_config
+from sparse_lab.requests import Request
 from sparse_lab.run import run
 
 # two steps an epoch

@@ -99,8 +99,9 @@ def work(folder: Path, rank: int) -> None:
     import torch
     from rich.console import Console
 
+    from sparse_lab.compose import to_config
     from sparse_lab.parts import Parts
-    from sparse_lab.requests import Request, to_config
+    from sparse_lab.requests import Request
     from sparse_lab.run import run
     from sparse_lab.sparsity.masks import Masks
 

@@ -12,11 +12,12 @@ from sparse_lab import stages
 from sparse_lab.callbacks.diverged import StopWhenDiverged
 from sparse_lab.callbacks.save_last import SaveLast
 from sparse_lab.check import check, check_request
+from sparse_lab.compose import to_config
 from sparse_lab.compute import choice
 from sparse_lab.compute.optimizer import LiveOptimizer
 from sparse_lab.config import UserError
 from sparse_lab.record import RunFolder, run_name
-from sparse_lab.requests import Request, to_config
+from sparse_lab.requests import Request
 from sparse_lab.run import run
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.training.files import load, load_network

@@ -11,8 +11,9 @@ import pytest
 import torch
 from rich.console import Console
 
+from sparse_lab.compose import to_config
 from sparse_lab.config import Config
-from sparse_lab.requests import Request, to_config
+from sparse_lab.requests import Request
 
 SMALL = (
     "dataset=digits",
