@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 # before torch is imported: tests run side by side, and so small networks are slower with more threads. Processes that
@@ -62,10 +61,12 @@ def commit() -> str:
     return done.stdout.strip()
 
 
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # or extension modules report what they take for leaks
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _what_was_imported_is_no_garbage() -> Iterator[None]:
+def _what_was_imported_is_no_garbage() -> None:
     """Python would look through all of it again and again, a third of a second each time."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
