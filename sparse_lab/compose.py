@@ -4,6 +4,7 @@ is set in that afterwards, in the order in which Hydra itself would. A thousand 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 import threading
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 PLAIN_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 FIRST_LINE = 1.0  # seconds of silence that a person can bear
 NEXT_LINES = 5.0
-BASES = 64  # configs of choices put together that are kept
+BASES = 128  # configs of choices put together that are kept
 
 
 def to_config(cfg: DictConfig) -> Config:
@@ -62,7 +63,7 @@ class Composer:
     check: Callable[[Config], None]
     _plain: dict[str, bool] = field(default_factory=dict, init=False)
     _values: dict[str, Any] = field(default_factory=dict, init=False)
-    _bases: dict[tuple[str, ...], DictConfig] = field(default_factory=dict, init=False)
+    _bases: dict[tuple[tuple[str, ...], tuple[str, ...]], DictConfig] = field(default_factory=dict, init=False)
 
     def order(self, jobs: list[dict[str, str]]) -> list[int]:
         """The numbers of the jobs, those with the same choices one after the other."""
@@ -72,11 +73,7 @@ class Composer:
     def config(self, job: dict[str, str]) -> Config:
         """The config of a job, a dict of override key -> value. Raises UserError."""
         choices, values = self._split(job)
-        if choices not in self._bases:
-            if len(self._bases) == BASES:
-                self._bases.clear()
-            self._bases[choices] = self.put_together(list(choices))
-        base = self._bases[choices]
+        base = self._base(choices, tuple(values))
         try:
             for key, line in values.items():
                 OmegaConf.update(base, key, self._values[line], merge=True)
@@ -86,6 +83,16 @@ class Composer:
         if values:
             self.check(config)
         return config
+
+    def _base(self, choices: tuple[str, ...], keys: tuple[str, ...]) -> DictConfig:
+        """These choices put together, for jobs that all set the same keys in it."""
+        if (choices, keys) not in self._bases:
+            if len(self._bases) >= BASES:
+                self._bases.clear()
+            if (choices, ()) not in self._bases:
+                self._bases[choices, ()] = self.put_together(list(choices))
+            self._bases[choices, keys] = copy.deepcopy(self._bases[choices, ()])
+        return self._bases[choices, keys]
 
     def _split(self, job: dict[str, str]) -> tuple[tuple[str, ...], dict[str, str]]:
         """The overrides that Hydra must see, and key -> override of those that set one key of the schema, and nothing

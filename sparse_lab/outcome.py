@@ -9,6 +9,7 @@ import os
 import platform
 import resource
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -142,13 +143,17 @@ def flops(
     }
 
 
+@cache
+def _freeze_imports() -> None:
+    """What was imported before the first run stays, and is not looked through again after every run."""
+    gc.freeze()
+    atexit.register(gc.unfreeze)
+
+
 def reset_peak_memory() -> None:
     """Start the peak anew, so that a run in a sweep does not report the one before it (Linux)."""
-    if gc.get_freeze_count():  # trainers and callbacks hold each other: the run before would stay in memory for a while
-        gc.collect()
-    else:  # the first run: what was imported stays, and is not looked through again after every run
-        gc.freeze()
-        atexit.register(gc.unfreeze)
+    _freeze_imports()
+    gc.collect()  # trainers and callbacks hold each other: the run before would stay in memory for a while
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:

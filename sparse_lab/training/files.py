@@ -75,12 +75,14 @@ def into(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str | Pat
 
 
 def random_state() -> dict[str, Any]:
-    """The state of python's, numpy's and torch's generators, as plain values and tensors."""
+    """The state of python's, numpy's and torch's generators, as plain values and tensors: hundreds of numbers one by one
+    would take most of the time that a small checkpoint takes.
+    """
     version, internal, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state = {
-        "python": [version, list(internal), gauss],
-        "numpy": [str(kind), [int(k) for k in keys], int(position), int(has_gauss), float(cached)],  # type: ignore[union-attr]
+        "python": [version, torch.tensor(internal, dtype=torch.int64), gauss],
+        "numpy": [str(kind), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],  # type: ignore[union-attr]
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
@@ -89,10 +91,11 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
+    """What `random_state` gave; numbers may also stand in lists, as they did in checkpoints before 0.2."""
     version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
+    random.setstate((version, tuple(torch.as_tensor(internal).tolist()), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    np.random.set_state((kind, np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

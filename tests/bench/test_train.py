@@ -63,6 +63,7 @@ def test_numbers_out_of_range_are_refused(words):
         main(["train", *words])
 
 
+@pytest.mark.full
 def test_a_bench_from_end_to_end(tmp_path, capsys):
     """Whole runs and both loops; no rate is above what fits into the time that the bench took."""
     file = tmp_path / "train.csv"

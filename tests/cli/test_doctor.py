@@ -136,6 +136,7 @@ def test_outputs_that_cannot_be_written(ask, tmp_path):
     assert status == 1 and "cannot write to" in line
 
 
+@pytest.mark.full
 def test_checkpoints_are_as_large_as_it_says(tmp_path):
     """Against real files, of a network so large that their heads do not count; oneshot makes its dense start too."""
     words = [*SMALL, "sparsity=s90", "model.width=0.5", f"paths.outputs={tmp_path}", "dataset.train_limit=16"]

@@ -96,6 +96,7 @@ def test_what_a_method_is_made_of(name, rows):
     assert rows[name]["config"] == CONFIG[name]
 
 
+@pytest.mark.full
 def test_the_files_read_here_are_what_hydra_composes(own):
     request = Request.read(["--config-dir", str(own)])
     files = Files([conf_dir(), own])

@@ -315,6 +315,7 @@ def test_the_papers_points():
     assert request.axes["sparsity.target"] == ["0.9639", "0.9296"] and len(request.axes["seed"]) == 3
 
 
+@pytest.mark.full
 def test_every_choice_of_every_group_composes():
     groups = (
         "model",

@@ -43,7 +43,7 @@ CASES = {
     "vgg16, DyReLU half faded": Case("vgg16", 32, 8, beta=0.5),
     "resnet34": Case("resnet34", 16, 12),
     "resnet34, odd size, prime batch": Case("resnet34", 19, 11),
-    "resnet34, very sparse": Case("resnet34", 16, 24, width=0.25, density=0.08),
+    "resnet34, very sparse": Case("resnet34", 16, 12, width=0.25, density=0.08),
     "resnet34, sharing": Case("resnet34", 15, 10, sharing=True),
     "resnet34, DyReLU": Case("resnet34", 16, 9, beta=1.0),
     "resnet34, DyReLU and sharing": Case("resnet34", 17, 10, sharing=True, beta=1.0),
@@ -51,10 +51,10 @@ CASES = {
     "resnet34 for ImageNet": Case("resnet34", 65, 4),
     "resnet50": Case("resnet50", 16, 8),
     "resnet50, sharing": Case("resnet50", 17, 7, sharing=True),
-    "mobilenet_v2": Case("mobilenet_v2", 16, 12, width=0.25, density=0.25),
-    "mobilenet_v2, odd size, prime batch": Case("mobilenet_v2", 15, 11, width=0.25, density=0.25),
 }
 LARGE = {
+    "mobilenet_v2": Case("mobilenet_v2", 16, 12, width=0.25, density=0.25),
+    "mobilenet_v2, odd size, prime batch": Case("mobilenet_v2", 15, 11, width=0.25, density=0.25),
     "resnet34, very sparse, wider": Case("resnet34", 16, 24, width=0.5, density=0.08),
     "mobilenet_v2, wider": Case("mobilenet_v2", 32, 24, width=0.5, density=0.25),
     "mobilenet_v2, wider, odd size, prime batch": Case("mobilenet_v2", 29, 23, width=0.5, density=0.25),

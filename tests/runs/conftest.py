@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 
 from sparse_lab import stages
-from sparse_lab.compose import to_config
 from sparse_lab.config import Config
 from sparse_lab.record import RunFolder
 from sparse_lab.requests import Request
@@ -36,10 +35,15 @@ SMALL = (
 
 @pytest.fixture(scope="session")
 def compose_under() -> Callable[..., Config]:
-    """compose_under(folder, "method=oneshot", ...) -> the config of a small run whose outputs lie in `folder`."""
+    """compose_under(folder, "method=oneshot", ...) -> the config of a small run whose outputs lie in `folder`.
+
+    As a sweep's jobs are composed: Hydra puts the same choices together once.
+    """
+    request = Request.read([])
+    composer = request.composer()
 
     def make(outputs: Path, *overrides: str) -> Config:
-        return to_config(Request.read([]).compose([*SMALL, f"paths.outputs={outputs}", *overrides]))
+        return composer.config(dict(one.split("=", 1) for one in (*SMALL, f"paths.outputs={outputs}", *overrides)))
 
     return make
 

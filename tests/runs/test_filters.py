@@ -177,10 +177,9 @@ def test_layer_by_layer_each_round_prunes_the_next_layer(side, compose, quiet, w
     ("network", "coupled"),
     [
         ("vgg16", "false"),
-        ("resnet34", "true"),
         *(
             pytest.param(f"resnet{depth}", coupled, marks=pytest.mark.full)
-            for depth, coupled in ((34, "false"), (50, "false"), (50, "true"))
+            for depth, coupled in ((34, "false"), (34, "true"), (50, "false"), (50, "true"))
         ),
     ],
 )
@@ -225,6 +224,7 @@ def test_a_really_smaller_network_is_left(network, coupled, compose, quiet, with
             assert torch.equal(read(images), plain(images))
 
 
+@pytest.mark.full
 def test_a_network_with_large_logits_is_compared_as_exactly(compose, quiet, with_starts):
     """Few epochs of soft filters leave logits of thousands: 1e-5 of them, not of float32's rounding."""
     config = compose("method=sfp", "model=resnet34", "sparsity.target=0.9", "method.filters.coupled=true",
@@ -332,7 +332,7 @@ STRONG = (*COMPACTING, "method.compacting.penalty=0.2", "method.compacting.chann
     ("network", "coupled"),
     [
         ("vgg16", "false"),
-        ("resnet34", "false"),
+        pytest.param("resnet34", "false", marks=pytest.mark.full),
         pytest.param("resnet50", "false", marks=pytest.mark.full),
         pytest.param("mobilenet_v2", "false", marks=pytest.mark.full),
         ("resnet34", "true"),
@@ -374,26 +374,31 @@ def test_a_share_of_the_multiply_adds_is_reached_and_not_a_channel_more_goes(met
 # --- what must not happen ---
 
 
+WHOLE = [
+    (
+        "method=l1_filters",
+        "schedule=iterative",
+        "schedule.share=0.4",
+        "method.filters.flops=0.9",
+        "sparsity.target=0.7",
+    ),
+    ("method=l1_filters", "schedule=cubic", "schedule.every=1", *rates_of(HRANK)),
+    ("method=sfp", *rates_of(HRANK)),
+    ("method=resrep", *COMPACTING, "sparsity.target=0.5", "trainer.precision=64-true"),
+]
+MORE_WHOLE = [
+    ("method=l1_filters", "schedule=cubic", "schedule.every=1", "method.filters.flops=0.9", "sparsity.target=0.7"),
+    ("method=l1_filters", "schedule=iterative", *rates_of(HRANK)),
+    ("method=resrep", *COMPACTING, *rates_of(HRANK)),
+    ("method=sfp", "sparsity.target=0.001"),
+    ("method=resrep", *COMPACTING, "sparsity.target=0.0", "method.filters.flops=0.5"),
+    ("method=resrep", *COMPACTING, "sparsity.target=0.0"),
+]
+
+
 @pytest.mark.parametrize(
     "request_",
-    [
-        (
-            "method=l1_filters",
-            "schedule=iterative",
-            "schedule.share=0.4",
-            "method.filters.flops=0.9",
-            "sparsity.target=0.7",
-        ),
-        ("method=l1_filters", "schedule=cubic", "schedule.every=1", "method.filters.flops=0.9", "sparsity.target=0.7"),
-        ("method=l1_filters", "schedule=iterative", *rates_of(HRANK)),
-        ("method=l1_filters", "schedule=cubic", "schedule.every=1", *rates_of(HRANK)),
-        ("method=sfp", *rates_of(HRANK)),
-        ("method=resrep", *COMPACTING, *rates_of(HRANK)),
-        ("method=sfp", "sparsity.target=0.001"),
-        ("method=resrep", *COMPACTING, "sparsity.target=0.0", "method.filters.flops=0.5"),
-        ("method=resrep", *COMPACTING, "sparsity.target=0.0"),
-        ("method=resrep", *COMPACTING, "sparsity.target=0.5", "trainer.precision=64-true"),
-    ],
+    [*WHOLE, *(pytest.param(request_, marks=pytest.mark.full) for request_ in MORE_WHOLE)],
     ids=lambda request_: " ".join(part for part in request_ if "compacting" not in part)[:70],
 )
 def test_filters_never_come_back_and_the_network_ends_whole(request_, compose, quiet, with_starts):

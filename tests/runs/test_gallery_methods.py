@@ -211,7 +211,7 @@ def initial() -> dict[str, torch.Tensor]:
     return models.build("vgg16", width=0.0625).state_dict()
 
 
-@pytest.mark.parametrize("method", ["lth", "lrr"])
+@pytest.mark.parametrize("method", ["lth", pytest.param("lrr", marks=pytest.mark.full)])
 def test_rounds_prune_what_was_trained_and_start_from_where_they_should(method, compose, quiet, with_starts, changes):
     config = with_starts(compose(f"method={method}", *ROUNDS, "training.epochs=3"))
     result = run(config, "x", quiet)
@@ -246,6 +246,7 @@ def test_rounds_prune_what_was_trained_and_start_from_where_they_should(method, 
     assert rates[:3] == [float(row["learning_rate"]) for row in metrics(compose("training.epochs=3"))]
 
 
+@pytest.mark.full
 def test_lth_and_lrr_share_one_dense_run(compose, quiet, tmp_path):
     for method in ("lth", "lrr"):
         run(compose(f"method={method}", *ROUNDS, "training.epochs=1"), "x", quiet)
