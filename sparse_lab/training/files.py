@@ -75,8 +75,9 @@ def into(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str | Pat
 
 
 def random_state() -> dict[str, Any]:
-    """The state of python's, numpy's and torch's generators, as plain values and tensors: hundreds of numbers one by one
-    would take most of the time that a small checkpoint takes.
+    """The state of python's, numpy's and torch's generators, as plain values and tensors.
+
+    Hundreds of numbers one by one would take most of the time that a small checkpoint takes.
     """
     version, internal, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
