@@ -34,7 +34,8 @@ test-all: .venv/full
 	$(BIN)/python -m pytest -m "full or nightly" --tenth --durations=20
 
 test-nightly: .venv/full
-	$(BIN)/python -m pytest -m nightly --durations=20
+	NIGHT=1 $(BIN)/python -m pytest -m nightly --durations=20
+	NIGHT=1 $(BIN)/python -m pytest tests/compute tests/sparsity  # properties with all their examples
 	$(BIN)/python scripts/mutation_check.py --all
 
 lint: .venv/ready

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparse_lab.check import check
 from sparse_lab.cli import main
 from sparse_lab.compose import to_config
 from sparse_lab.config import UserError
@@ -238,8 +239,12 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_gets_one_line_and_a_non_zero_exit(name, tmp_path, monkeypatch, capsys):
+# all that this process composes of good and bad values: Hydra puts the same choices together once
+COMPOSER = Request.read([]).composer()
+BY_THE_COMMAND = [name for number, name in enumerate(BAD) if number % 8 == 0 or "-m" in BAD[name][0] or "sweep" in name]
+
+
+def check_refused_by_the_command(name, tmp_path, monkeypatch, capsys) -> None:
     argv, wanted = BAD[name]
     monkeypatch.chdir(tmp_path)
     assert main([*argv, "dataset=digits", "paths.outputs=out"]) == 2
@@ -247,6 +252,30 @@ def test_bad_input_gets_one_line_and_a_non_zero_exit(name, tmp_path, monkeypatch
     assert wanted in error
     assert error.startswith("sparse-lab: ") and len(error.strip().splitlines()) == 1
     assert not list(tmp_path.rglob("status.json"))
+
+
+@pytest.mark.parametrize("name", BY_THE_COMMAND)
+def test_bad_input_gets_one_line_and_a_non_zero_exit(name, tmp_path, monkeypatch, capsys):
+    check_refused_by_the_command(name, tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", sorted(BAD.keys() - set(BY_THE_COMMAND)))
+def test_so_does_all_other_bad_input(name, tmp_path, monkeypatch, capsys):
+    check_refused_by_the_command(name, tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("name", sorted(BAD.keys() - set(BY_THE_COMMAND)))
+def test_what_is_wrong_is_said_in_one_line(name, tmp_path, monkeypatch):
+    """The steps of the command one by one."""
+    argv, wanted = BAD[name]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as refused:
+        request = Request.read([*argv, "dataset=digits", "paths.outputs=out"])
+        config = COMPOSER.config(dict(one.split("=", 1) for one in request.fixed))
+        request._check_job(config)
+        check(config)
+    assert wanted in str(refused.value) and len(str(refused.value).splitlines()) == 1
 
 
 class Payload:

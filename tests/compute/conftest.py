@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from sparse_lab.compute.arithmetic import DENSE_ABOVE, SparseArithmetic
 from sparse_lab.sparsity.masks import Masks
 
-settings.register_profile("compute", deadline=None, max_examples=60, derandomize=True, database=None)
+settings.register_profile(
+    "compute", deadline=None, max_examples=60 if os.environ.get("NIGHT") else 20, derandomize=True, database=None
+)
 settings.load_profile("compute")
 
 

@@ -384,9 +384,9 @@ WHOLE = [
     ),
     ("method=l1_filters", "schedule=cubic", "schedule.every=1", *rates_of(HRANK)),
     ("method=sfp", *rates_of(HRANK)),
-    ("method=resrep", *COMPACTING, "sparsity.target=0.5", "trainer.precision=64-true"),
 ]
 MORE_WHOLE = [
+    ("method=resrep", *COMPACTING, "sparsity.target=0.5", "trainer.precision=64-true"),
     ("method=l1_filters", "schedule=cubic", "schedule.every=1", "method.filters.flops=0.9", "sparsity.target=0.7"),
     ("method=l1_filters", "schedule=iterative", *rates_of(HRANK)),
     ("method=resrep", *COMPACTING, *rates_of(HRANK)),

@@ -253,7 +253,7 @@ def test_lth_and_lrr_share_one_dense_run(compose, quiet, tmp_path):
     assert sorted(json.loads(p.read_text())["method"] for p in tmp_path.rglob("result.json")) == ["dense", "lrr", "lth"]
 
 
-@pytest.mark.parametrize("epoch", [1, 3])
+@pytest.mark.parametrize("epoch", [pytest.param(1, marks=pytest.mark.full), 3])
 def test_rewinding_goes_back_to_the_end_of_that_very_epoch(epoch, compose, quiet, changes, epochs):
     """Whichever epoch of the dense training was its best, and with the learning rate of what follows."""
     base = ("training.epochs=5", "training.lr=1e-9")  # no epoch is better than the first

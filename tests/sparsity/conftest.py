@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 from hypothesis import settings
 
-settings.register_profile("sparsity", deadline=None, max_examples=80, derandomize=True, database=None)
+settings.register_profile(
+    "sparsity", deadline=None, max_examples=80 if os.environ.get("NIGHT") else 25, derandomize=True, database=None
+)
 settings.load_profile("sparsity")
