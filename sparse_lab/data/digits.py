@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +37,7 @@ def load(dataset: DatasetConfig, seed: int) -> ImageSet:
 
 def _file() -> Path:
     """Where scikit-learn keeps them. It is not imported: that takes longer than a short run."""
-    package = importlib.util.find_spec("sklearn")
-    assert package is not None and package.origin is not None
-    return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    return Path(str(metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")))
 
 
 def _test_mask(labels: torch.Tensor) -> torch.Tensor:

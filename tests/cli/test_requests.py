@@ -487,7 +487,7 @@ def test_a_sweep_runs_on_past_a_failing_run_and_ends_non_zero(tmp_path, capfd):
         "dataset=digits",
         "training=digits",
         "model.width=0.0625",
-        "dataset.train_limit=64",
+        "dataset.train_limit=128",
         "dataset.eval_limit=32",
     ]
     small += ["training.epochs=1", "training.warmup=0"]

@@ -99,6 +99,7 @@ INTERRUPTED = {
 }
 # six epochs hold three rounds of two, and all that EAST does
 LONG = {name for name in METHODS if name.startswith(("iterative", "lamp_iterative"))} | {"lth", "lrr", "east"}
+LONG |= {name for name in METHODS if name.endswith(("_extra", "_long"))}  # the loss falls slowly where little is left
 
 
 def length(method: str) -> tuple[str, ...]:

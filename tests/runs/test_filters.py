@@ -158,7 +158,8 @@ def test_rates_say_how_many_filters_of_each_layer_go(compose, quiet, with_starts
     assert result["small"]["removed_filters"]["weights"] == pytest.approx(gone, abs=1e-6)
 
 
-@pytest.mark.parametrize("side", [-4e-5, pytest.param(4e-5, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("side", [-4e-5, 4e-5])
 def test_layer_by_layer_each_round_prunes_the_next_layer(side, compose, quiet, with_starts):
     """Also where the last rate is 0 and the target, rounded, would let a weight more live than does."""
     rates, target = rates_of(HRANK)

@@ -110,7 +110,14 @@ def synflow(network: nn.Module, density: float, iterations: int) -> dict[str, np
     return {name: mask.numpy() > 0 for name, mask in masks.items()}
 
 
-@pytest.mark.parametrize("method", ["snip", "grasp", "synflow", "magnitude_at_init", "random_at_init"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "snip",
+        "synflow",
+        *(pytest.param(name, marks=pytest.mark.full) for name in ("grasp", "magnitude_at_init", "random_at_init")),
+    ],
+)
 def test_static_masks_are_those_of_the_initial_network(method, compose, quiet):
     """In float64; data and weights made here from the seed."""
     overrides = (
@@ -273,7 +280,7 @@ def test_rewinding_goes_back_to_the_end_of_that_very_epoch(epoch, compose, quiet
 # --- dynamic ---
 
 
-@pytest.mark.parametrize("method", ["mest", "mest_soft"])
+@pytest.mark.parametrize("method", ["mest", pytest.param("mest_soft", marks=pytest.mark.full)])
 def test_elastic_mutation_drops_and_grows_to_the_bounds(method, compose, quiet, monkeypatch):
     seen = []
 
@@ -323,7 +330,7 @@ def test_mest_is_not_said_to_rewire_nothing_where_it_does(every, compose, capsys
     assert changed and "nothing is ever rewired" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("start", [0.0, 0.5])
+@pytest.mark.parametrize("start", [0.0, pytest.param(0.5, marks=pytest.mark.full)])
 def test_granet_prunes_along_the_cubic_and_then_exchanges(start, compose, quiet, monkeypatch):
     seen = []
 
@@ -387,6 +394,7 @@ def test_granets_sparse_start_is_random_by_erk(compose, quiet):
     ]
 
 
+@pytest.mark.full
 def test_dense_and_sparse_by_turns(compose, quiet, monkeypatch):
     seen = []
 
@@ -480,6 +488,7 @@ def sphere(monkeypatch) -> list[tuple[float, float]]:
     return shares
 
 
+@pytest.mark.full
 def test_filters_stay_on_the_sphere_and_what_will_be_pruned_is_emptied(compose, quiet, sphere):
     config = compose(
         "method=prune_on_the_fly", "sparsity.target=0.8", "trainer.precision=64-true", "training.epochs=12",
@@ -526,8 +535,10 @@ def test_what_is_pruned_becomes_its_filters_mean(recovery, compose, quiet, monke
         ("method=lth", "schedule=iterative", "method.prune.rewind_weights=2", "sparsity.target=0.9"),
         ("method=lth", "schedule=cubic", "schedule.every=1", "sparsity.target=0.9"),
         ("method=gmp", "schedule.every=1", "method.filters.rates=[0.5]", "sparsity.target=0.9"),
-        ("method=gmp", "schedule.every=1", "method.filters.flops=0.5", "sparsity.target=0.9"),
-        ("method=acdc", "method.filters.rates=[0.5]", "sparsity.target=0.9"),
+        pytest.param(
+            ("method=gmp", "schedule.every=1", "method.filters.flops=0.5", "sparsity.target=0.9"), marks=pytest.mark.full
+        ),
+        pytest.param(("method=acdc", "method.filters.rates=[0.5]", "sparsity.target=0.9"), marks=pytest.mark.full),
     ],
     ids=lambda asked: " ".join(asked)[:80],
 )  # fmt: skip

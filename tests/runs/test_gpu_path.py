@@ -44,7 +44,7 @@ def test_a_gpu_gets_images_and_weights_channels_last():
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.full if name in ("rigl", "granet") else []) for name in METHODS]
+    "name", [pytest.param(name, marks=[] if name == "live clipping" else pytest.mark.full) for name in METHODS]
 )
 def test_every_step_is_the_same_in_the_gpus_layout(name, compose, quiet, with_starts, tmp_path, monkeypatch):
     config = compose(*METHODS[name], "sparsity.target=0.8", "trainer.precision=64-true")
@@ -115,6 +115,7 @@ def test_automatic_precision_is_that_of_the_device(compose, monkeypatch):
     assert choice.settled(compose("trainer=cpu", "method=rigl")).trainer.precision == "32-true"
 
 
+@pytest.mark.full
 def test_on_a_gpu_paths_are_looked_at_now_and_then(compose, quiet, tmp_path, monkeypatch):
     """At pruning always; at exchanges at least so many steps behind the last look. Every change has its line."""
     words = ("method=rigl", "method.rewire.every=2", "method.rewire.end=1.0", "training.epochs=10")

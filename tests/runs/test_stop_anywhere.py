@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_lab import run as runs
+from sparse_lab import fit
 from sparse_lab.callbacks import activations, mask_log, rounds
 from sparse_lab.callbacks.diverged import StopWhenDiverged
 from sparse_lab.callbacks.rounds import Rounds
@@ -87,7 +87,7 @@ def leave(compose, quiet, tmp_path, monkeypatch):
     equals what an undisturbed one leaves.
     """
 
-    monkeypatch.setattr(runs, "reset_peak_memory", lambda: None)  # collects garbage for longer than such a run takes
+    monkeypatch.setattr(fit, "reset_peak_memory", lambda: None)  # collects garbage for longer than such a run takes
 
     def leave(overrides: tuple[str, ...], *moments: Moment) -> None:
         whole, left = (compose(*COMMON, *overrides, f"paths.outputs={tmp_path / name}") for name in ("whole", "left"))
@@ -158,7 +158,7 @@ def test_within_validation_diagnostics_and_the_end_of_a_level(leave, monkeypatch
         Moment(activations, "positive_shares", 2, step=6),
         Moment(rounds, "accuracy", 1, step=9),
         Moment(mask_log, "connectivity", 1, step=9),
-        Moment(runs, "outcome", 1, step=9),
+        Moment(fit, "outcome", 1, step=9),
     )
 
 

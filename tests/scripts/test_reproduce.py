@@ -281,6 +281,7 @@ def test_the_table_of_east_composes() -> None:
     assert {run.config.training.epochs for run in runs} == {62}
 
 
+@pytest.mark.full
 def test_the_table_of_bidirectional_regrowth_composes() -> None:
     runs = composes("bidirectional", "quarter", "cpu")
     names = [run.name for run in runs]

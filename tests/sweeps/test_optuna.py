@@ -46,8 +46,8 @@ def test_long_searches_are_checked_by_jobs_that_hold_every_value():
     request.read_experiment_axes()
     corners = list(request.corners())
     assert len(corners) == 39
-    for column, values in enumerate(request.axes.values()):
-        assert {corner[column] for corner in corners} == set(values)
+    for key, values in request.axes.items():
+        assert {corner[key] for corner in corners} == set(values)
 
 
 def test_the_example_is_a_search_by_validation_accuracy():

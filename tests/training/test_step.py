@@ -108,6 +108,7 @@ def test_graphs_alone_need_a_gpu(monkeypatch):
     assert said == ["trainer.compile=graphs fails here (RuntimeError: CUDA graphs need a GPU): goes on in eager mode"]
 
 
+@pytest.mark.full
 def test_after_renew_the_changed_network_is_computed():
     model = network().eval()
     step = TrainingStep(model, 0.0, "full", lambda line: None)
