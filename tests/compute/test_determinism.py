@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numba
@@ -98,3 +100,21 @@ def test_threads_change_no_bit(build) -> None:  # type: ignore[no-untyped-def]
         numba.set_num_threads(number)
         found.append(step(arithmetic, images))
     assert [differences(found[0], one) for one in found] == [[], [], [], []]
+
+
+def test_torch_keeps_its_threads_whatever_numba_starts():
+    """In a process of its own: threads are started once. Two runs of one process would differ, and small ones crawl."""
+    program = """
+import numpy as np, torch
+from sparse_lab import models
+from sparse_lab.compute.arithmetic import SparseArithmetic
+from sparse_lab.sparsity.masks import Masks
+torch.set_num_threads(1)
+model = models.build("vgg16", width=0.0625)
+masks = Masks(model)
+masks.set({name: torch.rand(mask.shape) < 0.1 for name, mask in masks.masks().items()})
+SparseArithmetic(model)(torch.ones(4, 3, 32, 32)).sum().backward()
+print(torch.get_num_threads())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.split() == ["1"], done.stdout + done.stderr

@@ -536,7 +536,8 @@ def test_what_is_pruned_becomes_its_filters_mean(recovery, compose, quiet, monke
         ("method=lth", "schedule=cubic", "schedule.every=1", "sparsity.target=0.9"),
         ("method=gmp", "schedule.every=1", "method.filters.rates=[0.5]", "sparsity.target=0.9"),
         pytest.param(
-            ("method=gmp", "schedule.every=1", "method.filters.flops=0.5", "sparsity.target=0.9"), marks=pytest.mark.full
+            ("method=gmp", "schedule.every=1", "method.filters.flops=0.5", "sparsity.target=0.9"),
+            marks=pytest.mark.full,
         ),
         pytest.param(("method=acdc", "method.filters.rates=[0.5]", "sparsity.target=0.9"), marks=pytest.mark.full),
     ],
