@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import sparse_lab.compute.threads  # noqa: F401  first of all
 from sparse_lab.compute import inference_kernels as kernels
 from sparse_lab.compute.runs import VECTOR
 

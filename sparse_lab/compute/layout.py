@@ -12,29 +12,18 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numba import njit, prange
 from numpy.typing import NDArray
+
+import sparse_lab.compute.threads  # noqa: F401  first of all
 
 SPARE = 1  # pixels at the end of each row
 ALIGNED = 64  # bytes: a cache line
 BEST_BLOCK = 32  # images: one row of a 4x4 map is then 16 AVX2 registers long
 # sums may be reordered and fused; NaN and infinity keep their meaning, for a diverged run has to be seen
 KERNEL: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "nogil": True, "cache": True}
-
-
-def _start_threads() -> None:
-    """numba starts its threads at the first parallel loop, and that tells OpenMP, torch's too, to use as many: torch
-    would sum in another order from then on. They are started here, and torch keeps its own number.
-    """
-    before = torch.get_num_threads()
-    numba.get_num_threads()
-    torch.set_num_threads(before)
-
-
-_start_threads()
 
 
 def block_size(images: int) -> int:
