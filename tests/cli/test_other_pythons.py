@@ -44,7 +44,7 @@ from sparse_lab.compose import to_config
 from sparse_lab.requests import Request
 request = Request.read(["-m", "method=east,iterative_regrow", "sparsity=s99", "dataset=digits", "trainer=cpu"])
 for corner in request.corners():
-    swept = [f"{key}={value}" for key, value in zip(request.axes, corner)]
+    swept = [f"{key}={value}" for key, value in corner.items()]
     print(run_name(to_config(request.compose(swept))))
 assert "torch" not in sys.modules
 """
