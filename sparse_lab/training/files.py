@@ -92,7 +92,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """What `random_state` gave; numbers may also stand in lists, as they did in checkpoints before 0.2."""
+    """What `random_state` gave; numbers may also stand in lists, as in older checkpoints."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(torch.as_tensor(internal).tolist()), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
