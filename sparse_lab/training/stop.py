@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,9 @@ def terminable() -> Iterator[None]:
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if _compiling(frame):
+            _send_again(number)
+            return
         stopped = Stopped(number, AGAIN)
         if _importing(frame):
             os.write(2, f"sparse-lab: {stopped}\n".encode())
@@ -64,11 +68,27 @@ def terminable() -> Iterator[None]:
 
 
 def _importing(frame: FrameType | None) -> bool:
+    return _within(frame, "<frozen importlib._bootstrap>")
+
+
+def _compiling(frame: FrameType | None) -> bool:
+    """Is this what LLVM calls while it compiles? It swallows what is raised there, and numba fails on what is missing."""
+    return _within(frame, "llvmlite/binding/executionengine.py")
+
+
+def _within(frame: FrameType | None, file: str) -> bool:
     while frame is not None:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+        if frame.f_code.co_filename.endswith(file):
             return True
         frame = frame.f_back
     return False
+
+
+def _send_again(number: int) -> None:
+    """The same signal once more, when what must not be interrupted is over; if it is not, that is seen then."""
+    later = threading.Timer(0.05, os.kill, (os.getpid(), number))
+    later.daemon = True
+    later.start()
 
 
 class StopRequest:
@@ -86,14 +106,18 @@ class StopRequest:
         self.training = False
         self.line = AGAIN  # said where nobody knows more
         self._before: dict[int, Any] = {}
+        self._unraisable = sys.unraisablehook
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
             self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+            self._unraisable, sys.unraisablehook = sys.unraisablehook, self._swallowed
             self.listen()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._before:
+            sys.unraisablehook = self._unraisable
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -102,7 +126,18 @@ class StopRequest:
         for number in self._before:
             signal.signal(number, self._note)
 
+    def _swallowed(self, what: Any) -> None:
+        """Python drops what is raised in `__del__` and in callbacks from C: the signal is sent again for what follows."""
+        if not isinstance(what.exc_value, Stopped):
+            self._unraisable(what)
+            return
+        self.number = None
+        _send_again(what.exc_value.number)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if _compiling(frame):
+            _send_again(number)
+            return
         again = self.number is not None
         if again and number == signal.SIGTERM:
             return

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -101,3 +102,39 @@ def test_within_an_import_that_swallows_everything_the_process_ends(number, stat
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.startswith("sparse-lab: stopped by ") and done.stderr.count("\n") == 1
+
+
+class Dropped:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)  # where the handler raises, and Python drops what it raised
+
+
+def compile_one_with_a_signal_in_the_callback() -> None:
+    """llvmlite hands the object code of a compiled module to a Python function that it calls from C."""
+    from llvmlite import binding
+
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    module = binding.parse_assembly("define i32 @seven() {\n  ret i32 7\n}")
+    engine = binding.create_mcjit_compiler(module, binding.Target.from_default_triple().create_target_machine())
+    kept = []
+
+    def notify(module: object, code: bytes) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+        kept.append(code)
+
+    engine.set_object_cache(notify, lambda module: None)
+    engine.finalize_object()
+    assert len(kept) == 1
+
+
+@pytest.mark.parametrize("what", [Dropped, compile_one_with_a_signal_in_the_callback])
+def test_what_python_or_llvm_would_swallow_stops_a_moment_later(what, request_to_stop, capsys):
+    """Neither is the signal lost, nor anything said of it, nor is what LLVM calls cut short."""
+    request_to_stop.training = False
+    what()
+    with pytest.raises(Stopped, match="stopped by SIGTERM"):
+        time.sleep(10)
+    assert capsys.readouterr().err == ""
