@@ -61,8 +61,7 @@ class Composer:
     request: Request
     put_together: Callable[[list[str]], DictConfig]
     check: Callable[[Config], None]
-    _plain: dict[str, bool] = field(default_factory=dict, init=False)
-    _values: dict[str, Any] = field(default_factory=dict, init=False)
+    _values: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = field(default_factory=dict, init=False)
     _bases: dict[tuple[tuple[str, ...], tuple[str, ...]], DictConfig] = field(default_factory=dict, init=False)
 
     def order(self, jobs: list[dict[str, str]]) -> list[int]:
@@ -76,7 +75,7 @@ class Composer:
         base = self._base(choices, tuple(values))
         try:
             for key, line in values.items():
-                OmegaConf.update(base, key, self._values[line], merge=True)
+                OmegaConf.update(base, key, self._values[line][1][key], merge=True)
         except OmegaConfBaseException as error:
             raise UserError(first_line(error)) from None
         config = to_config(base)
@@ -95,22 +94,37 @@ class Composer:
         return self._bases[choices, keys]
 
     def _split(self, job: dict[str, str]) -> tuple[tuple[str, ...], dict[str, str]]:
-        """The overrides that Hydra must see, and key -> override of those that set one key of the schema, and nothing
-        that the next job would not set again.
-        """
+        """As `split`, of a job's axes, each value parsed once: the overrides that Hydra must see, and key -> line."""
         choices, values = [], {}
         for key, value in job.items():
             line = f"{key}={value}"
-            if key not in self._plain:
-                self._plain[key] = bool(PLAIN_KEY.fullmatch(key)) and not self.request.choices(key)
-            if self._plain[key] and line not in self._values:
-                [override] = self.request.parse([line])
-                self._values[line] = override.value()
-            if self._plain[key] and not isinstance(self._values[line], dict):
+            if line not in self._values:
+                self._values[line] = split(self.request, [line])
+            if self._values[line][1]:
                 values[key] = line
             else:
                 choices.append(line)
+        if any(not self.request.choices(line.partition("=")[0]) for line in choices):
+            return tuple(f"{key}={value}" for key, value in job.items()), {}
         return tuple(choices), values
+
+
+def split(request: Request, lines: list[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The overrides that Hydra must see, and key -> value of those that do nothing but set one key of the schema.
+
+    Choices are put together before any key is set, whatever their order. Where a line is neither (a dict, which is
+    merged into what is there, or one of Hydra's own keys), the order of all may matter: Hydra sees them all.
+    """
+    choices, values = [], {}
+    for line, override in zip(lines, request.parse(lines), strict=True):
+        key = line.partition("=")[0]
+        if request.choices(key):
+            choices.append(line)
+        elif PLAIN_KEY.fullmatch(key) and key.partition(".")[0] in KEYS and not isinstance(override.value(), dict):
+            values[key] = override.value()
+        else:
+            return tuple(lines), {}
+    return tuple(choices), values
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sparse_lab.compose import Composer, first_line, telling
+from sparse_lab.compose import BASES, Composer, first_line, split, telling
 from sparse_lab.config import Config, UserError, conf_dir, nearest
 from sparse_lab.secrets import check_config, check_line, check_values
 from sparse_lab.targets import check_searchpath, check_targets
@@ -62,6 +62,8 @@ PLUGINS_OWN = {
 AWAY = ("ray", "submitit_slurm")  # launchers whose jobs may run on other machines than this one
 MANY_CORNERS = 256
 SETTLED = ("launcher", "sweeper", "mode")  # by Hydra, before it reads what is swept
+# choices -> the config that Hydra makes of them and our own files
+PUT_TOGETHER: dict[tuple[str, ...], DictConfig] = {}
 RAY_STORE = 100_000_000  # bytes: a job hands back one number
 
 
@@ -363,18 +365,35 @@ class Request:
         return composed if hydra else _without_hydra(composed)
 
     def _compose(self, overrides: list[str]) -> DictConfig:
-        if self.user_conf is not None:
-            overrides = [f"hydra.searchpath=[file://{self.user_conf}]", *overrides]
+        """Hydra puts the same choices together once a process; what sets one key is set in a copy, as it would."""
+        choices, values = split(self, overrides)
+        composed = self._put_together(choices)
+        try:
+            for key, value in values.items():
+                OmegaConf.update(composed, key, value, merge=True)
+        except OmegaConfBaseException as error:
+            raise UserError(first_line(error)) from None
+        check_targets(composed)
+        check_config(composed)
+        return composed
+
+    def _put_together(self, choices: tuple[str, ...]) -> DictConfig:
+        if self.user_conf is not None:  # whose files may change
+            return self._through_hydra([f"hydra.searchpath=[file://{self.user_conf}]", *choices])
+        if choices not in PUT_TOGETHER:
+            if len(PUT_TOGETHER) >= BASES:
+                PUT_TOGETHER.clear()
+            PUT_TOGETHER[choices] = self._through_hydra(list(choices))
+        return copy.deepcopy(PUT_TOGETHER[choices])
+
+    def _through_hydra(self, overrides: list[str]) -> DictConfig:
         try:
             with initialize_config_dir(str(self.conf), version_base="1.3"):
-                composed = compose("config", overrides, return_hydra_config=True)
+                return compose("config", overrides, return_hydra_config=True)
         except (YAMLError, UnicodeDecodeError) as error:  # a file of --config-dir
             raise UserError(f"a config file cannot be read: {' '.join(str(error).split())}") from None
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(first_line(error.__cause__ or error)) from None
-        check_targets(composed)
-        check_config(composed)
-        return composed
 
     def help_text(self) -> str:
         """What --help prints. Hydra's own way to list the groups takes seconds with its plugins installed."""

@@ -72,7 +72,7 @@ def _importing(frame: FrameType | None) -> bool:
 
 
 def _compiling(frame: FrameType | None) -> bool:
-    """Is this what LLVM calls while it compiles? It swallows what is raised there, and numba fails on what is missing."""
+    """LLVM calls this while it compiles: What is raised there is swallowed, and numba fails on what is missing."""
     return _within(frame, "llvmlite/binding/executionengine.py")
 
 
@@ -127,7 +127,7 @@ class StopRequest:
             signal.signal(number, self._note)
 
     def _swallowed(self, what: Any) -> None:
-        """Python drops what is raised in `__del__` and in callbacks from C: the signal is sent again for what follows."""
+        """Python drops what is raised in `__del__` and in callbacks from C: the signal is sent once more."""
         if not isinstance(what.exc_value, Stopped):
             self._unraisable(what)
             return

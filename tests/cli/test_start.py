@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sparse_lab import compose
+from sparse_lab import compose, requests
 from sparse_lab.cli import main
 from sparse_lab.compose import telling, to_config
 from sparse_lab.compute.choice import GPU_FILES
@@ -120,14 +120,35 @@ def test_jobs_are_composed_as_hydra_composes_them(draw):
     composer, jobs = request.composer(), request.corners()
     assert len(jobs) == math.prod(map(len, axes.values())) and sorted(composer.order(jobs)) == list(range(len(jobs)))
     for job in chance.sample(jobs, 3):
-        assert composer.config(job) == to_config(request.compose([f"{key}={value}" for key, value in job.items()]))
+        lines = [f"{key}={value}" for key, value in job.items()]
+        wanted = to_config(request._through_hydra([*request.fixed, *lines]))
+        assert composer.config(job) == wanted == to_config(request.compose(lines))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["training.augment.flip=false", "training.augment={flip:true}"],
+        ["training.augment={flip:true}", "training.augment.flip=false"],
+        ["training.epochs=7", "training=east", "training.epochs=9", "dataset.root='a b'"],
+        ["method.cycles.lengths=[0.1,0.2]", "method.cycles.lengths=[0.3]", "method=east"],
+        ["seed=4", "hydra.job.name=x", "seed=5"],
+        ["training.finetune.epochs=${training.epochs}", "training.epochs=4", "++seed=3"],
+        ["training.clip_norm=null", "logger=[wandb,tensorboard]", "logger.project=p"],
+    ],
+)
+def test_overrides_in_any_order_are_what_hydra_makes_of_them(lines):
+    request = Request.read([])
+    for _ in range(2):  # put together anew, and from what was kept
+        assert to_config(request.compose(lines)) == to_config(request._through_hydra(lines))
 
 
 def test_hydra_composes_choices_not_values(monkeypatch):
     request = Request.read(["-m", "method=set,rigl", "sparsity=s90,s99", "seed=range(1,21)", "training.epochs=1,2"])
     composed = []
-    original = Request._compose
-    monkeypatch.setattr(Request, "_compose", lambda self, lines: composed.append(lines) or original(self, lines))
+    original = Request._through_hydra
+    monkeypatch.setattr(Request, "_through_hydra", lambda self, lines: composed.append(lines) or original(self, lines))
+    monkeypatch.setattr(requests, "PUT_TOGETHER", {})
     request.read_experiment_axes()
     composer, jobs = request.composer(), request.corners()
     configs = [composer.config(jobs[number]) for number in composer.order(jobs)]
@@ -142,7 +163,7 @@ def test_a_wrong_value_is_told_as_hydra_tells_it():
     with pytest.raises(UserError) as fast:
         composer.config({"seed": "one"})
     with pytest.raises(UserError) as whole:
-        request.compose(["seed=one"])
+        request._through_hydra(["seed=one"])
     assert str(fast.value) == str(whole.value) and "seed" in str(fast.value)
 
 
