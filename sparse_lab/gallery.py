@@ -20,7 +20,16 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from sparse_lab.config import KINDS, Config, MethodConfig, ScheduleConfig, UserError, check_ranges, conf_dir, nearest
+from sparse_lab.config import (
+    KINDS,
+    MethodConfig,
+    ScheduleConfig,
+    TrainingConfig,
+    UserError,
+    check_ranges,
+    conf_dir,
+    nearest,
+)
 
 MEMORY = Path(__file__).with_name("memory.csv")
 SURGERIES = ("dyrelu", "sharing", "cyclic", "dct", "compactors", "hypersphere")
@@ -39,6 +48,8 @@ HEADS = {
 }
 BESIDE = ("paper", "config", "needs")
 NARROW = 100
+# the groups of the schema that a method's files and its schedule's may set or point to
+PARTS = {"method": MethodConfig, "schedule": ScheduleConfig, "training": TrainingConfig}
 
 
 def methods(user_conf: Path | None = None, measured: Path = MEMORY) -> list[dict[str, str]]:
@@ -131,7 +142,8 @@ class Files:
     """Config groups on disk. Where two folders have a file of the same name the first one's counts, as in Hydra."""
 
     folders: list[Path]
-    schema: DictConfig = field(default_factory=lambda: OmegaConf.structured(Config))
+    schema: DictConfig = field(default_factory=lambda: OmegaConf.create(dict(PARTS)))
+    _have_read: dict[tuple[str, str], tuple[DictConfig, str | None]] = field(default_factory=dict, init=False)
 
     def names(self, group: str) -> list[str]:
         return sorted({path.stem for folder in self.folders for path in (folder / group).glob("*.yaml")})
@@ -156,6 +168,8 @@ class Files:
 
         What a file chooses itself goes before what the files below it choose.
         """
+        if (group, name) in self._have_read:
+            return self._have_read[group, name]
         own = OmegaConf.load(self._find(group, name))
         assert isinstance(own, DictConfig)
         layers, choice, inherited = [], None, None
@@ -170,7 +184,8 @@ class Files:
                 choice = next((value for key, value in entry.items() if _is_schedule(key)), choice)
         merged = OmegaConf.merge(*layers, *([] if any(layer is own for layer in layers) else [own]))
         assert isinstance(merged, DictConfig)
-        return merged, choice or inherited
+        self._have_read[group, name] = merged, choice or inherited
+        return self._have_read[group, name]
 
     def _find(self, group: str, name: str) -> Path:
         paths = [folder / group / f"{name}.yaml" for folder in self.folders]

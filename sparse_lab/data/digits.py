@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib import metadata
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def load(dataset: DatasetConfig, seed: int) -> ImageSet:
 
     A fifth of each class is the test set, the same for every run whatever its seed.
     """
-    scans = np.loadtxt(_file(), delimiter=",")  # a row a scan: 64 pixels of 0..16, then the label
+    scans = _scans()
     grey = torch.from_numpy(scans[:, :-1]).float().view(-1, 1, 8, 8) * (255 / 16)
     labels = torch.from_numpy(scans[:, -1]).long()
     size = (dataset.image_size, dataset.image_size)
@@ -33,6 +34,12 @@ def load(dataset: DatasetConfig, seed: int) -> ImageSet:
     test = _test_mask(labels)
     md5 = {"digits": md5_of_tensors([grey, labels])}
     return ImageSet(images[~test], labels[~test], images[test], labels[test], md5, official=True)
+
+
+@functools.cache
+def _scans() -> np.ndarray:
+    """A row a scan: 64 pixels of 0 to 16, then the label. Reading the text takes longer than a small run's epoch."""
+    return np.loadtxt(_file(), delimiter=",")
 
 
 def _file() -> Path:
