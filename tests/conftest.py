@@ -42,12 +42,28 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return max(2, min(os.cpu_count() or 2, 16))
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    leave_cases_to_test_all(items)
     if config.getoption("--tenth"):
         left = [item for item in items if item.get_closest_marker("nightly") and not drawn(item.nodeid, commit())]
         config.hook.pytest_deselected(items=left)
         out = {id(item) for item in left}
         items[:] = [item for item in items if id(item) not in out]
+
+
+def leave_cases_to_test_all(items: list[pytest.Item]) -> None:
+    """Of a test marked every(n) each n-th case is fast, in the order of its parameters; the others are full."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("every") and not item.get_closest_marker("full"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for found in cases.values():
+        marker = found[0].get_closest_marker("every")
+        assert marker is not None
+        for number, item in enumerate(found):
+            if number % marker.args[0]:
+                item.add_marker("full")
 
 
 def drawn(nodeid: str, commit: str) -> bool:

@@ -139,6 +139,7 @@ def test_a_method_of_the_user_is_in_the_table_and_a_built_in_one_stays_what_it_i
     }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("text", "message"),
     [

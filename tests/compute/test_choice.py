@@ -29,6 +29,7 @@ def bfloat16(request, monkeypatch) -> bool:
     return request.param
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("model", ["vgg16", "resnet34", "resnet50", "mobilenet_v2"])
 @pytest.mark.parametrize(("asked", "used"), [("32-true", "32-true"), ("64-true", "64-true"), ("bf16-mixed", "32-true")])
 def test_sparse_networks_on_a_cpu(model, asked, used, bfloat16):
@@ -91,6 +92,7 @@ def test_dense_is_what_it_was():
     assert choice.settled(asked) == asked and choice.choose(asked).line is None
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("compute", ["sparse", "auto"])
 @pytest.mark.parametrize("method", ["set_itop", "rigl_itop", "east"])
 def test_the_quick_experiment_computes_sparsely_as_it_stands(method, compute, bfloat16):

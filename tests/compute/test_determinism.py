@@ -77,6 +77,7 @@ def differences(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[str
     return [name for name in first if not torch.equal(first[name], second[name])]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("build", NETWORKS, ids=lambda build: build.__name__)
 def test_a_step_in_used_memory_gives_the_bits_of_one_in_new(build) -> None:  # type: ignore[no-untyped-def]
     model = masked(build)
@@ -89,6 +90,7 @@ def test_a_step_in_used_memory_gives_the_bits_of_one_in_new(build) -> None:  # t
     assert differences(first, step(SparseArithmetic(model), images)) == []
 
 
+@pytest.mark.every(3)
 @pytest.mark.skipif(SEVERAL < 2, reason="there is one thread only")
 @pytest.mark.parametrize("build", NETWORKS, ids=lambda build: build.__name__)
 def test_threads_change_no_bit(build) -> None:  # type: ignore[no-untyped-def]

@@ -45,6 +45,7 @@ def errors(got: list[Tensor], wanted: list[Tensor]) -> tuple[float, float]:
     return logits.item(), ((whole - right).norm() / right.norm()).item()
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("name", "case"), CASES)
 def test_training_is_no_further_from_float64_than_torch_is(twins: type, name: str, case: tuple[int, float]) -> None:
     size, width = case
@@ -62,6 +63,7 @@ def test_training_is_no_further_from_float64_than_torch_is(twins: type, name: st
         assert statistics.median(peer) > 1e-9, "the reference is not float32"
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("name", "case"), CASES)
 def test_predictions_are_those_of_float64(twins: type, name: str, case: tuple[int, float]) -> None:
     size, width = case

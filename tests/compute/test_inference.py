@@ -126,6 +126,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[SparseNetwork, Tensor, Tensor]
     return SparseNetwork(reduced(traced(model, 32)), {}), images, wanted
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("count", COUNTS)
 def test_a_network_is_within_1e_5_of_float64(pair, count: int, threads: int) -> None:

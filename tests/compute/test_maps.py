@@ -116,6 +116,7 @@ MAPS: dict[str, Callable[[], nn.Module]] = {
 SHAPES = ((12, CHANNELS, 8, 6), (13, CHANNELS, 7, 5))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("name", MAPS)

@@ -114,6 +114,7 @@ def check(pair, case: Case) -> None:  # type: ignore[no-untyped-def]
     assert torch.equal(got.argmax(1), wanted.argmax(1))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", CASES)
 def test_a_network_computes_what_dense_masked_torch_computes(twins: type, name: str) -> None:
     check(twins(CASES[name].build(), density=CASES[name].density), CASES[name])

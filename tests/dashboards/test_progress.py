@@ -40,6 +40,7 @@ def watched(config, monkeypatch, width: int) -> list[list[str]]:
     return pictures
 
 
+@pytest.mark.full
 def test_two_lines_that_fit_into_80_columns(compose, monkeypatch, metrics):
     config = compose(*ITERATIVE)
     pictures = watched(config, monkeypatch, 80)

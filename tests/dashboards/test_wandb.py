@@ -40,6 +40,7 @@ def read(config) -> list[dict]:
     return found
 
 
+@pytest.mark.full
 def test_offline_without_a_key_and_everything_arrives(compose, quiet, metrics):
     config = compose("method=iterative", "sparsity=s90", "schedule.share=0.6", "logger=wandb", "logger.project=demo")
     result = run(config, "x", quiet)

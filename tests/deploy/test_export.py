@@ -87,6 +87,7 @@ def test_without_onnx_it_is_left_out_or_named(run, tmp_path, monkeypatch, capsys
     assert sorted(path.name for path in tmp_path.iterdir()) == ["network.pt", "network.sparse"]
 
 
+@pytest.mark.full
 def test_the_name_load_is_offered_without_bringing_torch() -> None:
     import subprocess
 

@@ -38,6 +38,7 @@ def _assert_same(graph: Graph, model: nn.Module, images: Tensor) -> Tensor:
     return spread.abs().max() / wanted.abs().max()
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("density", [0.1, 0.02, 0.001, 0.0001])
 @pytest.mark.parametrize("name, width, size", NETWORKS)
 def test_a_reduced_graph_has_the_networks_logits(make, name, width, size, density) -> None:
@@ -56,6 +57,7 @@ def test_the_image_makes_a_difference_where_it_should(make, name, width, size) -
     assert _assert_same(reduced(traced(model, size)), model, images) > 0.001
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name, width, size", NETWORKS)
 def test_the_weights_that_stay_are_those_on_a_path(make, name, width, size) -> None:
     """Counted by the sweeps of the connectivity report, which know nothing of graphs and follow single pixels: few

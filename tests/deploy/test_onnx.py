@@ -16,6 +16,7 @@ from sparse_lab.deploy.trace import traced
 pytest.importorskip("onnxruntime")
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("multiple", [1, 16])
 @pytest.mark.parametrize(
     "name, width, size, density",

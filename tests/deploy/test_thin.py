@@ -82,6 +82,7 @@ def _assert_same(smaller: nn.Module, model: nn.Module, size: int) -> None:
     assert (_outputs(smaller, size) - wanted).abs().max() <= 1e-5 * wanted.abs().max().clamp_min(1.0)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name, width, size", NETWORKS)
 def test_a_thin_network_has_the_masked_ones_outputs_and_none_of_its_zeros(name: str, width: float, size: int) -> None:
     model = _built(name, width, size)
@@ -129,6 +130,7 @@ def test_parameters_of_a_thin_resnet34_in_closed_form() -> None:
     assert sum(parameter.numel() for parameter in thin(model, 32).parameters()) == wanted + 10 * trunk
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name, width, size", NETWORKS)
 def test_single_weights_at_random_leave_channels_that_nobody_reads(name: str, width: float, size: int) -> None:
     model = _built(name, width, size)
@@ -191,6 +193,7 @@ def test_modes_stay_and_a_thin_network_trains() -> None:
     assert all(parameter.grad is not None for parameter in smaller.parameters())
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name, width, size", NETWORKS)
 def test_a_thin_network_is_built_again_from_its_state(name: str, width: float, size: int) -> None:
     model = _built(name, width, size)

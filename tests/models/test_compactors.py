@@ -267,6 +267,7 @@ def test_penalty_drives_masked_rows_to_zero_at_its_own_pace() -> None:
     assert compactors.norms(model)["features.0"].tolist() == pytest.approx([0.5] * 4)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("whole", [True, False])

@@ -182,6 +182,7 @@ def test_installing_keeps_counts_and_everything_but_the_weights(name: str) -> No
     assert not any(key.endswith("basis") for key in model.state_dict())
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_learn_and_fold(name: str) -> None:
     torch.manual_seed(0)
@@ -296,6 +297,7 @@ def _pruned(name: str, density: float = 0.2) -> tuple[nn.Module, nn.Module, dict
     return model, full, means
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_recovery_is_the_network_with_the_means_filled_in(name: str) -> None:
     model, full, means = _pruned(name)
@@ -345,6 +347,7 @@ def test_an_optimizer_from_before_recovery_trains_what_is_kept_and_follows_the_m
     assert (layer.offset == 0.5).all()  # type: ignore[operator]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("masks_first", [True, False])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_recovered_network_is_saved_and_loaded(name: str, masks_first: bool) -> None:

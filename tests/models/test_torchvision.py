@@ -38,6 +38,7 @@ def _random_state(network: nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("name", "dtype", "tolerance"),
     [

@@ -17,6 +17,7 @@ def test_eights_are_never_more_than_a_tenth_too_small() -> None:
     assert [scaled_to_eights(*pair) for pair in ((32, 1.0), (24, 0.5), (24, 0.75), (16, 0.1))] == [32, 16, 24, 8]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("width", [0.1, 0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4, 2.0])
 @pytest.mark.parametrize("image_size", [32, 224])
 def test_mobilenet_has_torchvisions_channels_at_every_width(width: float, image_size: int) -> None:

@@ -113,6 +113,7 @@ def test_one_seed_has_no_band_and_two_have_one(make_run: Make, put_lines: Put, u
     assert pale(drawn(planned(tmp_path)["updates"], tmp_path)) > alone + 5000
 
 
+@pytest.mark.full
 def test_columns_wrap_and_the_rest_is_said(make_run: Make, put_lines: Put, update: Update, tmp_path: Path) -> None:
     shares = [round(0.9 + i / 200, 3) for i in range(COLUMNS + 2)]
     sizes = []
@@ -133,6 +134,7 @@ def test_what_no_run_recorded_takes_no_row(make_run: Make, put_lines: Put, updat
     assert drawn(planned(tmp_path)["updates"], tmp_path).shape[0] < 0.85 * full
 
 
+@pytest.mark.full
 def test_many_long_labels_leave_room_for_the_panels(
     make_run: Make, put_lines: Put, update: Update, tmp_path: Path
 ) -> None:
@@ -157,6 +159,7 @@ def test_dead_layers_are_marked_in_the_heat_map(make_run: Make, put_lines: Put, 
     assert counts[0] == 0 and counts[1] > 500
 
 
+@pytest.mark.full
 def test_heat_maps_and_activations_are_few_and_the_rest_is_said(
     make_run: Make, put_lines: Put, update: Update, tmp_path: Path
 ) -> None:

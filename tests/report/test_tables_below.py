@@ -96,6 +96,7 @@ def test_planned_runs_of_a_table_are_missing_until_they_are_there(put: Callable[
     assert "## Missing runs" not in (folder / "report.md").read_text()
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("text", "heading"), [("", "# one"), ("title: 7", "# one"), ('title: " "', "# one")])
 def test_a_table_without_a_title_has_its_folders_name(
     text: str, heading: str, put: Callable[..., Path], tmp_path: Path

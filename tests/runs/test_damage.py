@@ -90,6 +90,7 @@ def foreign(content: bytes) -> bytes:
     return b"not a checkpoint"
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("damage", [torn, cut, flipped, empty, foreign])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(damage, killed, twice, wide, capsys):
     folder = RunFolder(killed)

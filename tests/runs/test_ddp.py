@@ -16,6 +16,7 @@ DDP = ("trainer=ddp", "trainer.accelerator=cpu", "dataset.train_limit=128")
 REGROW = ("method=oneshot_regrow", "sparsity.target=0.9", "dataset.train_limit=128")
 
 
+@pytest.mark.full
 def test_a_run_in_two_processes_ends_like_any_other(compose, small, tmp_path):
     request = [*small, *DDP, *REGROW, "trainer.devices=2"]
     command = [sys.executable, "-m", "sparse_lab", *request, f"paths.outputs={tmp_path}"]

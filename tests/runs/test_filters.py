@@ -70,6 +70,7 @@ def rates_of(rates: list[float]) -> tuple[str, ...]:
     return (f"method.filters.rates=[{','.join(map(str, rates))}]", f"sparsity.target={target:.8f}")
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("method", "order"), [("l1_filters", 1), ("sfp", 2)])
 def test_the_smallest_filters_of_every_layer_go(method, order, compose, quiet, with_starts, monkeypatch):
     """By numpy, from the weights that the pruning saw."""
@@ -332,7 +333,7 @@ STRONG = (*COMPACTING, "method.compacting.penalty=0.2", "method.compacting.chann
 @pytest.mark.parametrize(
     ("network", "coupled"),
     [
-        ("vgg16", "false"),
+        pytest.param("vgg16", "false", marks=pytest.mark.full),
         pytest.param("resnet34", "false", marks=pytest.mark.full),
         pytest.param("resnet50", "false", marks=pytest.mark.full),
         pytest.param("mobilenet_v2", "false", marks=pytest.mark.full),
@@ -356,6 +357,7 @@ def test_folding_compactors_away_changes_no_answer(network, coupled, compose, qu
     plain.load_state_dict({k: v for k, v in load_network(RunFolder(config).best).items() if not k.endswith(".mask")})
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("method", ["resrep", "l1_filters"])
 def test_a_share_of_the_multiply_adds_is_reached_and_not_a_channel_more_goes(method, compose, quiet, with_starts):
     config = compose("method=" + method, "sparsity.target=0.1", "method.filters.flops=0.5", *COMPACTING)

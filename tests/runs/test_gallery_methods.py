@@ -110,6 +110,7 @@ def synflow(network: nn.Module, density: float, iterations: int) -> dict[str, np
     return {name: mask.numpy() > 0 for name, mask in masks.items()}
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "method",
     [
@@ -320,6 +321,7 @@ def test_elastic_mutation_drops_and_grows_to_the_bounds(method, compose, quiet, 
     assert result["levels"][0]["best_epoch"] >= (6 if method == "mest_soft" else 1)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("every", ["5", "1"])
 def test_mest_is_not_said_to_rewire_nothing_where_it_does(every, compose, capsys):
     from rich.console import Console
@@ -426,6 +428,7 @@ def test_dense_and_sparse_by_turns(compose, quiet, monkeypatch):
     assert [row["step"] for row in lines(config)] == [4, 8, 12, 16, 20, 24, 34]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("method", ["dctps", "dctps_rigl"])
 def test_the_dense_offset_is_trained_and_never_masked(method, compose, quiet, monkeypatch):
     seen = []

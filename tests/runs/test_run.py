@@ -204,6 +204,7 @@ def test_cubic_pruning_ends_exactly_at_the_target_and_selects_only_there(compose
     assert result["levels"][0]["best_epoch"] >= 3
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "choice",
     [
@@ -245,6 +246,7 @@ def test_other_networks_prune_and_regrow_exactly(model, compose, quiet):
     assert min(layer["kept"] for layer in result["layers"]) >= 1
 
 
+@pytest.mark.full
 def test_double_precision_runs(compose, quiet):
     one_epoch = ("training.epochs=1", "training.finetune.epochs=1", "training.regrow.epochs=1")
     config = compose("method=oneshot_regrow", "sparsity.target=0.9", "trainer.precision=64-true", *one_epoch)

@@ -66,6 +66,7 @@ COMMON = (
 EXACT = "trainer.precision=64-true"
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "method", [pytest.param(name, marks=[] if name in FAST else pytest.mark.full) for name in METHODS]
 )
@@ -127,6 +128,7 @@ def test_clipping_is_that_of_dense_arithmetic(over, gradients, compose, quiet):
     assert run_name(other) != run_name(dense)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("asked", "steps"),
     [

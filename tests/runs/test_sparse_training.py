@@ -121,6 +121,7 @@ def test_growth_sees_the_dense_gradients_of_the_training_step(compose, quiet, mo
     assert caught["compared"]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("when", "clipped"), [("after_clipping", True), ("before_clipping", False)])
 def test_gradients_are_taken_after_clipping_or_before_it(when, clipped, compose, quiet, monkeypatch):
     norms = []

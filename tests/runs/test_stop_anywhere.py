@@ -162,6 +162,7 @@ def test_within_validation_diagnostics_and_the_end_of_a_level(leave, monkeypatch
     )
 
 
+@pytest.mark.full
 def test_within_the_scorings_of_regrowth_and_the_ends_of_its_levels(leave):
     """Two levels; each begins with a scoring."""
     leave(
@@ -177,6 +178,7 @@ def test_within_a_scoring_in_the_middle_of_an_epoch(leave):
     leave(cubic, Moment(scores.SCORES, "snip", 2, step=2), Moment(scores.SCORES, "snip", 2, step=4))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("how", ["compute=sparse", "trainer.compile=full"])
 def test_within_the_first_step_while_it_is_compiled(how, compose, quiet, monkeypatch):
     """Nothing is trained yet, so the run is left before the step is done. Where the compiler is called, nothing is."""

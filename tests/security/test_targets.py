@@ -205,6 +205,7 @@ def choices() -> list[str]:
     return [*found, "hydra/job_logging=default hydra/hydra_logging=default", "hydra/launcher=basic"]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("words", choices())
 def test_every_choice_of_ours_is_let_through(words):
     assert composed(*words.split()).hydra.launcher._target_

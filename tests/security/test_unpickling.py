@@ -39,6 +39,7 @@ def test_a_checkpoint_to_go_on_from(name, traps, compose, quiet):
     assert str(path) in line and "not unpickled" in line
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", ["last", "previous", "best"])
 @pytest.mark.parametrize("how", KINDS)
 def test_a_checkpoint_without_a_seal_is_not_even_opened(how, name, traps, compose, quiet):
@@ -51,6 +52,7 @@ def test_a_checkpoint_without_a_seal_is_not_even_opened(how, name, traps, compos
     assert not traps.sprung
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("how", KINDS)
 def test_a_network_to_start_from(how, traps, compose, quiet):
     dense, config = compose("method=dense"), compose("method=oneshot", "sparsity=s90")
@@ -62,6 +64,7 @@ def test_a_network_to_start_from(how, traps, compose, quiet):
     assert str(RunFolder(dense).best) in line
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("how", KINDS)
 @pytest.mark.parametrize(
     "key", ["method=oneshot_regrow method.regrow.score=reference method.regrow.reference", "model.weights"]
@@ -86,6 +89,7 @@ def test_weights_of_a_network(how, traps, tmp_path):
     assert str(path) in refused(traps, lambda: models.build("vgg16", 10, 0.0625, 32, str(path)))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("how", KINDS)
 def test_a_run_to_export(how, traps, compose, quiet, tmp_path, capsys):
     config = compose("method=dense")

@@ -215,6 +215,7 @@ def test_a_channel_with_one_weight_left_is_alive() -> None:
     assert found_alive == {"0": [], "3": [4], "7": []}
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", ["vgg16", "resnet34", "resnet50", "mobilenet_v2"])
 def test_kept_weights_are_what_the_masks_keep(name: str) -> None:
     model = _meta(name, width=0.25)
@@ -302,6 +303,7 @@ def test_channels_go_one_by_one_until_few_enough_weights_are_left(
         assert _weights([number + (name == last) for name, number in left.items()]) > kept
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2"])
 @pytest.mark.parametrize("allocation", ["global", "uniform"])
 @pytest.mark.parametrize("coupled", [False, True])

@@ -232,6 +232,7 @@ CASES = [
 ]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in (1, 2))])
 @pytest.mark.parametrize("density", [0.0, 0.003, 0.05, 1.0])
 @pytest.mark.parametrize(("name", "width", "image_size", "sharing"), CASES)
@@ -298,6 +299,7 @@ def test_small_maps_where_two_taps_can_miss_each_other(
     assert logits.any()
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("sharing", [False, True])
 def test_resnet34_at_9999(sharing: bool) -> None:
     """The whole ResNet-34 with 2,127 of 21,265,088 weights: connected to every logit."""
@@ -321,6 +323,7 @@ def test_resnet34_at_9999(sharing: bool) -> None:
     assert not _follow("resnet34", shaped, 32, sharing)[1].any()
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("sharing", [False, True])
 def test_pruning_with_a_connected_start_first(sharing: bool) -> None:
     """Exact counts as without it; what is reserved is in; the rest is what scores best."""
@@ -371,8 +374,8 @@ def test_positions_are_spread_over_channels_and_taps() -> None:
     """Over many seeds every channel and every tap of a kernel comes up."""
     model = _build("resnet34", 0.0625, 32, sharing=False)
     counts = dict.fromkeys(layers(model), 1)
-    seen = sum(_start(model, counts, seed, 32)["layer2.2.conv1"].int() for seed in range(60))
-    assert int(seen.sum()) == 60
+    seen = sum(_start(model, counts, seed, 32)["layer2.2.conv1"].int() for seed in range(40))
+    assert int(seen.sum()) == 40
     assert (seen.sum((0, 1)) > 0).all()
     assert (seen.sum((1, 2, 3)) > 0).sum() >= 7
     assert (seen.sum((0, 2, 3)) > 0).sum() >= 7

@@ -330,7 +330,9 @@ def test_mest_is_magnitude_and_gradient() -> None:
     assert torch.equal(find("mest")(View(net, taken=taken))["1"], weight.abs() + 3.0)
 
 
-@pytest.mark.parametrize("width", [0.125, pytest.param(1.0, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "width", [pytest.param(0.125, marks=pytest.mark.full), pytest.param(1.0, marks=pytest.mark.nightly)]
+)
 def test_global_ranking_empties_layers_of_vgg16_and_synflow_in_steps_does_not(width: float) -> None:
     """VGG16 at 99.9%, ranked over the whole network without any floor: the paper's layer collapse, and its way out."""
     torch.manual_seed(0)

@@ -145,6 +145,7 @@ def test_scales_do_not_cut_paths() -> None:
     assert connectivity(shared, 16) == before
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("sharing", [False, True])
 @pytest.mark.parametrize("name", ["resnet34", "resnet50", "vgg16"])
 def test_dyrelu_is_neither_counted_nor_in_the_way(name: str, sharing: bool) -> None:

@@ -21,6 +21,7 @@ def test_an_interval_stands_for_both_its_ends():
     assert request.jobs == 20 and request.plan == [] and request.sweeper == "optuna"
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("argv", "wanted"),
     [

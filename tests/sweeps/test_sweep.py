@@ -6,6 +6,8 @@ import fcntl
 import json
 from pathlib import Path
 
+import pytest
+
 from sparse_lab.cli import main
 from sparse_lab.requests import Request
 
@@ -58,6 +60,7 @@ def test_a_run_of_another_process_is_skipped(tmp_path, small, outcomes, results,
     assert f"skipped  {folder.name}  process 123 on elsewhere" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_a_plan_numbers_jobs_as_hydra_does(tmp_path, small, outcomes):
     """Keys of the file first, a list on the command line in their place, what the file fixes in every job."""
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
