@@ -2,6 +2,8 @@
 # make test-all: what takes longer, with every extra, a real browser, servers and a cluster on loopback (Debian, root), and
 # a tenth of the night's tests.   make test-nightly: all that takes longer still, and 30 small faults that tests must see.
 # All make .venv first; nothing else is needed but Python >= 3.11 with venv, and make.
+# bytecode is kept: each process of a test would compile everything anew
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt

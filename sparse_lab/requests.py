@@ -260,17 +260,14 @@ class Request:
         to_make = [config for config in self.configs if not RunFolder(config).has_result]
         if not to_make:
             return
-        from sparse_lab.training.light_imports import import_lightning, kept_out
-
-        import_lightning()
-        from sparse_lab.check import check
-
         if self.launcher == "basic":
+            from sparse_lab.training.light_imports import import_lightning
+
+            import_lightning()
             import sparse_lab.fit  # noqa: F401  now, while a signal finds no plan of a sweep on disk
 
         for number, config in enumerate(to_make, len(self.configs) - len(to_make) + 1):
-            with kept_out():
-                check(config, here=self.launcher not in AWAY)
+            check_run(config, here=self.launcher not in AWAY)
             at("checking", number)
 
     def corners(self) -> list[dict[str, str]]:
@@ -417,6 +414,20 @@ class Request:
             del composed["hydra"]
         config = OmegaConf.to_yaml(composed)
         return template.replace("$APP_CONFIG_GROUPS", "\n".join(listed)).replace("$CONFIG", config)
+
+
+def check_run(config: Config, here: bool = True) -> None:
+    """All that is wrong with a run that is still to be made, which will need torch and Lightning anyway.
+
+    here: does it run on this machine? Raises UserError.
+    """
+    from sparse_lab.training.light_imports import import_lightning, kept_out
+
+    import_lightning()
+    from sparse_lab.check import check
+
+    with kept_out():
+        check(config, here=here)
 
 
 def _without_hydra(composed: DictConfig) -> DictConfig:

@@ -101,6 +101,7 @@ class Task:
         """{"run", "outcome", "said", "value"}; and "stopped", the exception, where a signal stopped it."""
         from sparse_lab.compose import to_config
         from sparse_lab.record import Elsewhere, RunFolder
+        from sparse_lab.requests import check_run
         from sparse_lab.run import run
         from sparse_lab.training.stop import Stopped
 
@@ -112,7 +113,7 @@ class Task:
             about["run"] = folder.name
             begin(about["run"])
             if not folder.has_result:
-                _check(config)
+                check_run(config)
             before = _written(result)
             record = run(config, self.command, self._console(), label)
             again = before is not None and before == _written(result)
@@ -135,17 +136,6 @@ class Task:
         if self.here and sys.stdout.isatty():
             return Console()
         return Console(width=160, force_terminal=False)
-
-
-def _check(config: Config) -> None:
-    """Before a run that is not done, so not before Lightning is needed anyway. Raises UserError."""
-    from sparse_lab.training.light_imports import import_lightning, kept_out
-
-    import_lightning()
-    from sparse_lab.check import check
-
-    with kept_out():
-        check(config)
 
 
 def _written(path: Path) -> int | None:

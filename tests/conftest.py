@@ -46,10 +46,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     leave_cases_to_test_all(items)
     if config.getoption("--tenth"):
-        left = [item for item in items if item.get_closest_marker("nightly") and not drawn(item.nodeid, commit())]
-        config.hook.pytest_deselected(items=left)
-        out = {id(item) for item in left}
-        items[:] = [item for item in items if id(item) not in out]
+        night = [item for item in items if item.get_closest_marker("nightly")]
+        today = tenth([item.nodeid for item in night], commit())
+        left = {id(item) for item in night if item.nodeid not in today}
+        config.hook.pytest_deselected(items=[item for item in items if id(item) in left])
+        items[:] = [item for item in items if id(item) not in left]
 
 
 def leave_cases_to_test_all(items: list[pytest.Item]) -> None:
@@ -66,9 +67,11 @@ def leave_cases_to_test_all(items: list[pytest.Item]) -> None:
                 item.add_marker("full")
 
 
-def drawn(nodeid: str, commit: str) -> bool:
-    """Is this test in the commit's tenth? Another commit draws another tenth, so all are seen within days."""
-    return zlib.crc32(f"{nodeid} {commit}".encode()) % SHARE == 0
+def tenth(nodeids: list[str], commit: str) -> set[str]:
+    """Of these tests those of the commit: each tenth one, so that of a table of long ones few meet. Another commit
+    draws another tenth, so all are seen within days.
+    """
+    return set(sorted(nodeids)[zlib.crc32(commit.encode()) % SHARE :: SHARE])
 
 
 def commit() -> str:

@@ -21,25 +21,30 @@ from typing import Any
 
 import pytest
 
+Pair = list[dict[str, dict[str, Any]]]
 HERE = Path(__file__).parent
 TABLE = runpy.run_path(str(HERE / "test_every_method.py"), run_name="table")
-METHODS, FILTERS, COMMON = TABLE["METHODS"], TABLE["FILTERS"], TABLE["COMMON"]
+METHODS, FILTERS, COMMON, length = TABLE["METHODS"], TABLE["FILTERS"], TABLE["COMMON"], TABLE["length"]
 SMALL = runpy.run_path(str(HERE / "conftest.py"), run_name="conftest")["SMALL"]
-SIX_EPOCHS = ("training.epochs=6", "training.finetune.epochs=6", "training.regrow.epochs=6")
 # two steps an epoch in each
 PAIR = ("trainer.devices=2", "trainer.accelerator=cpu", "training.batch_size=32", "dataset.train_limit=128")
 LEVEL = ("kept", "best_epoch", "test_accuracy", "validation_accuracy")
 SELECTED_ON_TEST = "oneshot, selected on the test set"  # which each process reads by itself
-RUNS = {name: (f"method={name}", *own) for name, own in METHODS.items()}
-RUNS[SELECTED_ON_TEST] = ("method=oneshot", "training.select=test_best", "seed=2")
-
-pytestmark = pytest.mark.full
+RUNS = {name: (f"method={name}", *length(name), *own) for name, own in METHODS.items()}
+RUNS[SELECTED_ON_TEST] = ("method=oneshot", *length("oneshot"), "training.select=test_best", "seed=2")
+# one of each way to change masks, what is drawn at random among them; the others are for the night
+FAMILIES = TABLE["INTERRUPTED"] | {"dense", "oneshot_random_regrow", "set", "rigl", "snip", "random_at_init", "synflow"}
+FAMILIES |= {"mest_soft", "hrank", "l1_filters", "prune_on_the_fly", SELECTED_ON_TEST}
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory) -> list[dict[str, dict[str, Any]]]:
-    """What both processes say of every run: [rank][name of the run]."""
-    folder = tmp_path_factory.mktemp("pair")
+def families(tmp_path_factory) -> Pair:
+    return run_in_a_pair([name for name in RUNS if name in FAMILIES], tmp_path_factory.mktemp("pair"))
+
+
+def run_in_a_pair(names: list[str], folder: Path) -> Pair:
+    """What both processes say of these runs: [rank][name of the run]."""
+    (folder / "names.json").write_text(json.dumps(names))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -71,13 +76,27 @@ def start(rank: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def test_both_processes_ended_well(pair):
+@pytest.mark.full
+def test_both_processes_ended_well(families):
     for rank in (0, 1):
-        assert list(pair[rank]) == [*RUNS, "end"], pair[rank][list(pair[rank])[-1]]
+        assert len(families[rank]) == len(FAMILIES) + 1, families[rank][list(families[rank])[-1]]
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_both_hold_the_same_masks_after_every_change(name, pair):
+@pytest.mark.full
+@pytest.mark.parametrize("name", [name for name in RUNS if name in FAMILIES])
+def test_both_hold_the_same_masks_after_every_change(name, families):
+    check_same(name, families)
+
+
+@pytest.mark.nightly
+def test_so_they_do_with_every_other_method(tmp_path):
+    others = [name for name in RUNS if name not in FAMILIES]
+    pair = run_in_a_pair(others, tmp_path)
+    for name in others:
+        check_same(name, pair)
+
+
+def check_same(name: str, pair: Pair) -> None:
     first, second = (said.get(name, {"error": "it was not reached"}) for said in pair)
     assert "error" not in first and "error" not in second, (first.get("error"), second.get("error"))
     assert first["changes"] == second["changes"]
@@ -120,11 +139,11 @@ def work(folder: Path, rank: int) -> None:
 
     Masks.set, Parts.__init__ = watched, kept  # type: ignore[method-assign]
     request = Request.read([])
-    for name, own in RUNS.items():
+    for name in json.loads((folder / "names.json").read_text()):
         changes.clear()
         made.clear()
         where = f"paths.outputs={folder / 'outputs'}"
-        config = to_config(request.compose([*SMALL, *COMMON, *SIX_EPOCHS, *own, *PAIR, where]))
+        config = to_config(request.compose([*SMALL, *COMMON, *RUNS[name], *PAIR, where]))
         try:
             result = run(config, "test", Console(quiet=True))
         except BaseException:

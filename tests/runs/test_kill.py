@@ -218,8 +218,8 @@ def plain(part: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 @pytest.mark.full
 def test_sigterm_saves_within_the_epoch_and_leaves_with_its_own_status(lab, tmp_path):
-    """An epoch of 512 steps: without saving at once, all of them would be lost."""
-    request = ("method=rigl", "method.rewire.every=5", "training.batch_size=2", "dataset.train_limit=1024", *MIXED)
+    """An epoch of 256 steps: without saving at once, all of them would be lost."""
+    request = ("method=rigl", "method.rewire.every=5", "training.batch_size=2", "dataset.train_limit=512", *MIXED)
     lab.finish(request, "whole")
     process = lab.start(request, "stopped")
     wait_for_training(process)
@@ -232,7 +232,7 @@ def test_sigterm_saves_within_the_epoch_and_leaves_with_its_own_status(lab, tmp_
     status = json.loads((folder / "status.json").read_text())
     step = load(folder / "checkpoints/last.ckpt")["global_step"]
     assert status["state"] == "interrupted" and f"saved at step {step};" in status["error"]
-    assert 10 <= step < 512
+    assert 10 <= step < 256
     lab.finish(request, "stopped")
     compare(lab.runs("whole"), lab.runs("stopped"))
 
@@ -287,8 +287,8 @@ def test_a_full_disk_is_one_line_and_earlier_files_stay_whole(lab, tmp_path):
 @pytest.mark.full
 def test_two_processes_of_one_run_stop_together_and_go_on_to_the_same_bits(lab):
     """The signal reaches the first process only; both must leave after the same step."""
-    request = ("method=rigl", "method.rewire.every=5", "training.batch_size=4", "dataset.train_limit=1024", *MIXED)
-    two = (*request, "trainer.devices=2")  # an epoch of 128 steps in each
+    request = ("method=rigl", "method.rewire.every=5", "training.batch_size=4", "dataset.train_limit=512", *MIXED)
+    two = (*request, "trainer.devices=2")  # an epoch of 64 steps in each
     lab.finish(two, "whole")
     process = lab.start(two, "stopped")
     wait_for_training(process)
@@ -297,6 +297,6 @@ def test_two_processes_of_one_run_stop_together_and_go_on_to_the_same_bits(lab):
     process.terminate()
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 143 and "Traceback" not in said, said
-    assert 10 <= load(folder / "checkpoints/last.ckpt")["global_step"] < 128, "not within the first epoch"
+    assert 10 <= load(folder / "checkpoints/last.ckpt")["global_step"] < 64, "not within the first epoch"
     lab.finish(two, "stopped")
     compare(lab.runs("whole"), lab.runs("stopped"))
