@@ -58,7 +58,7 @@ def test_a_sign_that_the_font_lacks_says_nothing(make_run: Make, tmp_path: Path)
     assert (tmp_path / "p.png").is_file()
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_a_thousand_records_with_everything(
     make_many: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

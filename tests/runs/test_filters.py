@@ -180,7 +180,7 @@ def test_layer_by_layer_each_round_prunes_the_next_layer(side, compose, quiet, w
     [
         ("vgg16", "false"),
         *(
-            pytest.param(f"resnet{depth}", coupled, marks=pytest.mark.full)
+            pytest.param(f"resnet{depth}", coupled, marks=pytest.mark.nightly if depth == 50 else pytest.mark.full)
             for depth, coupled in ((34, "false"), (34, "true"), (50, "false"), (50, "true"))
         ),
     ],
@@ -335,8 +335,8 @@ STRONG = (*COMPACTING, "method.compacting.penalty=0.2", "method.compacting.chann
     [
         pytest.param("vgg16", "false", marks=pytest.mark.full),
         pytest.param("resnet34", "false", marks=pytest.mark.full),
-        pytest.param("resnet50", "false", marks=pytest.mark.full),
-        pytest.param("mobilenet_v2", "false", marks=pytest.mark.full),
+        pytest.param("resnet50", "false", marks=pytest.mark.nightly),
+        pytest.param("mobilenet_v2", "false", marks=pytest.mark.nightly),
         ("resnet34", "true"),
     ],
 )

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-LONG = ("training.epochs=40", "dataset.train_limit=512", "training.batch_size=64")
+LONG = ("training.epochs=40", "dataset.train_limit=256", "training.batch_size=64")
 
 
 def check_one_failed(done: subprocess.CompletedProcess[str], outcomes: list[dict[str, Any]], out: Path) -> None:
