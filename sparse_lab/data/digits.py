@@ -25,21 +25,19 @@ def load(dataset: DatasetConfig, seed: int) -> ImageSet:
 
     A fifth of each class is the test set, the same for every run whatever its seed.
     """
-    scans = _scans()
+    images, labels, md5 = _scaled(dataset.image_size)
+    test = _test_mask(labels)
+    return ImageSet(images[~test], labels[~test], images[test], labels[test], {"digits": md5}, official=True)
+
+
+@functools.lru_cache(maxsize=2)
+def _scaled(size: int) -> tuple[torch.Tensor, torch.Tensor, str]:
+    """Images, labels and the MD5 of what was read: to read and scale them takes longer than a small run's epoch."""
+    scans = np.loadtxt(_file(), delimiter=",")  # a row a scan: 64 pixels of 0..16, then the label
     grey = torch.from_numpy(scans[:, :-1]).float().view(-1, 1, 8, 8) * (255 / 16)
     labels = torch.from_numpy(scans[:, -1]).long()
-    size = (dataset.image_size, dataset.image_size)
-    scaled = torch.nn.functional.interpolate(grey, size=size, mode="bilinear", align_corners=False)
-    images = scaled.round().to(torch.uint8).repeat(1, 3, 1, 1)
-    test = _test_mask(labels)
-    md5 = {"digits": md5_of_tensors([grey, labels])}
-    return ImageSet(images[~test], labels[~test], images[test], labels[test], md5, official=True)
-
-
-@functools.cache
-def _scans() -> np.ndarray:
-    """A row a scan: 64 pixels of 0 to 16, then the label. Reading the text takes longer than a small run's epoch."""
-    return np.loadtxt(_file(), delimiter=",")
+    scaled = torch.nn.functional.interpolate(grey, size=(size, size), mode="bilinear", align_corners=False)
+    return scaled.round().to(torch.uint8).repeat(1, 3, 1, 1), labels, md5_of_tensors([grey, labels])
 
 
 def _file() -> Path:

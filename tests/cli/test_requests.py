@@ -254,6 +254,7 @@ def check_refused_by_the_command(name, tmp_path, monkeypatch, capsys) -> None:
     assert not list(tmp_path.rglob("status.json"))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", BY_THE_COMMAND)
 def test_bad_input_gets_one_line_and_a_non_zero_exit(name, tmp_path, monkeypatch, capsys):
     check_refused_by_the_command(name, tmp_path, monkeypatch, capsys)
@@ -265,6 +266,7 @@ def test_so_does_all_other_bad_input(name, tmp_path, monkeypatch, capsys):
     check_refused_by_the_command(name, tmp_path, monkeypatch, capsys)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", sorted(BAD.keys() - set(BY_THE_COMMAND)))
 def test_what_is_wrong_is_said_in_one_line(name, tmp_path, monkeypatch):
     """The steps of the command one by one."""

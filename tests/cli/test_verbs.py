@@ -22,6 +22,7 @@ def test_methods_prints_the_gallery_as_markdown(capsys):
     assert any("`iterative_regrow`" in line and "iterative" in line and "taylor" in line for line in lines)
 
 
+@pytest.mark.full
 def test_export_writes_one_file_that_loads_into_a_plain_network(tmp_path, capsys):
     from sparse_lab import models
 

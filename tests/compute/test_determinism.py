@@ -104,6 +104,7 @@ def test_threads_change_no_bit(build) -> None:  # type: ignore[no-untyped-def]
     assert [differences(found[0], one) for one in found] == [[], [], [], []]
 
 
+@pytest.mark.full
 def test_torch_keeps_its_threads_whatever_numba_starts():
     """In a process of its own: threads are started once. Two runs of one process would differ, and small ones crawl."""
     program = """

@@ -90,6 +90,7 @@ def test_two_runs_in_one_process_stay_two_and_a_failed_one_goes_on_under_its_id(
     assert [row["epoch"] for row in alone["rows"] if "epoch" in row] == [1, 2, 3]
 
 
+@pytest.mark.full
 def test_no_key_is_written(compose, quiet, monkeypatch):
     key = "0123456789abcdef" * 3
     monkeypatch.setenv("WANDB_API_KEY", key)

@@ -57,6 +57,7 @@ def test_a_file_is_whole_or_as_it_was(make_run: Make, tmp_path: Path, monkeypatc
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
+@pytest.mark.full
 def test_a_full_disk_is_told_by_the_process_that_meets_it(
     make_run: Make, put_lines: Callable[..., None], update: Callable[..., Any], tmp_path: Path
 ) -> None:

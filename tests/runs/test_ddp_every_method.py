@@ -33,7 +33,7 @@ SELECTED_ON_TEST = "oneshot, selected on the test set"  # which each process rea
 RUNS = {name: (f"method={name}", *length(name), *own) for name, own in METHODS.items()}
 RUNS[SELECTED_ON_TEST] = ("method=oneshot", *length("oneshot"), "training.select=test_best", "seed=2")
 # one of each way to change masks, what is drawn at random among them; the others are for the night
-FAMILIES = TABLE["INTERRUPTED"] | {"dense", "oneshot_random_regrow", "set", "rigl", "snip", "random_at_init", "synflow"}
+FAMILIES = TABLE["FAMILIES"] | {"dense", "oneshot_random_regrow", "set", "rigl", "snip", "random_at_init", "synflow"}
 FAMILIES |= {"mest_soft", "hrank", "l1_filters", "prune_on_the_fly", SELECTED_ON_TEST}
 
 

@@ -82,8 +82,8 @@ FILTERS = {"l1_filters", "hrank", "sfp", "resrep"}
 # a dense part stands beside the sparse weights, so the plain network that equals theirs is the folded one
 OFFSETS = {"dctps", "dctps_rigl", "prune_on_the_fly"}
 COMMON = ("sparsity.target=0.9", "method.regrow.budget=0.03", "schedule.share=0.6")
-# those whose interruptions `make test` sees: of methods that differ in a score alone one; the others: `make test-all`
-INTERRUPTED = {
+# what `make test` trains: of each way to change masks one. The others: `make test-all`
+FAMILIES = {
     "iterative_regrow",
     "east",
     "gmp",
@@ -246,7 +246,14 @@ def pair(compose, with_starts, tmp_path) -> Callable[..., list]:
     return make
 
 
-@pytest.mark.parametrize("method", METHODS)
+# each of these differs from another in a score, a length or a draw: they are interrupted by night alone
+ALIKE = {name for name in METHODS if name.endswith(("_random_regrow", "_extra", "_long", "_at_init"))}
+ALIKE |= {"oneshot", "iterative", "set_itop", "snip", "grasp", "lamp_oneshot", "lamp_iterative"}
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name in FAMILIES else pytest.mark.full) for name in METHODS]
+)
 def test_each_method_keeps_its_promises(method, pair, quiet, watched, check_interrupted):
     """Trained once: exact count; zeros outside the masks after every step; no layer emptied; loads into a plain
     network; can be reported. Trained once more, stopped within an epoch and killed within another: the same bits.
@@ -262,29 +269,8 @@ def test_each_method_keeps_its_promises(method, pair, quiet, watched, check_inte
     check_report(whole, result)
     if method == "east":
         check_phases(check_interrupted(broken, [End(die, 3), End(stop, 5), End(die, 9)], whole, steps))
-    elif method in INTERRUPTED:
+    elif method not in ALIKE:
         check_interrupted(broken, [End(stop, 3), End(die, 5)], whole, steps)
-
-
-# each of these differs from a method above or from one that `make test-all` interrupts in a score, a length or a draw;
-# theirs are for the night
-ALIKE = {name for name in METHODS if name.endswith(("_random_regrow", "_extra", "_long", "_at_init"))}
-ALIKE |= {"oneshot", "iterative", "set_itop", "snip", "grasp", "lamp_oneshot", "lamp_iterative"}
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        pytest.param(method, marks=pytest.mark.nightly if method in ALIKE else pytest.mark.full)
-        for method in METHODS
-        if method not in INTERRUPTED
-    ],
-)
-def test_each_other_method_goes_on(method, pair, quiet, watched, check_interrupted):
-    whole, broken = pair(method)
-    watched.clear()
-    run(whole, "x", quiet)
-    check_interrupted(broken, [End(stop, 3), End(die, 5)], whole, dict(watched))
 
 
 def check_phases(checkpoints: list[dict]) -> None:

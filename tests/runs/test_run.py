@@ -85,6 +85,7 @@ def test_a_finished_run_is_not_run_again_and_what_it_starts_from_is_shared(compo
     assert sum(int(new[name].sum() - old[name].sum()) for name in masks) == child["kept"] - parent["kept"]
 
 
+@pytest.mark.full
 def test_two_runs_with_one_seed_are_equal_bit_for_bit_and_another_seed_is_not(compose, quiet, tmp_path):
     """From the first weight on: what they start from is made twice too."""
     states = []

@@ -1,6 +1,7 @@
 """A tiny table, filled by the real script: stopped in its middle, gone on with, counted from records.
 
-`make test` plays the processes that the script starts, one after the other in this one; `make test-all` has real ones.
+`make test-all` plays the processes that the script starts, one after the other in this one; `make test-nightly` has real
+ones.
 """
 
 from __future__ import annotations
@@ -134,12 +135,10 @@ class Filled:
             return main([*arguments])
 
 
-@pytest.fixture(scope="module", params=["played", pytest.param("real", marks=pytest.mark.full)])
-def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Filled:
+@pytest.fixture(scope="module", params=[pytest.param("played", marks=pytest.mark.full)])
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Filled:
     place = tmp_path_factory.mktemp("tiny")
-    fill = fill_by_processes if request.param == "real" else fill_here
-    said, times = fill(place)
-    return Filled(place, said, times, request.param == "real")
+    return Filled(place, *fill_here(place), real=False)
 
 
 def fill_here(place: Path) -> tuple[list[str], list[dict[str, int]]]:
@@ -192,6 +191,14 @@ def test_a_stopped_table_goes_on_and_makes_nothing_twice(filled: Filled) -> None
     for folder in (place / "out" / "runs").iterdir():
         epochs = [line.split(",")[0] for line in (folder / "metrics.csv").read_text().splitlines()]
         assert len(epochs) == 1 + length[run_of(folder.name)[1]] and len(set(epochs)) == len(epochs)
+
+
+@pytest.mark.nightly
+def test_so_does_one_filled_by_real_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    filled = Filled(tmp_path, *fill_by_processes(tmp_path), real=True)
+    test_a_stopped_table_goes_on_and_makes_nothing_twice(filled)
+    test_the_table_says_what_the_results_say(filled)
+    test_a_failing_cell_stops_no_other(filled, tmp_path / "failing", capsys)
 
 
 def test_one_seed_of_every_cell_comes_first(filled: Filled) -> None:

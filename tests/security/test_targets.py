@@ -70,6 +70,7 @@ TYPED = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("what", TYPED)
 def test_a_target_on_the_command_line(what, refused):
     assert "_target_" in refused(*TYPED[what])
@@ -116,6 +117,7 @@ FILES = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("what", FILES)
 def test_a_folder_of_unknown_origin(what, refused, conf):
     group, text = FILES[what]

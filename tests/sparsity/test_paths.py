@@ -300,7 +300,7 @@ def test_small_maps_where_two_taps_can_miss_each_other(
 
 
 @pytest.mark.every(2)
-@pytest.mark.parametrize("sharing", [False, True])
+@pytest.mark.parametrize("sharing", [True, False])
 def test_resnet34_at_9999(sharing: bool) -> None:
     """The whole ResNet-34 with 2,127 of 21,265,088 weights: connected to every logit."""
     model = _build("resnet34", 1.0, 32, sharing)
@@ -324,7 +324,7 @@ def test_resnet34_at_9999(sharing: bool) -> None:
 
 
 @pytest.mark.every(2)
-@pytest.mark.parametrize("sharing", [False, True])
+@pytest.mark.parametrize("sharing", [True, False])
 def test_pruning_with_a_connected_start_first(sharing: bool) -> None:
     """Exact counts as without it; what is reserved is in; the rest is what scores best."""
     model = _build("resnet34", 0.25, 32, sharing)
