@@ -171,7 +171,8 @@ def test_markdown_has_one_whole_row_a_method(own):
     assert r"a[b]\|c" in next(row for row in cells if row[0] == "`mine`")
 
 
-@pytest.mark.parametrize("width", [80, pytest.param(120, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("width", [80, 120])
 def test_the_table_in_a_terminal_keeps_every_name_and_paper(width, own):
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115 - as long as the console
     console.print(table(methods(own), width))

@@ -325,6 +325,7 @@ def test_the_first_days_names_all_mean_something():
     assert config.dataset.root == "d" and config.paths.outputs == "o" and config.trainer.accelerator == "cpu"
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("preset", "target"),
     [("s90", 0.9), ("s95", 0.95), ("s98", 0.98), ("s98_85", 0.9885), ("s99", 0.99), ("s99_5", 0.995), ("s99_9", 0.999),

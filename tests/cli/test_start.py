@@ -125,6 +125,7 @@ def test_jobs_are_composed_as_hydra_composes_them(draw):
         assert composer.config(job) == wanted == to_config(request.compose(lines))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "lines",
     [

@@ -63,6 +63,7 @@ def test_with_nothing_changed_nothing_is_done(elsewhere):
     assert not compiled and cached(program) == set(program.MODULES)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("source", "gone"),
     [

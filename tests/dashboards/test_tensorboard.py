@@ -16,6 +16,7 @@ def read(config) -> EventAccumulator:
     return events
 
 
+@pytest.mark.full
 def test_scalars_masks_table_and_config(compose, quiet, metrics):
     config = compose("method=iterative", "sparsity=s90", "schedule.share=0.6", "logger=tensorboard")
     result = run(config, "x", quiet)

@@ -38,7 +38,7 @@ def _assert_same(graph: Graph, model: nn.Module, images: Tensor) -> Tensor:
     return spread.abs().max() / wanted.abs().max()
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("density", [0.1, 0.02, 0.001, 0.0001])
 @pytest.mark.parametrize("name, width, size", NETWORKS)
 def test_a_reduced_graph_has_the_networks_logits(make, name, width, size, density) -> None:

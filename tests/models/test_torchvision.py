@@ -38,13 +38,12 @@ def _random_state(network: nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
-@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("name", "dtype", "tolerance"),
     [
         pytest.param("vgg16", torch.float32, 1e-5, marks=pytest.mark.full),  # 138 M weights
-        ("resnet34", torch.float64, 1e-12),
-        ("resnet50", torch.float64, 1e-12),
+        pytest.param("resnet34", torch.float64, 1e-12, marks=pytest.mark.full),
+        pytest.param("resnet50", torch.float64, 1e-12, marks=pytest.mark.full),
         ("mobilenet_v2", torch.float64, 1e-12),
     ],
 )

@@ -188,6 +188,7 @@ def test_a_gradient_of_zero_is_drawn(make_run: Make, put_lines: Put, tmp_path: P
     assert holds(image[half[0] :, : half[1]], styles["cut"]["color"]) > 300
 
 
+@pytest.mark.full
 def test_the_report_holds_the_pictures_and_says_how_to_read_them(
     make_run: Make, put_lines: Put, update: Update, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,6 +211,7 @@ def test_the_report_holds_the_pictures_and_says_how_to_read_them(
     assert "updates.jsonl: 1 of 4 lines" in text and "12.5%" in text and "1,234" in text
 
 
+@pytest.mark.full
 def test_a_picture_that_is_no_longer_drawn_goes(make_run: Make, put_lines: Put, update: Update, tmp_path: Path) -> None:
     folder = make_run(method="east")
     put_lines(folder, "updates", layered(update))

@@ -146,6 +146,7 @@ def test_an_out_that_is_a_file_is_one_clear_line(make_run: Make, tmp_path: Path)
         write([tmp_path], tmp_path / "file")
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("width", "terminal"), [(100, True), (60, True), (200, True), (80, False)])
 def test_the_shown_table_is_never_cut(make_run: Make, tmp_path: Path, width: int, terminal: bool) -> None:
     shares = [0.9, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 0.999]

@@ -261,7 +261,8 @@ def test_lth_and_lrr_share_one_dense_run(compose, quiet, tmp_path):
     assert sorted(json.loads(p.read_text())["method"] for p in tmp_path.rglob("result.json")) == ["dense", "lrr", "lth"]
 
 
-@pytest.mark.parametrize("epoch", [pytest.param(1, marks=pytest.mark.full), 3])
+@pytest.mark.full
+@pytest.mark.parametrize("epoch", [1, 3])
 def test_rewinding_goes_back_to_the_end_of_that_very_epoch(epoch, compose, quiet, changes, epochs):
     """Whichever epoch of the dense training was its best, and with the learning rate of what follows."""
     base = ("training.epochs=5", "training.lr=1e-9")  # no epoch is better than the first
@@ -531,6 +532,7 @@ def test_what_is_pruned_becomes_its_filters_mean(recovery, compose, quiet, monke
 # --- what must not happen ---
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "asked",
     [

@@ -17,6 +17,7 @@ from sparse_lab.record import RunFolder, cell, run_name
 from sparse_lab.run import run
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "same",
     ["paths.data=elsewhere", "logger=wandb", "trainer.devices=2", "trainer.accelerator=auto", "dataset.workers=0",

@@ -16,6 +16,7 @@ from sparse_lab.run import run
 from sparse_lab.training.files import load_network
 
 
+@pytest.mark.full
 def test_vgg16_at_98_85_keeps_the_exact_number_before_and_after_a_save_and_load(tmp_path):
     from sparse_lab.sparsity.masks import Masks, kept_for
     from sparse_lab.sparsity.scores import View, lamp

@@ -152,7 +152,9 @@ def test_explored_is_the_share_of_weights_that_were_ever_alive(compose, quiet, m
     assert 0.1 < share == pytest.approx(result["explored"], abs=1e-12)
 
 
-@pytest.mark.parametrize("width", [0.25, pytest.param(1, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "width", [pytest.param(0.25, marks=pytest.mark.full), pytest.param(1, marks=pytest.mark.nightly)]
+)
 def test_at_99_99_rigl_trains_where_layers_hold_a_handful_and_the_record_names_the_dead(width, compose, capsys):
     """At full width ResNet-34 has 2,127 weights in 37 layers, 9 in the stem; at a quarter of it 133."""
     small = ("dataset.train_limit=32", "dataset.eval_limit=32", "training.batch_size=16", "training.epochs=2")

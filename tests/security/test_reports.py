@@ -78,6 +78,7 @@ def hostile(compose, quiet, tmp_path):
     return top
 
 
+@pytest.mark.full
 def test_everything_is_shown_as_text(hostile, tmp_path, capsys):
     out = tmp_path / "report"
     assert main(["report", str(hostile), "--out", str(out)]) == 0

@@ -102,6 +102,7 @@ def test_a_run_to_export(how, traps, compose, quiet, tmp_path, capsys):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+@pytest.mark.full
 def test_weights_that_torchvision_has_fetched_before(traps, tmp_path, monkeypatch):
     """torch's cache is not compared with a hash again."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))

@@ -370,6 +370,7 @@ def test_the_seed_decides() -> None:
     assert torch.equal(torch.get_rng_state(), state), "only its own generator is used"
 
 
+@pytest.mark.full
 def test_positions_are_spread_over_channels_and_taps() -> None:
     """Over many seeds every channel and every tap of a kernel comes up."""
     model = _build("resnet34", 0.0625, 32, sharing=False)

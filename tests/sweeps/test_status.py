@@ -68,6 +68,7 @@ def test_a_sweep_whose_command_is_gone_says_what_to_do(tmp_path, sweep, capsys):
     assert capsys.readouterr().out.splitlines()[-1].endswith("no longer going: start the same command again")
 
 
+@pytest.mark.full
 def test_a_thousand_runs_are_quick_and_read_once(tmp_path, sweep, monkeypatch):
     sweep(1000, 0, 0)
     place = status.Place(tmp_path)
