@@ -1,7 +1,7 @@
 """A tiny table, filled by the real script: stopped in its middle, gone on with, counted from records.
 
-`make test-all` plays the processes that the script starts, one after the other in this one; `make test-nightly` has real
-ones.
+`make test-all` plays the processes that the script starts, one after the other in this one; `make test-nightly` has
+real ones.
 """
 
 from __future__ import annotations
