@@ -80,12 +80,15 @@ def commit() -> str:
     return done.stdout.strip()
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported and collected is no garbage: Python would look through all of it again and again
+
+
 def pytest_sessionfinish() -> None:
     gc.unfreeze()  # or extension modules report what they take for leaks
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _what_was_imported_is_no_garbage() -> None:
-    """Python would look through all of it again and again, a third of a second each time."""
+def _nor_is_what_a_module_has_imported_since() -> None:
     gc.collect()
     gc.freeze()

@@ -116,7 +116,7 @@ def test_a_dense_step_takes_more_memory_in_a_process_of_its_own_than_no_step():
     assert memory.peak("no_such_network", 1.0, 4, None) is None
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_torch_compile_takes_its_turns_or_says_why_not():
     network = build("vgg16", SMALL)
     step = training.DenseStep(network, 4, forward=training.compiled(network))

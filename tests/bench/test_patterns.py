@@ -53,9 +53,8 @@ def test_synflow_stays_connected_where_random_masks_fall_apart():
     assert found["synflow"].live_logits > 0 and found["synflow"].effective > 0.9 * found["synflow"].kept
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("vgg16", marks=pytest.mark.full), pytest.param("resnet34", marks=pytest.mark.nightly)]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["vgg16", "resnet34"])
 def test_synflow_is_connected_at_9999_in_full_width(name):
     model = build(name, 1.0)
     Masks(model).set(Patterns(name, 1.0, SPARSITIES)("synflow", 99.99))

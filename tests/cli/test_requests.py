@@ -254,7 +254,7 @@ def check_refused_by_the_command(name, tmp_path, monkeypatch, capsys) -> None:
     assert not list(tmp_path.rglob("status.json"))
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", BY_THE_COMMAND)
 def test_bad_input_gets_one_line_and_a_non_zero_exit(name, tmp_path, monkeypatch, capsys):
     check_refused_by_the_command(name, tmp_path, monkeypatch, capsys)
@@ -266,7 +266,7 @@ def test_so_does_all_other_bad_input(name, tmp_path, monkeypatch, capsys):
     check_refused_by_the_command(name, tmp_path, monkeypatch, capsys)
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(4)
 @pytest.mark.parametrize("name", sorted(BAD.keys() - set(BY_THE_COMMAND)))
 def test_what_is_wrong_is_said_in_one_line(name, tmp_path, monkeypatch):
     """The steps of the command one by one."""
@@ -347,7 +347,7 @@ def test_the_papers_points():
     assert request.axes["sparsity.target"] == ["0.9639", "0.9296"] and len(request.axes["seed"]) == 3
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_every_choice_of_every_group_composes():
     groups = (
         "model",

@@ -145,7 +145,7 @@ def test_overrides_in_any_order_are_what_hydra_makes_of_them(lines):
 
 
 def test_hydra_composes_choices_not_values(monkeypatch):
-    request = Request.read(["-m", "method=set,rigl", "sparsity=s90,s99", "seed=range(1,21)", "training.epochs=1,2"])
+    request = Request.read(["-m", "method=set,rigl", "sparsity=s90,s99", "seed=range(1,6)", "training.epochs=1,2"])
     composed = []
     original = Request._through_hydra
     monkeypatch.setattr(Request, "_through_hydra", lambda self, lines: composed.append(lines) or original(self, lines))
@@ -153,7 +153,7 @@ def test_hydra_composes_choices_not_values(monkeypatch):
     request.read_experiment_axes()
     composer, jobs = request.composer(), request.corners()
     configs = [composer.config(jobs[number]) for number in composer.order(jobs)]
-    assert len({(c.method.name, c.sparsity.target, c.seed, c.training.epochs) for c in configs}) == 160
+    assert len({(c.method.name, c.sparsity.target, c.seed, c.training.epochs) for c in configs}) == 40
     assert len(composed) == 1 + 4
 
 

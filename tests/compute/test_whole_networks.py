@@ -120,7 +120,9 @@ def test_a_network_computes_what_dense_masked_torch_computes(twins: type, name: 
     check(twins(CASES[name].build(), density=CASES[name].density), CASES[name])
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("name", MORE)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.nightly if name.endswith(" wide") else pytest.mark.full) for name in MORE],
+)
 def test_more_networks_compute_what_dense_masked_torch_computes(twins: type, name: str) -> None:
     check(twins(MORE[name].build(), density=MORE[name].density), MORE[name])

@@ -72,9 +72,8 @@ def test_every_step_is_the_same_in_the_gpus_layout(name, compose, quiet, with_st
         assert same, key
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("rigl", marks=pytest.mark.full), pytest.param("east", marks=pytest.mark.nightly)]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["rigl", "east"])
 def test_every_step_is_the_same_compiled(name, compose, quiet, tmp_path):
     """EAST is compiled twice: with DyReLU and without."""
     words = (*METHODS[name], "sparsity.target=0.8", "trainer.precision=64-true")

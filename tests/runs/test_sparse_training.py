@@ -55,8 +55,8 @@ def test_density_follows_the_cycles_to_the_weight_and_ends_at_the_target(shape, 
     positions = {layer["name"]: layer["macs"] // layer["total"] for layer in result["layers"]}
     macs = {row["step"]: sum(positions[name] * layer["kept"] for name, layer in row["layers"].items()) for row in rows}
     mean = sum((after - step) * macs[step] for step, after in pairwise([*sorted(wanted), 20])) / 20
-    # 20 steps of 32 images, three passes each, two operations a multiply-add
-    assert result["flops"]["training_sparse"] == round(6 * 20 * 32 * mean)
+    # 20 steps of 16 images, three passes each, two operations a multiply-add
+    assert result["flops"]["training_sparse"] == round(6 * 20 * 16 * mean)
 
 
 @pytest.mark.parametrize("method", [pytest.param("set", marks=pytest.mark.full), "rigl"])

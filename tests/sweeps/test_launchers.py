@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-LONG = ("training.epochs=40", "dataset.train_limit=256", "training.batch_size=64")
+LONG = ("training.epochs=24", "dataset.train_limit=256", "training.batch_size=64")
+LONGER = ("training.epochs=40", *LONG[1:])
 
 
 def check_one_failed(done: subprocess.CompletedProcess[str], outcomes: list[dict[str, Any]], out: Path) -> None:
@@ -183,7 +184,7 @@ def _name(pid: int) -> str:
 def test_a_ray_cluster_that_loses_a_node_and_the_second_start(cluster, tmp_path, small, command, outcomes, results):
     address, node = cluster
     argv = ["-m", "hydra/launcher=ray", f"hydra.launcher.ray.init.address={address}"]
-    argv += ["hydra.launcher.ray.remote.max_retries=0", "seed=1,2,3,4", *small, *LONG]
+    argv += ["hydra.launcher.ray.remote.max_retries=0", "seed=1,2,3,4", *small, *LONGER]
     process = subprocess.Popen(
         [sys.executable, "-m", "sparse_lab", *argv],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,

@@ -80,7 +80,7 @@ def test_the_same_search_again_finds_its_trials_and_a_failed_one_does_not_end_it
     assert next(line for line in again.stdout.splitlines() if line.startswith("best: ")) == line
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_a_search_of_which_every_trial_fails_says_so(small, command, outcomes):
     pytest.importorskip("optuna")
     done = command(*SEARCH, "hydra.sweeper.n_trials=2", "training.lr=1e30", "seed=1,2", *small)
