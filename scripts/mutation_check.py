@@ -98,9 +98,8 @@ FAULTS = [
         "sparsity callbacks runs",
     ),
     Fault(
-        "an update after the last step", "callbacks/after_step.py",
-        "return steps_done < self.clock.steps_a_round and self.rule.due(steps_done)",
-        "return self.rule.due(steps_done)", "callbacks runs",
+        "gradients of pruned weights come a step late", "callbacks/after_step.py",
+        "self._due(self.clock.step_in_round + 1)", "self._due(self.clock.step_in_round)", "runs",
     ),
     Fault(
         "RigL grows where the gradient is smallest", "sparsity/scores.py",

@@ -248,3 +248,10 @@ def test_what_a_training_is_too_short_for_is_said(compose, capsys):
     said = capsys.readouterr().out
     assert "nothing is ever rewired" in said and "or lower method.rewire.every" in said
     assert "density does not move in a cycle" in said
+
+
+def test_nothing_is_exchanged_after_the_last_step(compose, quiet):
+    """What grew there would not be trained any more."""
+    config = compose("method=rigl", "sparsity=s90", "method.rewire.every=1", "method.rewire.end=1.0")
+    run(config, "x", quiet)
+    assert [row["step"] for row in lines(config) if row["change"] == "rewire"] == [1, 2, 3]
