@@ -22,9 +22,9 @@ from rich.text import Text
 
 from sparse_lab.config import (
     KINDS,
+    Config,
     MethodConfig,
     ScheduleConfig,
-    TrainingConfig,
     UserError,
     check_ranges,
     conf_dir,
@@ -48,8 +48,6 @@ HEADS = {
 }
 BESIDE = ("paper", "config", "needs")
 NARROW = 100
-# the groups of the schema that a method's files and its schedule's may set or point to
-PARTS = {"method": MethodConfig, "schedule": ScheduleConfig, "training": TrainingConfig}
 
 
 def methods(user_conf: Path | None = None, measured: Path = MEMORY) -> list[dict[str, str]]:
@@ -142,7 +140,7 @@ class Files:
     """Config groups on disk. Where two folders have a file of the same name the first one's counts, as in Hydra."""
 
     folders: list[Path]
-    schema: DictConfig = field(default_factory=lambda: OmegaConf.create(dict(PARTS)))
+    schema: DictConfig = field(default_factory=lambda: OmegaConf.structured(Config))
     _have_read: dict[tuple[str, str], tuple[DictConfig, str | None]] = field(default_factory=dict, init=False)
 
     def names(self, group: str) -> list[str]:

@@ -72,7 +72,7 @@ def _importing(frame: FrameType | None) -> bool:
 
 
 def _compiling(frame: FrameType | None) -> bool:
-    """LLVM calls this while it compiles: What is raised there is swallowed, and numba fails on what is missing."""
+    """LLVM calls this while it compiles: what is raised there is swallowed, and numba fails on what is missing."""
     return _within(frame, "llvmlite/binding/executionengine.py")
 
 

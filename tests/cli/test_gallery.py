@@ -212,3 +212,10 @@ def test_the_gallery_answers_without_torch():
 def test_the_readme_carries_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods", "--markdown"]) == 0
     assert capsys.readouterr().out.strip() in (conf_dir().parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_method_may_point_to_any_key_of_a_run(tmp_path):
+    (tmp_path / "method").mkdir()
+    text = "defaults: [rigl, _self_]\nname: mine\nrewire: {every: '${seed}', fraction: '${sparsity.target}'}\n"
+    (tmp_path / "method" / "mine.yaml").write_text(text)
+    assert "mine" in [row["name"] for row in methods(tmp_path)]
