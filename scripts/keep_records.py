@@ -14,7 +14,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from sparse_lab.whole import CHECKSUM, damaged, write_record, write_whole
+from sparse_lab.records.atomic_io import CHECKSUM, damaged, write_record, write_whole
 
 KEPT = ("config.yaml", "status.json", "metrics.csv", "result.json")
 WHERE_THERE = ("updates.jsonl", "activations.jsonl", "gradients.jsonl")

@@ -28,13 +28,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from sparse_lab import stages
-from sparse_lab.compose import to_config
-from sparse_lab.config import Config, MethodConfig, UserError, nearest
-from sparse_lab.gallery import MEMORY
-from sparse_lab.record import RunFolder
-from sparse_lab.requests import Request
-from sparse_lab.whole import write_whole
+from sparse_lab.cli.methods import MEMORY
+from sparse_lab.config import Config, MethodConfig
+from sparse_lab.errors import UserError, nearest
+from sparse_lab.experiment import phases
+from sparse_lab.experiment.compose import to_config
+from sparse_lab.records.atomic_io import write_whole
+from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.sweep.plan import Request
 
 OVERRIDES = (
     "dataset=synthetic",
@@ -92,8 +93,8 @@ def config_of(method: str, width: float, outputs: Path) -> Config:
 
 def starts_of(config: Config) -> list[Config]:
     """The runs that `config` starts from."""
-    found = [stages.parent(config), stages.rewound(config), stages.reference(config)]
-    found += [stages.dense(config)] if config.method.regrows else []
+    found = [phases.parent(config), phases.rewound(config), phases.reference(config)]
+    found += [phases.dense(config)] if config.method.regrows else []
     return [one for one in found if one is not None]
 
 
@@ -107,8 +108,8 @@ def train(config: Config) -> dict[str, Any]:
     """The run's record. Raises UserError when the request is wrong."""
     from rich.console import Console
 
-    from sparse_lab.check import check
-    from sparse_lab.run import run
+    from sparse_lab.experiment.runner import run
+    from sparse_lab.experiment.validate import check
 
     check(config)
     return run(config, "scripts/measure_memory.py", Console(quiet=True))
@@ -118,7 +119,7 @@ def measure(config: Config) -> dict[str, Any]:
     """The run's record, `peak_memory_mb` counted from when all libraries were loaded. Raises UserError where the system
     does not let a process reset its peak.
     """
-    from sparse_lab.outcome import peak_memory, reset_peak_memory
+    from sparse_lab.records.system import peak_memory, reset_peak_memory
 
     with tempfile.TemporaryDirectory() as folder:
         warm = replace(config, model=replace(config.model, width=1 / 16), method=MethodConfig(name="dense"))
@@ -142,7 +143,7 @@ def row_of(method: str, config: Config, dense: dict[str, dict[str, Any]], commit
     """Measure one method, and dense training of the same network if `dense` (by network) does not have it yet."""
     model = config.model.name
     if model not in dense:
-        dense[model] = apart(measure, stages.dense(config))
+        dense[model] = apart(measure, phases.dense(config))
     if method == "dense":
         result = dense[model]
     else:
@@ -156,7 +157,7 @@ def row_of(method: str, config: Config, dense: dict[str, dict[str, Any]], commit
 
 
 def commit_now() -> str | None:
-    from sparse_lab.outcome import commit
+    from sparse_lab.records.system import commit
 
     return commit()
 
@@ -182,7 +183,7 @@ def main() -> int:
     parser.add_argument("methods", nargs="*", metavar="METHOD", help="methods of the gallery; without any: all")
     parser.add_argument("--width", type=float, metavar="W", help="model.width for a quick trial, which writes nothing")
     args = parser.parse_args()
-    known = Request.read([]).choices("method")
+    known = Request.read([]).source.choices("method")
     for method in args.methods:
         if method not in known:
             parser.error(f"unknown method {method!r}; {nearest(method, known)}")

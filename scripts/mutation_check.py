@@ -40,10 +40,10 @@ FAULTS = [
     Fault(
         "a mask that is skipped when weights are zeroed", "sparsity/masks.py",
         "            torch._foreach_mul_(values, factors)", "            torch._foreach_mul_(values[1:], factors[1:])",
-        "sparsity callbacks",
+        "sparsity algorithms",
     ),
     Fault(
-        "top-k keeps one too many among ties", "sparsity/selection.py",
+        "top-k keeps one too many among ties", "sparsity/topk.py",
         "picked[places[: k - above]] = True", "picked[places[: k - above + 1]] = True", "sparsity",
     ),
     Fault(
@@ -52,53 +52,53 @@ FAULTS = [
         "(step - self.begin - 1) % self.every == 0 or step == self.end", "sparsity",
     ),
     Fault(
-        "torch's generator is not restored", "training/files.py",
+        "torch's generator is not restored", "training/checkpoint_io.py",
         '    torch.set_rng_state(state["torch"])\n', "", "training runs",
     ),
     Fault(
-        "wrong sign in the sparse SGD", "compute/optimizer_kernels.py",
+        "wrong sign in the sparse SGD", "sparse_cpu/optimizer_kernels.py",
         "weight[at] -= lr * (gradient[i] + decay * weight[at])",
-        "weight[at] -= lr * (gradient[i] - decay * weight[at])", "compute",
+        "weight[at] -= lr * (gradient[i] - decay * weight[at])", "sparse_cpu",
     ),
     Fault(
-        "the clock ticks twice", "training/clock.py",
+        "the clock ticks twice", "sparsity/clock.py",
         "        self.step_in_round += 1", "        self.step_in_round += 2", "training runs",
     ),
     Fault(
-        "what regrows does not start at zero", "callbacks/regrow.py",
+        "what regrows does not start at zero", "algorithms/regrow.py",
         "            fresh = torch.zeros_like(weight)", "            fresh = torch.full_like(weight, 1e-3)",
-        "callbacks runs",
+        "algorithms runs",
     ),
     Fault(
-        "the optimizer keeps its state at a round's start", "training/recipes.py",
+        "the optimizer keeps its state at a round's start", "sparsity/optimizer_state.py",
         "    optimizer.state.clear()", "    pass", "training runs",
     ),
     Fault(
-        "a run's name forgets the method's own keys", "record.py",
+        "a run's name forgets the method's own keys", "experiment/identity.py",
         '        del plain["method"][key]\n    return plain',
-        '        del plain["method"][key]\n    plain["method"].pop("prune", None)\n    return plain', "runs cli",
+        '        del plain["method"][key]\n    plain["method"].pop("prune", None)\n    return plain', "runs cli sweep",
     ),
     Fault(
-        "a torn result counts", "record.py",
+        "a torn result counts", "records/run_dir.py",
         "if not isinstance(result, dict) or damaged(result) or", "if not isinstance(result, dict) or", "runs",
     ),
     Fault(
-        "ERK by the first two dimensions", "sparsity/allocation.py",
+        "ERK by the first two dimensions", "sparsity/distributions.py",
         "return {name: float(sum(shape)) for", "return {name: float(sum(shape[:2])) for", "sparsity",
     ),
     Fault(
-        "a fourth row is left out of the sums", "compute/conv_kernels.py",
+        "a fourth row is left out of the sums", "sparse_cpu/conv_kernels.py",
         "out[i] += v0 * a[i] + v1 * b[i] + v2 * c[i] + v3 * d[i]", "out[i] += v0 * a[i] + v1 * b[i] + v2 * c[i]",
-        "compute",
+        "sparse_cpu",
     ),
     # the rest
     Fault(
         "optimizer state outside of the mask stays", "sparsity/masks.py",
         "for tensor in (module.weight, *state_like(optimizer, module.weight)):", "for tensor in (module.weight,):",
-        "sparsity callbacks runs",
+        "sparsity algorithms runs",
     ),
     Fault(
-        "gradients of pruned weights come a step late", "callbacks/after_step.py",
+        "gradients of pruned weights come a step late", "algorithms/after_step.py",
         "self._due(self.clock.step_in_round + 1)", "self._due(self.clock.step_in_round)", "runs",
     ),
     Fault(
@@ -107,7 +107,7 @@ FAULTS = [
         "    return {name: -grad.abs() for name, grad in view.gradients().items()}", "sparsity runs",
     ),
     Fault(
-        "drop and grow exchanges one too few", "sparsity/updates.py",
+        "drop and grow exchanges one too few", "sparsity/mask_updates.py",
         "math.ceil(fraction * kept - 1e-9)", "math.floor(fraction * kept - 1e-9)", "sparsity runs",
     ),
     Fault(
@@ -115,7 +115,7 @@ FAULTS = [
         "(1.0 + (self.multiplier - 1.0) * rise)", "(1.0 + (self.multiplier - 1.0) * rise / 2)", "sparsity runs",
     ),
     Fault(
-        "DyReLU fades a step late", "callbacks/dyrelu_phasing.py",
+        "DyReLU fades a step late", "algorithms/dyrelu_phasing.py",
         "return 1.0 if step <= begin else (end - step) / (end - begin)",
         "return 1.0 if step <= begin + 1 else (end - step) / (end - begin)", "runs",
     ),
@@ -156,20 +156,20 @@ FAULTS = [
         "sparsity",
     ),
     Fault(
-        "multiply-adds of all weights count as sparse", "sparsity/cost.py",
+        "multiply-adds of all weights count as sparse", "sparsity/flops.py",
         "multiplied = total if hasattr(module, \"offset\") else kept", "multiplied = total", "sparsity",
     ),
     Fault(
-        "a checkpoint without its seal is whole", "whole.py",
+        "a checkpoint without its seal is whole", "records/atomic_io.py",
         "        return False if content[:4] ==", "        return None if content[:4] ==", "runs",
     ),
     Fault(
-        "Adam's second moment grows with the first rate", "compute/optimizer_kernels.py",
+        "Adam's second moment grows with the first rate", "sparse_cpu/optimizer_kernels.py",
         "second = square[at] * beta2 + rate2 * step * step", "second = square[at] * beta2 + rate1 * step * step",
-        "compute",
+        "sparse_cpu",
     ),
     Fault(
-        "metrics of a run that goes on keep a row too many", "record.py",
+        "metrics of a run that goes on keep a row too many", "records/run_dir.py",
         "lines[: epochs + 1]", "lines[: epochs + 2]", "runs",
     ),
 ]  # fmt: skip
@@ -208,9 +208,9 @@ def copied(copy: Path) -> None:
         if (TOP / name).is_file() and not name.startswith("results/"):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(TOP / name, copy / name)
-    kernels = TOP / "sparse_lab" / "compute" / "__pycache__"
+    kernels = TOP / "sparse_lab" / "sparse_cpu" / "__pycache__"
     if kernels.is_dir():  # numba knows them by the dates of their sources, which were kept
-        shutil.copytree(kernels, copy / "sparse_lab" / "compute" / "__pycache__")
+        shutil.copytree(kernels, copy / "sparse_lab" / "sparse_cpu" / "__pycache__")
     for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=x", "-c", "user.email=x", "commit", "-qm", "copy"]):
         subprocess.run(["git", "-C", copy, *words], check=True)
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparse_lab.config import UserError
+from sparse_lab.errors import UserError
 
 if TYPE_CHECKING:
     from reproduce_jobs import Filling
@@ -96,7 +96,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     began = time.monotonic()
     from reproduce_table import State, Table, check_reserved, plan, write_copy
 
-    from sparse_lab.requests import gpus_a_job
+    from sparse_lab.experiment.compose import gpus_a_job
 
     table = Table.read(options.table)
     recipe = table.recipe(options.recipe)
@@ -160,7 +160,7 @@ def _fill(runs: list[Run], state: State, options: argparse.Namespace, deadline: 
 
 def _unfit(runs: list[Run]) -> dict[str, str]:
     """The runs that lack something on this machine (data, a GPU, a package), with what it is."""
-    from sparse_lab.check import check
+    from sparse_lab.experiment.validate import check
 
     found: dict[int, str | None] = {}
     for run in runs:
@@ -204,8 +204,8 @@ def _show(table: Table, recipe: str, runs: list[Run], state: State) -> None:
 
 
 def _row(cell: Cell, group: list[Run], state: State) -> list[str]:
-    from sparse_lab.report.published import find, load
-    from sparse_lab.report.table import accuracy, percent
+    from sparse_lab.report.load.published import find, load
+    from sparse_lab.report.tables.aggregate import accuracy, percent
 
     values = [float(state.done[run.name]["test_accuracy"]) for run in group if run.name in state.done]
     config = cell.config

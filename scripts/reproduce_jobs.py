@@ -16,9 +16,9 @@ from types import FrameType
 
 from reproduce_table import Run, State
 
-from sparse_lab.config import UserError
-from sparse_lab.secrets import redact
-from sparse_lab.whole import printable
+from sparse_lab.errors import UserError
+from sparse_lab.records.atomic_io import printable
+from sparse_lab.records.redaction import redact
 
 GRACE = 120.0  # seconds for stopped runs to save what they have
 LOOK_EVERY = 0.2

@@ -27,14 +27,16 @@ from typing import Any
 import yaml
 from keep_records import keep_run
 
-from sparse_lab import stages
-from sparse_lab.check import check_request
-from sparse_lab.compose import to_config
-from sparse_lab.config import Config, UserError, nearest
-from sparse_lab.record import RunFolder, digest, identity
-from sparse_lab.report.records import Finished, read
-from sparse_lab.requests import Request
-from sparse_lab.whole import write_whole
+from sparse_lab.config import Config
+from sparse_lab.errors import UserError, nearest
+from sparse_lab.experiment import phases
+from sparse_lab.experiment.compose import to_config
+from sparse_lab.experiment.identity import digest, identity
+from sparse_lab.experiment.validate import check_request
+from sparse_lab.records.atomic_io import write_whole
+from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.report.load.records import Finished, read
+from sparse_lab.sweep.plan import Request
 
 TABLES = Path(__file__).with_name("tables")
 KEYS = ("title", "seeds", "always", "recipes", "devices", "cells")
@@ -158,7 +160,7 @@ class Cell:
 
     @property
     def sparsity(self) -> float:
-        return round(stages.final_sparsity(self.config), 6)
+        return round(phases.final_sparsity(self.config), 6)
 
 
 @dataclass(frozen=True)
@@ -190,10 +192,10 @@ class Run:
 
 
 def ancestors(config: Config) -> Iterator[Config]:
-    """What `sparse_lab.run` makes first for this config, and for that in turn."""
-    direct = [stages.parent(config), stages.reference(config), stages.rewound(config)]
+    """What `sparse_lab.experiment.runner` makes first for this config, and for that in turn."""
+    direct = [phases.parent(config), phases.reference(config), phases.rewound(config)]
     if config.method.regrows:
-        direct.append(stages.dense(config))
+        direct.append(phases.dense(config))
     for other in direct:
         if other is not None:
             yield from ancestors(other)
@@ -233,7 +235,7 @@ def compose(lines: list[str], seed: int) -> Config:
     for key, values in request.axes.items():
         raise UserError(f"{key}={','.join(values)} is a sweep: a cell is one run, give it a cell a value")
     config = to_config(request.compose([]))
-    if config.method.goes_on and config.method.starts_from not in (known := request.choices("method")):
+    if config.method.goes_on and config.method.starts_from not in (known := request.source.choices("method")):
         raise UserError(
             f"method.starts_from={config.method.starts_from}: {nearest(str(config.method.starts_from), known)}"
         )

@@ -26,7 +26,7 @@ import torch
 
 TOP = Path(__file__).resolve().parents[1]
 TABLE = runpy.run_path(str(TOP / "tests" / "runs" / "test_every_method.py"), run_name="table")
-SMALL = runpy.run_path(str(TOP / "tests" / "runs" / "conftest.py"), run_name="conftest")["SMALL"]
+SMALL = runpy.run_path(str(TOP / "tests" / "conftest.py"), run_name="conftest")["SMALL"]
 LARGER = ("model.width=0.125", "dataset.train_limit=160", "training.batch_size=32")  # five steps an epoch
 # what runs are asked beside their method: name -> overrides
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -91,9 +91,7 @@ def requests() -> dict[str, tuple[str, ...]]:
 def left_by(outputs: Path, name: str, own: tuple[str, ...]) -> dict[str, str]:
     """A hash for each thing that the run, and each run that it starts from, left."""
     command = [sys.executable, "-m", "sparse_lab", *SMALL, *LARGER, *TABLE["COMMON"], *own, f"paths.outputs={outputs}"]
-    done = subprocess.run(
-        command, cwd=TOP, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
+    done = subprocess.run(command, cwd=TOP, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     if done.returncode:
         return {"error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}"}
     found: dict[str, str] = {}
@@ -110,8 +108,7 @@ def parts_of(place: Path) -> dict[str, Any]:
     last = torch.load(place / "checkpoints" / "last.ckpt", weights_only=True)
     best = torch.load(place / "checkpoints" / "best.ckpt", weights_only=True)
     lines = {
-        path.stem: [plain(json.loads(line)) for line in path.read_text().splitlines()]
-        for path in place.glob("*.jsonl")
+        path.stem: [plain(json.loads(line)) for line in path.read_text().splitlines()] for path in place.glob("*.jsonl")
     }
     return {
         "network": best["network"],

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparse_lab.deploy.packed import load as load
+    from sparse_lab.export.packed import load as load
 
 __version__ = "0.1.0"
 
@@ -17,7 +17,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 def __getattr__(name: str) -> Any:
     if name == "load":  # the one thing that is wanted without the command line; it brings torch
-        from sparse_lab.deploy.packed import load
+        from sparse_lab.export.packed import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,6 +2,6 @@
 
 import sys
 
-from sparse_lab.cli import main
+from sparse_lab.cli.main import main
 
 sys.exit(main())

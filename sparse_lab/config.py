@@ -8,15 +8,12 @@ stand beside it, and `check` turns a value outside them into one clear line. Not
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-
-class UserError(Exception):
-    """Something that the user can mend: shown as one line, without a traceback."""
+from sparse_lab.errors import UserError, nearest
 
 
 def conf_dir() -> Path:
@@ -26,13 +23,6 @@ def conf_dir() -> Path:
         if (folder / "config.yaml").is_file() and (folder / "method").is_dir():
             return folder
     raise UserError(f"conf/ was found neither beside nor inside {package}: install sparse_lab again")
-
-
-def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """A hint for a mistyped name: the nearest known one, and all of them."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(sorted(known))}"
 
 
 def key(
@@ -193,7 +183,7 @@ class PruneConfig:
     unit: str = key("weights", "what goes at a time: single weights, or whole filters", choices=("weights", "filters"))
     score: str = key(
         "lamp",
-        "how good each weight is (sparse_lab.sparsity.scores), or each filter (sparse_lab.sparsity.filter_scores)",
+        "how good each weight is (sparse_lab/sparsity/scores.py), or each filter (structured/filter_scores.py)",
     )
     allocation: str = key("global", "how the kept weights are split over layers", choices=ALLOCATIONS)
     batches: int = key(10, "training batches that scores with gradients or feature maps average over", low=1)

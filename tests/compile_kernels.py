@@ -3,7 +3,7 @@
     python tests/compile_kernels.py            forget what is out of date, compile what is missing
     python tests/compile_kernels.py --forget   only the first
 
-numba knows a cached kernel by its own file's date. It does not see that `runs` or `layout` have changed, whose code and
+numba knows a cached kernel by its own file's date. It does not see that `simd` or `layout` have changed, whose code and
 constants are compiled in; here a kernel is forgotten when any of them has. Nor does it lock its index: two processes
 that compile one kernel for two types at one moment can leave the code of one under the name of the other. So kernels
 are shared out by file, and tests find everything compiled. With nothing to do this returns before numba is imported.
@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 TOP = Path(__file__).resolve().parents[1]
-SOURCES = TOP / "sparse_lab" / "compute"
+SOURCES = TOP / "sparse_lab" / "sparse_cpu"
 # which files are compiled by one process: about the same work each, the most first
 SHARES = (
     ("conv_kernels",),
     ("norm_kernels",),
-    ("map_kernels", "optimizer_kernels", "layout", "live"),
+    ("op_kernels", "optimizer_kernels", "layout", "sparse_weights"),
     ("inference_kernels",),
 )
 MODULES = tuple(module for share in SHARES for module in share)
@@ -57,7 +57,7 @@ CALLS: dict[str, dict[str, str]] = {
         "norm_pool_input": f"A1 A1 i 6i I1 {AFFINE} A1 A1",
         "add": "A1 A1",
     },
-    "map_kernels": {
+    "op_kernels": {
         "mean": "A1 A1 i i i i i i i",
         "mean_input": "A1 A1 i i i i i i i i I1 b",
         "max_pool": "A1 A1 U1 8i 2i 2i 2i",
@@ -71,7 +71,7 @@ CALLS: dict[str, dict[str, str]] = {
         "adam": "A1 A1 A1 I1 A1 N N N N N N N N",
     },
     "layout": {"_pack": "A1 A1 i i i i i i", "_unpack": "A1 A1 i i i i i i", "_fill": "A1 i i i i i i I1 A1"},
-    "live": {"_buckets": "I1 i"},
+    "sparse_weights": {"_buckets": "I1 i"},
     "inference_kernels": {
         "run_blocks": "F4 F2 F2 F2 i 7i 2i I2 I1 J1 F1 F1",
         "run_layers": "F4 F2 F2 F2 i 7i 2i I2 I1 J1 F1 F1 I2 i",
@@ -114,7 +114,7 @@ def sources(module: str) -> set[str]:
         one = ahead.pop()
         found.add(one)
         for node in ast.walk(ast.parse((SOURCES / f"{one}.py").read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sparse_lab.compute."):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sparse_lab.sparse_cpu."):
                 ahead.add(str(node.module).rpartition(".")[2])
         ahead -= found
     return found
@@ -153,7 +153,7 @@ def compile_all(modules: list[str]) -> None:
 
 def compile_here(modules: list[str]) -> None:
     for name in modules:
-        module = importlib.import_module(f"sparse_lab.compute.{name}")
+        module = importlib.import_module(f"sparse_lab.sparse_cpu.{name}")
         for kernel, signature in signatures(name):
             getattr(module, kernel).compile(signature)
 

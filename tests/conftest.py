@@ -7,7 +7,10 @@ import os
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # before torch is imported: tests run side by side, and so small networks are slower with more threads. Processes that
 # a test starts inherit it.
@@ -19,8 +22,28 @@ import pytest
 
 import sparse_lab  # noqa: F401  before torch is: how long its threads spin is read once
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sparse_lab.config import Config
+    from sparse_lab.experiment.compose import Composer
+
 HERE = Path(__file__).parent
 SHARE = 10
+# a run of a second or two; two steps an epoch
+SMALL = (
+    "dataset=digits",
+    "training=digits",
+    "model.width=0.0625",
+    "dataset.train_limit=32",
+    "dataset.eval_limit=30",
+    "training.batch_size=16",
+    "training.epochs=2",
+    "training.finetune.epochs=2",
+    "training.regrow.epochs=2",
+    "trainer=cpu",
+    "trainer.progress=false",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -92,3 +115,40 @@ def pytest_sessionfinish() -> None:
 def _nor_is_what_a_module_has_imported_since() -> None:
     gc.collect()
     gc.freeze()
+
+
+@cache
+def composer() -> Composer:
+    """As a sweep's jobs are composed: Hydra puts the same choices together once."""
+    from sparse_lab.sweep.plan import Request
+
+    return Request.read([]).composer()
+
+
+def composed(*words: str) -> Config:
+    return composer().config(dict(one.split("=", 1) for one in words))
+
+
+@pytest.fixture
+def small() -> tuple[str, ...]:
+    """The words of a small run; a room that needs another one adds to them."""
+    return SMALL
+
+
+@pytest.fixture
+def compose(small: tuple[str, ...], tmp_path: Path) -> Callable[..., Config]:
+    """compose("method=oneshot", ...) -> the config of a small run under tmp_path."""
+    return partial(composed, f"paths.outputs={tmp_path}", *small)
+
+
+@pytest.fixture(scope="session")
+def compose_under() -> Callable[..., Config]:
+    """compose_under(folder, "method=oneshot", ...) -> the config of a small run whose outputs lie in `folder`."""
+    return lambda outputs, *words: composed(f"paths.outputs={outputs}", *SMALL, *words)
+
+
+@pytest.fixture
+def quiet() -> Console:
+    from rich.console import Console
+
+    return Console(quiet=True)

@@ -1,6 +1,5 @@
 """`sparse-lab bench`: speed on this machine as ratios, measured in one process, the candidates in turn.
 
-command      the command's words
 cells        what is measured, and what came out: medians and spreads of ratios within a round
 patterns     masks of a sparsity: ERK, one global threshold, SynFlow
 training, inference   the candidates of a network, each ready to be called
@@ -12,7 +11,3 @@ table, picture        what is printed, written and drawn
 train, together, train_table   `bench train`: whole runs, and loops beside them
 selection, masks      two benches of their own: finding the best weights, enforcing masks
 """
-
-from sparse_lab.bench.command import main
-
-__all__ = ["main"]

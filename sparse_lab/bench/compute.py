@@ -10,22 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from sparse_lab.bench import inference, memory, picture, table, training
-from sparse_lab.bench.cells import (
-    DENSE,
-    IMAGE_SIZE,
-    INFERENCE,
-    SPARSE,
-    TRAINING,
-    Cell,
-    Entry,
-    Measured,
-    Say,
-    Settings,
-)
+from sparse_lab.bench.cells import DENSE, IMAGE_SIZE, INFERENCE, SPARSE, TRAINING, Cell, Entry, Measured, Say, Settings
 from sparse_lab.bench.patterns import Patterns, build
 from sparse_lab.bench.roofline import Machine, machine
 from sparse_lab.bench.rounds import Budget, measure, too_slow, trial_batch
-from sparse_lab.config import UserError
+from sparse_lab.errors import UserError
 from sparse_lab.sparsity.masks import count, kept_for, layers
 
 WEIGHTS = {TRAINING: 2.0, INFERENCE: 1.0}  # shares of the time

@@ -15,12 +15,12 @@ from sparse_lab.bench.cells import DENSE, IMAGE_SIZE, INFERENCE, SPARSE, Cell, E
 from sparse_lab.bench.patterns import SEED, Pattern, Patterns, build
 from sparse_lab.bench.roofline import inference_work
 from sparse_lab.bench.training import batch_of, compiled, try_out
-from sparse_lab.compute.arithmetic import SparseArithmetic
-from sparse_lab.config import UserError
-from sparse_lab.deploy import onnx
-from sparse_lab.deploy.live import reduced
-from sparse_lab.deploy.network import SparseNetwork
-from sparse_lab.deploy.trace import traced
+from sparse_lab.errors import UserError
+from sparse_lab.export import onnx
+from sparse_lab.export.dead_channels import reduced
+from sparse_lab.export.runtime import SparseNetwork
+from sparse_lab.export.trace import traced
+from sparse_lab.sparse_cpu.engine import SparseArithmetic
 from sparse_lab.sparsity.connectivity import connectivity
 from sparse_lab.sparsity.masks import Masks
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from sparse_lab.outcome import commit, device_name
+from sparse_lab.records.system import commit, device_name
 
 Times = dict[str, list[float]]
 

@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
 
     from sparse_lab.bench.patterns import build
     from sparse_lab.bench.training import DenseStep, SparseStep
-    from sparse_lab.outcome import peak_memory
+    from sparse_lab.records.system import peak_memory
 
     model, images = build(argv[0], float(argv[1])), int(argv[2])
     step: DenseStep | SparseStep

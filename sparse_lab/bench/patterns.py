@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from sparse_lab import models
 from sparse_lab.bench.cells import IMAGE_SIZE
+from sparse_lab.sparsity.mask_updates import prune_to
 from sparse_lab.sparsity.masks import Masks, kept_for
 from sparse_lab.sparsity.scores import View, find
-from sparse_lab.sparsity.updates import prune_to
 
 SEED = 0
 STEP = 0.5  # SynFlow keeps at least this share of the weights from one scoring to the next: over 90% then lie on paths

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_lab.bench.cells import DENSE, MASKS, RIVALS, SPARSE, TRAINING, Cell, Measured
-from sparse_lab.report.plot import COLOURS
-from sparse_lab.report.sheet import legend, legend_height, sheet
-from sparse_lab.whole import whole
+from sparse_lab.records.atomic_io import whole
+from sparse_lab.report.figures.accuracy import COLOURS
+from sparse_lab.report.figures.style import legend, legend_height, sheet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

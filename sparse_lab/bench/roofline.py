@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from sparse_lab.deploy.graph import Conv, Graph
-from sparse_lab.sparsity.cost import layer_costs
+from sparse_lab.export.graph import Conv, Graph
+from sparse_lab.sparsity.flops import layer_costs
 from sparse_lab.sparsity.masks import layers
 
 NUMBER = 4  # bytes of a float32

@@ -10,7 +10,7 @@ import torch
 from sparse_lab.bench.interleaved import Times, interleaved
 from sparse_lab.bench.patterns import build
 from sparse_lab.bench.training import DenseStep
-from sparse_lab.sparsity.selection import top_k
+from sparse_lab.sparsity.topk import top_k
 
 BASE = "ResNet-34 training step"
 

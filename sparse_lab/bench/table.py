@@ -14,8 +14,8 @@ import torch
 from sparse_lab.bench.cells import DENSE, RIVALS, SPARSE, TRAINING, Cell, Facts, Measured, Settings, Spread
 from sparse_lab.bench.roofline import Machine, Work
 from sparse_lab.bench.rounds import trial_batch
-from sparse_lab.outcome import commit, device_name, version
-from sparse_lab.whole import write_whole
+from sparse_lab.records.atomic_io import write_whole
+from sparse_lab.records.system import commit, device_name, version
 
 COLUMN = 10  # characters of a number
 LABEL = 34

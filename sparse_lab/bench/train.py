@@ -27,17 +27,18 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from sparse_lab import data
-from sparse_lab.compose import to_config
-from sparse_lab.compute.device import device_of, layout_of
-from sparse_lab.config import Config, UserError
-from sparse_lab.outcome import peak_memory, reset_peak_memory
-from sparse_lab.parts import assemble, build_model, make_trainer
-from sparse_lab.record import RunFolder
-from sparse_lab.requests import Request
-from sparse_lab.timetable import recipe_of
-from sparse_lab.training.recipes import make_optimizer
+from sparse_lab.config import Config
+from sparse_lab.errors import UserError
+from sparse_lab.experiment.build import assemble, build_model, make_trainer
+from sparse_lab.experiment.compose import to_config
+from sparse_lab.experiment.timeline import recipe_of
+from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.records.system import peak_memory, reset_peak_memory
+from sparse_lab.sweep.plan import Request
+from sparse_lab.training.device import device_of, layout_of
+from sparse_lab.training.optimizers import make_optimizer
+from sparse_lab.training.signals import StopRequest
 from sparse_lab.training.step import TrainingStep, way
-from sparse_lab.training.stop import StopRequest
 
 BARE, PLAIN = "bare loop", "plain loop"
 WARM = 1  # epochs that do not count: there the step is compiled

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from sparse_lab.bench.train import BARE, PLAIN, Pace, Settings
-from sparse_lab.compute.device import device_of
-from sparse_lab.outcome import commit, device_name
-from sparse_lab.whole import write_whole
+from sparse_lab.records.atomic_io import write_whole
+from sparse_lab.records.system import commit, device_name
+from sparse_lab.training.device import device_of
 
 HEAD = ("candidate", "images/s", "lowest", "highest", "whole epochs", "x bare", "x plain", "overhead", "peak MiB")
 

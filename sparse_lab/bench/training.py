@@ -14,13 +14,13 @@ from torch.nn import functional
 from sparse_lab.bench.cells import DENSE, IMAGE_SIZE, SPARSE, TRAINING, Cell, Entry, Facts, Settings, Unavailable
 from sparse_lab.bench.patterns import SEED, Pattern, Patterns, build
 from sparse_lab.bench.roofline import training_work
-from sparse_lab.compute.arithmetic import SparseArithmetic
-from sparse_lab.compute.optimizer import LiveOptimizer
-from sparse_lab.compute.profile import recording, timed
 from sparse_lab.config import RecipeConfig
+from sparse_lab.sparse_cpu.engine import SparseArithmetic
+from sparse_lab.sparse_cpu.optimizer import LiveOptimizer
+from sparse_lab.sparse_cpu.timers import recording, timed
 from sparse_lab.sparsity.connectivity import connectivity
 from sparse_lab.sparsity.masks import Masks
-from sparse_lab.training.recipes import make_optimizer
+from sparse_lab.training.optimizers import make_optimizer
 
 CLASSES = 10
 RATE = 1e-3  # small enough that no network diverges while it is timed

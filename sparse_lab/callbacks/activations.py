@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_lab.models.dyrelu import DyReLU
-from sparse_lab.record import RunFolder
+from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.sparsity.scores import evaluating
 
 FILE = "activations"

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from sparse_lab.models.dyrelu import DyReLU
 from sparse_lab.models.weight_sharing import SharedConv2d
-from sparse_lab.record import RunFolder
+from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.sparsity.masks import Masks, layers
-from sparse_lab.training.module import Classifier
+from sparse_lab.training.lightning_module import Classifier
 
 if TYPE_CHECKING:
-    from sparse_lab.compute.live import Live
+    from sparse_lab.sparse_cpu.sparse_weights import Live
 
 FILE = "gradients"
 

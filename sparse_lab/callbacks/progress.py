@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparse_lab.callbacks.rounds import Rounds
-from sparse_lab.training.module import Classifier
+from sparse_lab.training.lightning_module import Classifier
 
 DRAW_SECONDS = 0.25  # between two pictures
 READ_SECONDS = 2.0  # between two readings from the device: each waits for what it still has to do

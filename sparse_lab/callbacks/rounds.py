@@ -15,11 +15,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from sparse_lab.config import UserError
-from sparse_lab.training.clock import Clock
+from sparse_lab.errors import UserError
+from sparse_lab.sparsity.clock import Clock
+from sparse_lab.sparsity.optimizer_state import forget
 from sparse_lab.training.evaluate import accuracy
-from sparse_lab.training.module import Classifier
-from sparse_lab.training.recipes import forget
+from sparse_lab.training.lightning_module import Classifier
 
 
 class Rounds(pl.Callback):

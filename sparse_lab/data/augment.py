@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from sparse_lab.config import AugmentConfig, UserError
+from sparse_lab.config import AugmentConfig
+from sparse_lab.errors import UserError
 
 
 def draw(count: int, padding: int, mirror: bool, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,9 +12,10 @@ import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import download_url
 
-from sparse_lab.config import DatasetConfig, UserError
+from sparse_lab.config import DatasetConfig
 from sparse_lab.data import files, unpickle
 from sparse_lab.data.source import ImageSet, check_size
+from sparse_lab.errors import UserError
 
 
 def check(dataset: DatasetConfig) -> None:

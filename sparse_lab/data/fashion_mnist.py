@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torchvision.datasets import FashionMNIST
 
-from sparse_lab.config import DatasetConfig, UserError
+from sparse_lab.config import DatasetConfig
 from sparse_lab.data import files
 from sparse_lab.data.source import ImageSet, check_size
+from sparse_lab.errors import UserError
 
 
 def check(dataset: DatasetConfig) -> None:

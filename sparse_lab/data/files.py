@@ -17,7 +17,8 @@ from functools import cache
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
-from sparse_lab.config import DatasetConfig, UserError
+from sparse_lab.config import DatasetConfig
+from sparse_lab.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from sparse_lab.config import AugmentConfig, DatasetConfig, UserError
+from sparse_lab.config import AugmentConfig, DatasetConfig
 from sparse_lab.data.augment import normalise
 from sparse_lab.data.loader import Batch, Loader
 from sparse_lab.data.plan import Plan
 from sparse_lab.data.seeding import generator, seed_of
+from sparse_lab.errors import UserError
 
 Item = tuple[torch.Tensor, int]
 

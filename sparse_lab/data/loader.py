@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sparse_lab.config import UserError
 from sparse_lab.data.plan import Plan
+from sparse_lab.errors import UserError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 

@@ -6,7 +6,8 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sparse_lab.config import DatasetConfig, TrainingConfig, UserError, nearest
+from sparse_lab.config import DatasetConfig, TrainingConfig
+from sparse_lab.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import torch

@@ -9,11 +9,12 @@ from typing import Protocol
 
 import torch
 
-from sparse_lab.compute.device import layout_of
-from sparse_lab.config import AugmentConfig, DatasetConfig, UserError
+from sparse_lab.config import AugmentConfig, DatasetConfig
 from sparse_lab.data.batches import Batches
 from sparse_lab.data.loader import Loader
 from sparse_lab.data.plan import Plan
+from sparse_lab.errors import UserError
+from sparse_lab.training.device import layout_of
 
 # On a GPU, where a call costs more than the work in it: images made for training at a time, and evaluated at a time.
 MADE = 8192

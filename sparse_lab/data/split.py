@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from sparse_lab.config import UserError
 from sparse_lab.data.seeding import generator
+from sparse_lab.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sparse_lab.config import UserError
+from sparse_lab.errors import UserError
 
 
 class _Dtype:

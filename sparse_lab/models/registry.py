@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sparse_lab.config import UserError, nearest
+from sparse_lab.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparse_lab.config import UserError
+from sparse_lab.errors import UserError
 
 
 def load(network: nn.Module, name: str, weights: str, torchvision_name: str) -> None:

@@ -6,9 +6,9 @@ any machine that the records were copied to. The published numbers are data: `pu
 
 from __future__ import annotations
 
-from sparse_lab.report.published import Published, load
-from sparse_lab.report.records import Finished, Records, Status, Unfinished, read
-from sparse_lab.report.table import distinct, levels, long, wide
+from sparse_lab.report.load.published import Published, load
+from sparse_lab.report.load.records import Finished, Records, Status, Unfinished, read
+from sparse_lab.report.tables.aggregate import distinct, levels, long, wide
 from sparse_lab.report.write import Written, show, write
 
 __all__ = [

@@ -14,21 +14,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparse_lab.config import UserError
-from sparse_lab.report.content import Report, widths
-from sparse_lab.report.dynamics import traces
-from sparse_lab.report.latex import latex
-from sparse_lab.report.markdown import markdown
-from sparse_lab.report.notes import notes
-from sparse_lab.report.pictures import NAMES, Picture, pictures
-from sparse_lab.report.plans import gaps, unfinished
-from sparse_lab.report.press import FORMATS, put_all
-from sparse_lab.report.published import load
-from sparse_lab.report.records import read
-from sparse_lab.report.table import levels, long, marks, panels, wide
-from sparse_lab.report.tables import About, about
-from sparse_lab.report.webpage import webpage
-from sparse_lab.whole import printable, whole
+from sparse_lab.errors import UserError
+from sparse_lab.records.atomic_io import printable, whole
+from sparse_lab.report.figures.registry import NAMES, Picture, pictures
+from sparse_lab.report.figures.save import FORMATS, put_all
+from sparse_lab.report.load.planned import gaps, unfinished
+from sparse_lab.report.load.published import load
+from sparse_lab.report.load.records import read
+from sparse_lab.report.load.table_spec import About, about
+from sparse_lab.report.load.traces import traces
+from sparse_lab.report.render.html import webpage
+from sparse_lab.report.render.latex import latex
+from sparse_lab.report.render.markdown import markdown
+from sparse_lab.report.render.sections import Report, widths
+from sparse_lab.report.tables.aggregate import levels, long, marks, panels, wide
+from sparse_lab.report.tables.caveats import notes
 
 NAME_COLUMN = 30  # the methods' column may be folded down to so many characters
 PIPE_COLUMNS = 120  # a pipe has no width of its own

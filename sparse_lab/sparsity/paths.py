@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparse_lab.config import UserError
+from sparse_lab.errors import UserError
 from sparse_lab.sparsity.connectivity import on_paths
 from sparse_lab.sparsity.masks import Counted, layers
 

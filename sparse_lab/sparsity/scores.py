@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sparse_lab.config import UserError, nearest
+from sparse_lab.errors import UserError, nearest
 from sparse_lab.sparsity.masks import layers
 
 Scores = dict[str, Tensor]

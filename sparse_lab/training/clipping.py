@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from sparse_lab.compute.live import Live
+    from sparse_lab.sparse_cpu.sparse_weights import Live
 
 
 def masks_of(model: nn.Module) -> dict[Tensor, Tensor]:

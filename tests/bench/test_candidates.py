@@ -8,7 +8,7 @@ import torch
 from sparse_lab.bench import inference, memory, training
 from sparse_lab.bench.cells import Settings, Unavailable
 from sparse_lab.bench.patterns import Patterns, build
-from sparse_lab.config import UserError
+from sparse_lab.errors import UserError
 
 SMALL = 0.125
 

@@ -9,7 +9,7 @@ import pytest
 from sparse_lab.bench import compute, memory, rounds
 from sparse_lab.bench.cells import TRAINING, Cell, Measured
 from sparse_lab.bench.roofline import Machine
-from sparse_lab.cli import main
+from sparse_lab.cli.main import main
 
 SMALL = ["--model", "vgg16", "--width", "0.0625", "--batch", "8", "--repeats", "1"]
 

@@ -10,7 +10,7 @@ import pytest
 from sparse_lab.bench import main, train_table
 from sparse_lab.bench.together import overlapped, throughput
 from sparse_lab.bench.train import BARE, PLAIN, Pace, Settings, Stopwatch, request
-from sparse_lab.config import UserError
+from sparse_lab.errors import UserError
 
 TINY = Settings(
     model="vgg16",

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_lab import data, doctor, doctor_command
-from sparse_lab.cli import main
-from sparse_lab.compose import to_config
-from sparse_lab.compute import choice
-from sparse_lab.requests import Request
+from sparse_lab import data
+from sparse_lab.cli.doctor import checks, command_checks
+from sparse_lab.cli.main import main
+from sparse_lab.experiment import backend
+from sparse_lab.experiment.compose import to_config
+from sparse_lab.sweep.plan import Request
 
 SMALL = ("dataset=digits", "training=digits", "trainer=cpu")
 
@@ -43,7 +44,7 @@ def test_it_says_what_is_here_and_how_to_get_the_rest(ask, tmp_path, monkeypatch
     assert "ok      dataset=digits" in out
     assert "-       dataset=cifar10: CIFAR-10 is not in data" in out and "dataset.download=true" in out
     for name in ("wandb", "mlflow", "hydra-ray-launcher", "hydra-optuna-sweeper"):
-        assert f"{name} {metadata.version(name)}" in out if doctor.version(name) else doctor.EXTRAS[name][1] in out
+        assert f"{name} {metadata.version(name)}" in out if checks.version(name) else checks.EXTRAS[name][1] in out
     assert not list(tmp_path.iterdir())
 
 
@@ -81,7 +82,7 @@ def test_a_command_that_can_start(ask, tmp_path):
 
 def test_a_command_that_cannot_start_gets_everything_that_it_lacks(ask, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("sparse_lab.requests.find_spec", lambda name: None if "ray" in name else object())
+    monkeypatch.setattr("sparse_lab.sweep.plan.find_spec", lambda name: None if "ray" in name else object())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     words = ("method=east", "model=resnet34", "dataset=imagenet", "logger=mlflow", "trainer=gpu", "trainer.devices=2")
     status, missing, out = ask(
@@ -145,13 +146,13 @@ def test_checkpoints_are_as_large_as_it_says(tmp_path):
     folders = {json.loads(path.read_text())["method"]: path.parent for path in tmp_path.rglob("result.json")}
     for method in ("dense", "oneshot"):
         config = to_config(Request.read([]).compose([f"method={method}", *words]))
-        last, best = doctor_command.checkpoint_bytes(config)
+        last, best = command_checks.checkpoint_bytes(config)
         checkpoints = folders[method] / "checkpoints"
         assert last == pytest.approx((checkpoints / "last.ckpt").stat().st_size, rel=0.05)
         assert best == pytest.approx((checkpoints / "best.ckpt").stat().st_size, rel=0.05)
         frugal = replace(config, training=replace(config.training, optimizer="sgd", momentum=0.0))
         # oneshot ends with finetune's
-        assert (doctor_command.checkpoint_bytes(frugal)[0] < last) is (method == "dense")
+        assert (command_checks.checkpoint_bytes(frugal)[0] < last) is (method == "dense")
 
 
 class Terminal(io.StringIO):
@@ -192,7 +193,7 @@ def test_what_auto_picks_is_said_and_a_gpu_in_the_way_of_sparse_is_a_fault(ask, 
     status, _, out = ask(*command, "trainer=cpu", "compute=auto")
     assert status == 0 and "compute=auto picks sparse: 99% of the weights are to go" in out
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(choice, "GPU_FILES", ("null",))  # every machine has this device
+    monkeypatch.setattr(backend, "GPU_FILES", ("null",))  # every machine has this device
     status, missing, _ = ask(*command, "compute=sparse")
     assert status == 1 and missing == [
         "compute=sparse: it is for CPUs, and trainer=auto would take the GPU here: use trainer=cpu, or compute=dense"

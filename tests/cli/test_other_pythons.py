@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from hydra._internal.utils import get_args_parser
 
-from sparse_lab.requests import let_hydra_build_its_parser
+from sparse_lab.sweep.plan import let_hydra_build_its_parser
 
 TOP = Path(__file__).resolve().parents[2]
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
@@ -37,11 +37,12 @@ for folder in ("sparse_lab", "scripts"):
 REQUEST = """
 import sys, warnings
 warnings.filterwarnings("error", module=r"sparse_lab(\\.|$)")
-import sparse_lab.cli, sparse_lab.doctor, sparse_lab.gallery, sparse_lab.keys, sparse_lab.record, sparse_lab.sweep
-import sparse_lab.timetable, sparse_lab.whole, sparse_lab.data.files
-from sparse_lab.record import run_name
-from sparse_lab.compose import to_config
-from sparse_lab.requests import Request
+import sparse_lab.cli.main, sparse_lab.cli.doctor.main, sparse_lab.cli.methods, sparse_lab.cli.config_keys
+import sparse_lab.experiment.identity, sparse_lab.sweep.launch
+import sparse_lab.experiment.timeline, sparse_lab.records.atomic_io, sparse_lab.data.files
+from sparse_lab.experiment.identity import run_name
+from sparse_lab.experiment.compose import to_config
+from sparse_lab.sweep.plan import Request
 request = Request.read(["-m", "method=east,iterative_regrow", "sparsity=s99", "dataset=digits", "trainer=cpu"])
 for corner in request.corners():
     swept = [f"{key}={value}" for key, value in corner.items()]

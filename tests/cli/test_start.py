@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sparse_lab import compose, requests
-from sparse_lab.cli import main
-from sparse_lab.compose import telling, to_config
-from sparse_lab.compute.choice import GPU_FILES
-from sparse_lab.config import UserError
-from sparse_lab.requests import Request
-from sparse_lab.secrets import check_values
+from sparse_lab.cli.main import main
+from sparse_lab.errors import UserError
+from sparse_lab.experiment import compose
+from sparse_lab.experiment.backend import GPU_FILES
+from sparse_lab.experiment.compose import ConfigSource, telling, to_config
+from sparse_lab.experiment.config_security import check_values
+from sparse_lab.sweep.plan import Request
 
 SHORT = (
     "dataset=digits", "training=digits", "model.width=0.0625", "dataset.train_limit=128", "dataset.eval_limit=100",
@@ -27,7 +27,7 @@ SHORT = (
 HEAVY = ("torch", "pytorch_lightning", "torchvision", "torchmetrics", "torch._dynamo", "scipy", "sklearn", "numba")
 COMMAND = """
 import sys
-from sparse_lab.cli import main
+from sparse_lab.cli.main import main
 heavy, *request = sys.argv[1:]
 status = main(request)
 print("imported:", *[name for name in heavy.split() if name in sys.modules])
@@ -121,7 +121,7 @@ def test_jobs_are_composed_as_hydra_composes_them(draw):
     assert len(jobs) == math.prod(map(len, axes.values())) and sorted(composer.order(jobs)) == list(range(len(jobs)))
     for job in chance.sample(jobs, 3):
         lines = [f"{key}={value}" for key, value in job.items()]
-        wanted = to_config(request._through_hydra([*request.fixed, *lines]))
+        wanted = to_config(request.source.through_hydra([*request.fixed, *lines]))
         assert composer.config(job) == wanted == to_config(request.compose(lines))
 
 
@@ -141,15 +141,20 @@ def test_jobs_are_composed_as_hydra_composes_them(draw):
 def test_overrides_in_any_order_are_what_hydra_makes_of_them(lines):
     request = Request.read([])
     for _ in range(2):  # put together anew, and from what was kept
-        assert to_config(request.compose(lines)) == to_config(request._through_hydra(lines))
+        assert to_config(request.compose(lines)) == to_config(request.source.through_hydra(lines))
 
 
 def test_hydra_composes_choices_not_values(monkeypatch):
     request = Request.read(["-m", "method=set,rigl", "sparsity=s90,s99", "seed=range(1,6)", "training.epochs=1,2"])
     composed = []
-    original = Request._through_hydra
-    monkeypatch.setattr(Request, "_through_hydra", lambda self, lines: composed.append(lines) or original(self, lines))
-    monkeypatch.setattr(requests, "PUT_TOGETHER", {})
+    original = ConfigSource.through_hydra
+
+    def counted(self, lines):
+        composed.append(lines)
+        return original(self, lines)
+
+    monkeypatch.setattr(ConfigSource, "through_hydra", counted)
+    monkeypatch.setattr(compose, "PUT_TOGETHER", {})
     request.read_experiment_axes()
     composer, jobs = request.composer(), request.corners()
     configs = [composer.config(jobs[number]) for number in composer.order(jobs)]
@@ -164,7 +169,7 @@ def test_a_wrong_value_is_told_as_hydra_tells_it():
     with pytest.raises(UserError) as fast:
         composer.config({"seed": "one"})
     with pytest.raises(UserError) as whole:
-        request._through_hydra(["seed=one"])
+        request.source.through_hydra(["seed=one"])
     assert str(fast.value) == str(whole.value) and "seed" in str(fast.value)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparse_lab.cli import VERBS, main
+from sparse_lab.cli.main import VERBS, main
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -24,7 +24,7 @@ def test_a_wheel_carries_conf_and_runs_from_another_folder(tmp_path):
         "sparse_lab/conf/config.yaml" in names
         and "sparse_lab/conf/experiment/paper/bidirectional_oneshot.yaml" in names
     )
-    assert "sparse_lab/report/published.yaml" in names
+    assert "sparse_lab/report/load/published.yaml" in names
     assert not any(name.startswith(("tests/", "conf/", "results/")) for name in names)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparse_lab.config import AugmentConfig, UserError
+from sparse_lab.config import AugmentConfig
 from sparse_lab.data import augment
+from sparse_lab.errors import UserError
 
 
 def sliced(

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_lab.config import AugmentConfig, UserError
+from sparse_lab.config import AugmentConfig
 from sparse_lab.data.batches import Batches
 from sparse_lab.data.plan import Plan
+from sparse_lab.errors import UserError
 
 TRAIN = Plan(batch_size=16, shuffle=True, drop_last=True, seed=7)
 

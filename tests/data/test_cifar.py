@@ -12,8 +12,9 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from sparse_lab.config import DatasetConfig, UserError
+from sparse_lab.config import DatasetConfig
 from sparse_lab.data import cifar
+from sparse_lab.errors import UserError
 
 
 def folder(dataset: DatasetConfig) -> Path:

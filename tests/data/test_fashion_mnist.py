@@ -12,8 +12,9 @@ import torch
 import torchvision.datasets.mnist
 from torchvision.datasets import FashionMNIST
 
-from sparse_lab.config import DatasetConfig, UserError
+from sparse_lab.config import DatasetConfig
 from sparse_lab.data import fashion_mnist
+from sparse_lab.errors import UserError
 
 NAMES = [name for name, _ in FashionMNIST.resources]
 

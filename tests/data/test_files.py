@@ -13,8 +13,9 @@ from urllib.error import URLError
 import pytest
 import torch
 
-from sparse_lab.config import DatasetConfig, UserError
+from sparse_lab.config import DatasetConfig
 from sparse_lab.data import cifar, files
+from sparse_lab.errors import UserError
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from sparse_lab.config import AugmentConfig, DatasetConfig, TrainingConfig, UserError
+from sparse_lab.config import AugmentConfig, DatasetConfig, TrainingConfig
 from sparse_lab.data import build, check
+from sparse_lab.errors import UserError
 
 CLASSES = ["n01", "n02", "n03"]
 TRAINING = TrainingConfig(batch_size=4)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_lab.config import AugmentConfig, DatasetConfig, TrainingConfig, UserError
+from sparse_lab.config import AugmentConfig, DatasetConfig, TrainingConfig
 from sparse_lab.data import build, check, names
 from sparse_lab.data.batches import Batches
+from sparse_lab.errors import UserError
 
 SMALL = DatasetConfig(name="synthetic", image_size=8, train_limit=100)
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparse_lab.config import UserError
 from sparse_lab.data.split import split
+from sparse_lab.errors import UserError
 
 
 @pytest.mark.parametrize(("share", "train", "validation"), [(0.1, 45_000, 5_000), (0.2, 40_000, 10_000)])

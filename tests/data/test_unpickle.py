@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparse_lab.config import UserError
 from sparse_lab.data import unpickle
+from sparse_lab.errors import UserError
 
 
 class Call:

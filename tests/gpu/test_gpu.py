@@ -13,15 +13,15 @@ import torch
 from rich.console import Console
 
 from sparse_lab import data, models
-from sparse_lab import run as room
-from sparse_lab.compose import to_config
-from sparse_lab.compute.device import device_of, layout_of
 from sparse_lab.config import Config
-from sparse_lab.record import RunFolder
-from sparse_lab.requests import Request
-from sparse_lab.run import run
-from sparse_lab.sparsity.selection import top_k
-from sparse_lab.training.files import load_network
+from sparse_lab.experiment import runner as room
+from sparse_lab.experiment.compose import to_config
+from sparse_lab.experiment.runner import run
+from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.sparsity.topk import top_k
+from sparse_lab.sweep.plan import Request
+from sparse_lab.training.checkpoint_io import load_network
+from sparse_lab.training.device import device_of, layout_of
 from sparse_lab.training.step import TrainingStep, compute
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from sparse_lab.models import build, dyrelu, offsets, weight_sharing
 from sparse_lab.models.offsets import DCTConv2d, DCTLinear, RecoveredConv2d, RecoveredLinear
-from sparse_lab.sparsity.cost import layer_costs
+from sparse_lab.sparsity.flops import layer_costs
 from sparse_lab.sparsity.masks import Masks, count, layers
 
 NETWORKS = ("vgg16", "resnet34", "mobilenet_v2")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparse_lab import models
-from sparse_lab.config import UserError
+from sparse_lab.errors import UserError
 from sparse_lab.models import build, names
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision
 
-from sparse_lab.config import UserError
+from sparse_lab.errors import UserError
 from sparse_lab.models import build
 
 State = dict[str, Any]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sparse_lab.whole import checksum
+from sparse_lab.records.atomic_io import checksum
 
 MakeRun = Callable[..., Path]
 

@@ -12,9 +12,9 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from sparse_lab.config import UserError
+from sparse_lab.errors import UserError
 from sparse_lab.report import show, write
-from sparse_lab.report.markdown import escape
+from sparse_lab.report.render.markdown import escape
 
 Make = Callable[..., Path]
 

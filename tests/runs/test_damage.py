@@ -11,12 +11,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from sparse_lab.callbacks.diverged import StopWhenDiverged
-from sparse_lab.config import Config, UserError
-from sparse_lab.record import Elsewhere, RunFolder
-from sparse_lab.run import run
-from sparse_lab.training.files import load, load_network
-from sparse_lab.whole import seal_holds
+from sparse_lab.callbacks.nan_guard import StopWhenDiverged
+from sparse_lab.config import Config
+from sparse_lab.errors import UserError
+from sparse_lab.experiment.runner import run
+from sparse_lab.records.atomic_io import seal_holds
+from sparse_lab.records.run_dir import Elsewhere, RunFolder
+from sparse_lab.training.checkpoint_io import load, load_network
 
 REQUEST = ("method=static", "sparsity.target=0.9", "training.epochs=5")
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from sparse_lab.cli import main
-from sparse_lab.record import run_name
+from sparse_lab.cli.main import main
+from sparse_lab.experiment.identity import run_name
 
 # two steps an epoch in each process
 DDP = ("trainer=ddp", "trainer.accelerator=cpu", "dataset.train_limit=128")

@@ -25,7 +25,7 @@ Pair = list[dict[str, dict[str, Any]]]
 HERE = Path(__file__).parent
 TABLE = runpy.run_path(str(HERE / "test_every_method.py"), run_name="table")
 METHODS, FILTERS, COMMON, length = TABLE["METHODS"], TABLE["FILTERS"], TABLE["COMMON"], TABLE["length"]
-SMALL = runpy.run_path(str(HERE / "conftest.py"), run_name="conftest")["SMALL"]
+SMALL = runpy.run_path(str(HERE.parent / "conftest.py"), run_name="conftest")["SMALL"]
 # two steps an epoch in each
 PAIR = ("trainer.devices=2", "trainer.accelerator=cpu", "training.batch_size=32", "dataset.train_limit=128")
 LEVEL = ("kept", "best_epoch", "test_accuracy", "validation_accuracy")
@@ -119,11 +119,11 @@ def work(folder: Path, rank: int) -> None:
     import torch
     from rich.console import Console
 
-    from sparse_lab.compose import to_config
-    from sparse_lab.parts import Parts
-    from sparse_lab.requests import Request
-    from sparse_lab.run import run
+    from sparse_lab.experiment.build import Parts
+    from sparse_lab.experiment.compose import to_config
+    from sparse_lab.experiment.runner import run
     from sparse_lab.sparsity.masks import Masks
+    from sparse_lab.sweep.plan import Request
 
     torch.set_num_threads(1)
     changes: list[str] = []

@@ -17,19 +17,19 @@ import pytest
 import torch
 
 from sparse_lab import models
-from sparse_lab.callbacks.diverged import StopWhenDiverged
-from sparse_lab.callbacks.keep_masks import KeepMasks
-from sparse_lab.callbacks.save_last import SaveLast
+from sparse_lab.algorithms.enforce import KeepMasks
+from sparse_lab.callbacks.checkpoint import SaveLast
+from sparse_lab.callbacks.nan_guard import StopWhenDiverged
+from sparse_lab.experiment.runner import run
 from sparse_lab.models import offsets
 from sparse_lab.models.offsets import folded
 from sparse_lab.models.surgery import match
-from sparse_lab.record import RunFolder
-from sparse_lab.report.dynamics import traces
-from sparse_lab.report.records import read
-from sparse_lab.report.table import levels, long
-from sparse_lab.run import run
-from sparse_lab.training.files import load, load_network
-from sparse_lab.training.stop import Stopped
+from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.report.load.records import read
+from sparse_lab.report.load.traces import traces
+from sparse_lab.report.tables.aggregate import levels, long
+from sparse_lab.training.checkpoint_io import load, load_network
+from sparse_lab.training.signals import Stopped
 
 OFTEN = ("method.rewire.every=2",)
 CYCLES = ("method.cycles.every=1", "method.cycles.lengths=[0.3,0.3]")
@@ -106,7 +106,7 @@ def length(method: str) -> tuple[str, ...]:
 
 
 def test_every_method_of_the_gallery_is_in_the_table():
-    from sparse_lab.gallery import methods
+    from sparse_lab.cli.methods import methods
 
     assert {row["name"] for row in methods()} == set(METHODS)
 

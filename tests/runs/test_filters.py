@@ -14,18 +14,19 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparse_lab import data, models, stages
-from sparse_lab.callbacks.compacting import Compacting
-from sparse_lab.callbacks.prune import Prune
-from sparse_lab.check import check
-from sparse_lab.cli import main
-from sparse_lab.config import UserError
-from sparse_lab.deploy import export
-from sparse_lab.deploy.thin import rebuild
+from sparse_lab import data, models
+from sparse_lab.algorithms.prune import Prune
+from sparse_lab.algorithms.structured.compaction import Compacting
+from sparse_lab.cli.main import main
+from sparse_lab.errors import UserError
+from sparse_lab.experiment import phases
+from sparse_lab.experiment.runner import run
+from sparse_lab.experiment.validate import check
+from sparse_lab.export import export
 from sparse_lab.models import compactors, registry
-from sparse_lab.record import RunFolder
-from sparse_lab.run import run
-from sparse_lab.training.files import load, load_network
+from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.sparsity.structured.remove_channels import rebuild
+from sparse_lab.training.checkpoint_io import load, load_network
 
 TOTAL = 57_884  # VGG16 at a sixteenth of its width
 ROWS = [4, 4, 8, 8, 16, 16, 16, 32, 32, 32, 32, 32, 32]
@@ -258,7 +259,7 @@ def test_compactors_change_no_answer_at_first_and_have_a_recipe_of_their_own(com
         seen["looked"] = True
 
     config = with_starts(compose("method=resrep", "sparsity.target=0.6", *COMPACTING))
-    dense = RunFolder(stages.parent(config)).best
+    dense = RunFolder(phases.parent(config)).best
     monkeypatch.setattr(Compacting, "on_train_batch_start", look, raising=False)
     run(config, "x", quiet)
     assert seen
@@ -296,7 +297,7 @@ def test_rows_are_given_up_a_few_more_at_each_look_the_shortest_first(compose, q
 
     original, add_penalty = Compacting._give_up, compactors.add_penalty
     monkeypatch.setattr(Compacting, "_give_up", spied)
-    monkeypatch.setattr("sparse_lab.callbacks.compacting.compactors.add_penalty", penalised)
+    monkeypatch.setattr("sparse_lab.algorithms.structured.compaction.compactors.add_penalty", penalised)
     rows = ("method.compacting.channels=3", "method.compacting.penalty=0.5", "training.finetune.epochs=12")
     run(with_starts(compose("method=resrep", "sparsity.target=0.3", *COMPACTING, *rows)), "x", quiet)
     assert len(counts) == 24 and counts[0] == 3

@@ -13,17 +13,17 @@ from torch import nn
 from torch.nn import functional
 
 from sparse_lab import data, models
-from sparse_lab.callbacks.after_step import AfterStep
-from sparse_lab.callbacks.hypersphere import Hypersphere
-from sparse_lab.callbacks.keep_masks import KeepMasks
-from sparse_lab.callbacks.prune import Prune
-from sparse_lab.callbacks.rewire import Mutate
-from sparse_lab.callbacks.save_last import SaveLast
-from sparse_lab.check import check
-from sparse_lab.config import UserError
-from sparse_lab.record import RunFolder
-from sparse_lab.run import run
-from sparse_lab.training.files import load_network
+from sparse_lab.algorithms.after_step import AfterStep
+from sparse_lab.algorithms.drop_and_grow import Mutate
+from sparse_lab.algorithms.enforce import KeepMasks
+from sparse_lab.algorithms.hypersphere import Hypersphere
+from sparse_lab.algorithms.prune import Prune
+from sparse_lab.callbacks.checkpoint import SaveLast
+from sparse_lab.errors import UserError
+from sparse_lab.experiment.runner import run
+from sparse_lab.experiment.validate import check
+from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.training.checkpoint_io import load_network
 
 TOTAL = 57_884  # VGG16 at a sixteenth of its width
 COUNTED = (nn.Conv2d, nn.Linear)

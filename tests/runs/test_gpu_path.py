@@ -9,14 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sparse_lab import parts
-from sparse_lab.check import check_device
-from sparse_lab.compute import choice, device
-from sparse_lab.config import UserError
 from sparse_lab.data import source
-from sparse_lab.record import RunFolder
-from sparse_lab.run import run
-from sparse_lab.training.files import load_network
+from sparse_lab.errors import UserError
+from sparse_lab.experiment import backend, build
+from sparse_lab.experiment.runner import run
+from sparse_lab.experiment.validate import check_device
+from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.training import device
+from sparse_lab.training.checkpoint_io import load_network
 
 CLOSE = {"rtol": 1e-7, "atol": 1e-9}
 METHODS = {
@@ -59,7 +59,7 @@ def test_every_step_is_the_same_in_the_gpus_layout(name, compose, quiet, with_st
         seen.append(where)
         return torch.channels_last
 
-    monkeypatch.setattr(parts, "layout_of", layout_of)
+    monkeypatch.setattr(build, "layout_of", layout_of)
     monkeypatch.setattr(source, "layout_of", layout_of)
     run(turned, "test", quiet)
     assert seen
@@ -105,27 +105,27 @@ def test_two_runs_with_one_seed_are_equal(compose, quiet, tmp_path):
 def test_automatic_precision_is_that_of_the_device(compose, monkeypatch):
     config = compose("trainer=auto", "method=rigl")
     assert config.trainer.precision == "auto"
-    assert choice.settled(config).trainer.precision == "32-true"
+    assert backend.settled(config).trainer.precision == "32-true"
     names = [RunFolder(config).name, RunFolder(compose("trainer=cpu", "method=rigl")).name]
     assert names[0] == names[1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(choice, "GPU_FILES", ("null",))  # every machine has this device
-    assert choice.settled(config).trainer.precision == "bf16-mixed"
+    monkeypatch.setattr(backend, "GPU_FILES", ("null",))  # every machine has this device
+    assert backend.settled(config).trainer.precision == "bf16-mixed"
     assert RunFolder(config).name != names[0]
-    assert choice.settled(compose("trainer=cpu", "method=rigl")).trainer.precision == "32-true"
+    assert backend.settled(compose("trainer=cpu", "method=rigl")).trainer.precision == "32-true"
 
 
 @pytest.mark.full
 def test_on_a_gpu_paths_are_looked_at_now_and_then(compose, quiet, tmp_path, monkeypatch):
     """At pruning always; at exchanges at least so many steps behind the last look. Every change has its line."""
     words = ("method=rigl", "method.rewire.every=2", "method.rewire.end=1.0", "training.epochs=10")
-    rows, flops, made = {}, [], parts.MaskLog
+    rows, flops, made = {}, [], build.MaskLog
     for name, apart in (("all", 0), ("few", 7)):
 
         def with_apart(*args, _apart=apart, **keys):
             return made(*args, **{**keys, "apart": _apart})
 
-        monkeypatch.setattr(parts, "MaskLog", with_apart)
+        monkeypatch.setattr(build, "MaskLog", with_apart)
         config = compose(*words, f"paths.outputs={tmp_path / name}")
         flops.append(run(config, "test", quiet)["flops"])
         lines = (RunFolder(config).path / "updates.jsonl").read_text(encoding="utf-8").splitlines()
@@ -142,7 +142,7 @@ def test_what_cannot_be_deterministic_on_a_gpu_is_refused(compose, monkeypatch):
     photos = ("trainer=auto", "model=resnet34", "dataset=imagenet", "method=rigl")
     check_device(compose(*photos))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(choice, "GPU_FILES", ("null",))  # every machine has this device
+    monkeypatch.setattr(backend, "GPU_FILES", ("null",))  # every machine has this device
     with pytest.raises(UserError, match=r"max-pooling windows of resnet34 overlap.*trainer\.deterministic=false"):
         check_device(compose(*photos))
     check_device(compose(*photos, "trainer.deterministic=false"))

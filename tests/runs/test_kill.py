@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_lab.training.files import load
+from sparse_lab.training.checkpoint_io import load
 
 # long enough to be hit
 SIZE = ("dataset.train_limit=128", "dataset.eval_limit=100", "training.batch_size=64")

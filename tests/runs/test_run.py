@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from sparse_lab import models
-from sparse_lab.config import UserError
-from sparse_lab.record import RunFolder
-from sparse_lab.run import run
-from sparse_lab.training.files import load_network
+from sparse_lab.errors import UserError
+from sparse_lab.experiment.runner import run
+from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.training.checkpoint_io import load_network
 
 
 @pytest.mark.full
 def test_vgg16_at_98_85_keeps_the_exact_number_before_and_after_a_save_and_load(tmp_path):
+    from sparse_lab.sparsity.mask_updates import prune_to
     from sparse_lab.sparsity.masks import Masks, kept_for
     from sparse_lab.sparsity.scores import View, lamp
-    from sparse_lab.sparsity.updates import prune_to
-    from sparse_lab.training.files import into, save_network
+    from sparse_lab.training.checkpoint_io import into, save_network
 
     torch.manual_seed(0)
     model = models.build("vgg16")
@@ -174,7 +174,7 @@ def test_a_damaged_result_is_made_again(compose, quiet):
 
 
 def test_a_file_that_a_run_starts_from_counts_by_its_content(compose, tmp_path):
-    from sparse_lab.record import run_name
+    from sparse_lab.experiment.identity import run_name
 
     names = []
     for folder, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):

@@ -8,19 +8,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sparse_lab import stages
-from sparse_lab.callbacks.diverged import StopWhenDiverged
-from sparse_lab.callbacks.save_last import SaveLast
-from sparse_lab.check import check, check_request
-from sparse_lab.compose import to_config
-from sparse_lab.compute import choice
-from sparse_lab.compute.optimizer import LiveOptimizer
-from sparse_lab.config import UserError
-from sparse_lab.record import RunFolder, run_name
-from sparse_lab.requests import Request
-from sparse_lab.run import run
+from sparse_lab.callbacks.checkpoint import SaveLast
+from sparse_lab.callbacks.nan_guard import StopWhenDiverged
+from sparse_lab.errors import UserError
+from sparse_lab.experiment import backend, phases
+from sparse_lab.experiment.compose import to_config
+from sparse_lab.experiment.identity import run_name
+from sparse_lab.experiment.runner import run
+from sparse_lab.experiment.validate import check, check_request
+from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.sparse_cpu.optimizer import LiveOptimizer
 from sparse_lab.sparsity.masks import Masks
-from sparse_lab.training.files import load, load_network
+from sparse_lab.sweep.plan import Request
+from sparse_lab.training.checkpoint_io import load, load_network
 
 OFTEN = ("method.rewire.every=2",)
 # density moves across the quarter from which on torch computes
@@ -222,7 +222,7 @@ def state_of(config) -> dict[str, torch.Tensor]:
 def test_dense_and_sparse_runs_have_folders_of_their_own_and_share_their_dense_start(compose):
     dense, sparse = (compose("method=oneshot", f"compute={compute}") for compute in ("dense", "sparse"))
     assert run_name(dense) == run_name(compose("method=oneshot")) != run_name(sparse)
-    assert run_name(stages.parent(dense)) == run_name(stages.parent(sparse))
+    assert run_name(phases.parent(dense)) == run_name(phases.parent(sparse))
     assert run_name(compose("method=dense", "compute=sparse")) == run_name(compose("method=dense"))
 
 
@@ -259,14 +259,14 @@ def test_what_cannot_be_computed_sparsely_is_refused_in_one_line(asked, line, co
         check_request(config)
     assert "\n" not in str(caught.value) and str(caught.value).startswith("compute=sparse: ")
     check_request(compose("method=static", *asked))
-    assert choice.choose(compose("method=static", *asked, "compute=auto")).compute == "dense"
+    assert backend.choose(compose("method=static", *asked, "compute=auto")).compute == "dense"
 
 
 def test_a_gpu_that_would_be_taken_is_refused(compose, monkeypatch):
     config = compose("method=static", "trainer.accelerator=auto", "compute=sparse")
     check(config)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(choice, "GPU_FILES", ("null",))  # every machine has this device
+    monkeypatch.setattr(backend, "GPU_FILES", ("null",))  # every machine has this device
     with pytest.raises(UserError, match="trainer=auto would take the GPU here: use trainer=cpu, or compute=dense"):
         check(config)
     check(replace(config, compute="auto"))

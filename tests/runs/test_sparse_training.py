@@ -12,13 +12,14 @@ from rich.console import Console
 from torch.nn import functional
 
 from sparse_lab import models
-from sparse_lab.callbacks.after_step import AfterStep
-from sparse_lab.callbacks.keep_masks import KeepMasks
-from sparse_lab.callbacks.rewire import Rewire
+from sparse_lab.algorithms.after_step import AfterStep
+from sparse_lab.algorithms.drop_and_grow import Rewire
+from sparse_lab.algorithms.enforce import KeepMasks
+from sparse_lab.experiment.identity import run_name
+from sparse_lab.experiment.runner import run
 from sparse_lab.models.dyrelu import DyReLU
-from sparse_lab.record import RunFolder, run_name
-from sparse_lab.run import run
-from sparse_lab.training.files import load, load_network
+from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.training.checkpoint_io import load, load_network
 
 NARROW = ("model=resnet34", "sparsity.target=0.9", "training.epochs=10")  # 20 steps, 83,468 weights
 

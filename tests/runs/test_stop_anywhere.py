@@ -18,19 +18,19 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_lab import fit
-from sparse_lab.callbacks import activations, mask_log, rounds
-from sparse_lab.callbacks.diverged import StopWhenDiverged
+from sparse_lab.callbacks import activations, mask_logger, rounds
+from sparse_lab.callbacks.checkpoint import SaveLast
+from sparse_lab.callbacks.nan_guard import StopWhenDiverged
 from sparse_lab.callbacks.rounds import Rounds
-from sparse_lab.callbacks.save_last import SaveLast
-from sparse_lab.compute import arithmetic
-from sparse_lab.record import RunFolder
-from sparse_lab.run import run
+from sparse_lab.experiment import fit
+from sparse_lab.experiment.runner import run
+from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.sparse_cpu import engine
 from sparse_lab.sparsity import scores
-from sparse_lab.training.files import load
-from sparse_lab.training.module import Classifier
+from sparse_lab.training.checkpoint_io import load
+from sparse_lab.training.lightning_module import Classifier
+from sparse_lab.training.signals import Stopped
 from sparse_lab.training.step import TrainingStep
-from sparse_lab.training.stop import Stopped
 
 # three steps an epoch and two batches of validation; a checkpoint at the last epoch alone, if nothing asks for one
 COMMON = (
@@ -157,7 +157,7 @@ def test_within_validation_diagnostics_and_the_end_of_a_level(leave, monkeypatch
         Moment(Classifier, "validation_step", 2, step=3),
         Moment(activations, "positive_shares", 2, step=6),
         Moment(rounds, "accuracy", 1, step=9),
-        Moment(mask_log, "connectivity", 1, step=9),
+        Moment(mask_logger, "connectivity", 1, step=9),
         Moment(fit, "outcome", 1, step=9),
     )
 
@@ -183,7 +183,7 @@ def test_within_a_scoring_in_the_middle_of_an_epoch(leave):
 def test_within_the_first_step_while_it_is_compiled(how, compose, quiet, monkeypatch):
     """Nothing is trained yet, so the run is left before the step is done. Where the compiler is called, nothing is."""
     config = compose(*COMMON, "method=static", how)
-    owner = arithmetic.SparseArithmetic if how == "compute=sparse" else TrainingStep
+    owner = engine.SparseArithmetic if how == "compute=sparse" else TrainingStep
     moment = Moment(owner, "__call__" if how == "compute=sparse" else "_made_of", 1, step=0)
     moment.comes(monkeypatch)
     with pytest.raises(Stopped):

@@ -30,10 +30,10 @@ from keep_records import keep_run
 from reproduce import main
 from reproduce_table import TABLES, Run, Table, merged, plan, request_of
 
-from sparse_lab import cli
-from sparse_lab.callbacks.diverged import StopWhenDiverged
-from sparse_lab.config import UserError
-from sparse_lab.whole import damaged
+from sparse_lab.callbacks.nan_guard import StopWhenDiverged
+from sparse_lab.cli import main as cli
+from sparse_lab.errors import UserError
+from sparse_lab.records.atomic_io import damaged
 
 SCRIPT = Path(sys.modules["reproduce"].__file__ or "")
 TINY = """\

@@ -9,24 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
-
-from sparse_lab.compose import to_config
-from sparse_lab.config import Config
-from sparse_lab.requests import Request
-
-SMALL = (
-    "dataset=digits",
-    "training=digits",
-    "model.width=0.0625",
-    "dataset.train_limit=128",
-    "dataset.eval_limit=100",
-    "training.epochs=1",
-    "training.finetune.epochs=1",
-    "training.regrow.epochs=1",
-    "trainer=cpu",
-    "trainer.progress=false",
-)
 
 
 class Bomb:
@@ -80,18 +62,6 @@ def traps(tmp_path: Path) -> Traps:
 
 
 @pytest.fixture
-def compose(tmp_path: Path) -> Callable[..., Config]:
-    def make(*overrides: str) -> Config:
-        return to_config(Request.read([]).compose([*SMALL, f"paths.outputs={tmp_path / 'out'}", *overrides]))
-
-    return make
-
-
-@pytest.fixture
-def quiet() -> Console:
-    return Console(quiet=True)
-
-
-@pytest.fixture
-def small() -> tuple[str, ...]:
-    return SMALL
+def small(small: tuple[str, ...]) -> tuple[str, ...]:
+    """One epoch of each phase."""
+    return (*small, "training.epochs=1", "training.finetune.epochs=1", "training.regrow.epochs=1")

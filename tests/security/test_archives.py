@@ -14,8 +14,9 @@ import pytest
 from torchvision.datasets import CIFAR10
 
 from sparse_lab import data
-from sparse_lab.config import DatasetConfig, TrainingConfig, UserError
+from sparse_lab.config import DatasetConfig, TrainingConfig
 from sparse_lab.data import files
+from sparse_lab.errors import UserError
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:

@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from sparse_lab.cli import main
-from sparse_lab.record import RunFolder
-from sparse_lab.run import run
-from sparse_lab.whole import write_record
+from sparse_lab.cli.main import main
+from sparse_lab.experiment.runner import run
+from sparse_lab.records.atomic_io import write_record
+from sparse_lab.records.run_dir import RunFolder
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -11,13 +11,14 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from sparse_lab import fit
-from sparse_lab.config import UserError
-from sparse_lab.record import RunFolder
-from sparse_lab.requests import Request
-from sparse_lab.run import run
-from sparse_lab.secrets import REDACTED, check_config, check_line, clean, redact, values
-from sparse_lab.whole import damaged, write_record
+from sparse_lab.errors import UserError
+from sparse_lab.experiment import fit
+from sparse_lab.experiment.config_security import check_config, check_line
+from sparse_lab.experiment.runner import run
+from sparse_lab.records.atomic_io import damaged, write_record
+from sparse_lab.records.redaction import REDACTED, clean, redact, values
+from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.sweep.plan import Request
 
 KEY = "sk-0123456789abcdef"
 ODD = """p&ss<w>o"r'd \\ 1é%/+="""

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from sparse_lab.cli import main
-from sparse_lab.config import UserError, conf_dir
-from sparse_lab.requests import Request
-from sparse_lab.targets import LOG_FILE, check_targets
+from sparse_lab.cli.main import main
+from sparse_lab.config import conf_dir
+from sparse_lab.errors import UserError
+from sparse_lab.experiment.config_security import LOG_FILE, check_targets
+from sparse_lab.sweep.plan import Request
 
 RUN = ("dataset=digits", "training=digits", "trainer=cpu", "model.width=0.0625", "training.epochs=1")
 LAUNCHER = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"

@@ -11,11 +11,12 @@ import torchvision
 from torch.hub import get_dir
 
 from sparse_lab import data, models
-from sparse_lab.cli import main
-from sparse_lab.config import DatasetConfig, TrainingConfig, UserError
-from sparse_lab.record import RunFolder
-from sparse_lab.run import run
-from sparse_lab.whole import seal
+from sparse_lab.cli.main import main
+from sparse_lab.config import DatasetConfig, TrainingConfig
+from sparse_lab.errors import UserError
+from sparse_lab.experiment.runner import run
+from sparse_lab.records.atomic_io import seal
+from sparse_lab.records.run_dir import RunFolder
 
 KINDS = ("zip", "legacy", "pickle")
 

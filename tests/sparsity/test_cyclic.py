@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparse_lab.config import UserError
+from sparse_lab.errors import UserError
+from sparse_lab.sparsity.mask_updates import move_to
 from sparse_lab.sparsity.masks import Masks, kept_for
 from sparse_lab.sparsity.schedules import Cyclic, DropFraction
-from sparse_lab.sparsity.updates import move_to
 
 LENGTHS = [(10,), (1,), (7, 13), (50, 100), (8, 0, 8), (0, 5), (5, 0), (0, 0), (1, 1, 1), (12, 30, 5, 9)]
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from sparse_lab.sparsity.mask_updates import drop_and_grow
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sparsity.scores import Batches, View, find
-from sparse_lab.sparsity.updates import drop_and_grow
 
 SIZES = {"0": 30, "1": 12, "2": 1, "3": 60}
 

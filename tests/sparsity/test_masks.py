@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparse_lab.models import build
+from sparse_lab.sparsity.mask_updates import prune_to
 from sparse_lab.sparsity.masks import Masks, count, kept_for, layers
 from sparse_lab.sparsity.scores import View, find
-from sparse_lab.sparsity.updates import prune_to
 
 VGG16 = 14_715_584
 # the optimizers' own names for what they hold a weight

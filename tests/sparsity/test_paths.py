@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparse_lab.config import UserError
+from sparse_lab.errors import UserError
 from sparse_lab.models import build, dyrelu
 from sparse_lab.models.weight_sharing import share
 from sparse_lab.sparsity import paths
-from sparse_lab.sparsity.allocation import allocate
 from sparse_lab.sparsity.connectivity import connectivity, on_paths
+from sparse_lab.sparsity.distributions import allocate
+from sparse_lab.sparsity.mask_updates import prune_to
 from sparse_lab.sparsity.masks import Masks, kept_for, layers
 from sparse_lab.sparsity.paths import connected_start
-from sparse_lab.sparsity.updates import prune_to
 
 Map = np.ndarray[Any, np.dtype[np.bool_]]  # (channels, rows, columns): can a path be here?
 ROUNDS = 60  # more sweeps over a network than any start should need

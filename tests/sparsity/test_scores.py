@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sparse_lab.config import UserError
+from sparse_lab.errors import UserError
 from sparse_lab.sparsity.scores import SCORES, View, find, lamp_of
 
 Batches = list[tuple[Tensor, Tensor]]

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sparse_lab import models
-from sparse_lab.config import UserError
+from sparse_lab.errors import UserError
 from sparse_lab.models import dyrelu, weight_sharing
 from sparse_lab.sparsity.connectivity import connectivity
 from sparse_lab.sparsity.masks import Masks, layers
 from sparse_lab.sparsity.scores import Batches, View, batch_statistics, find
-from sparse_lab.sparsity.selection import global_counts
+from sparse_lab.sparsity.topk import global_counts
 
 
 class Net(nn.Module):

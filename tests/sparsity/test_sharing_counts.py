@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparse_lab.config import UserError
+from sparse_lab.errors import UserError
 from sparse_lab.models import build, dyrelu
 from sparse_lab.models.weight_sharing import share
-from sparse_lab.sparsity.allocation import allocate
 from sparse_lab.sparsity.connectivity import connectivity, on_paths
-from sparse_lab.sparsity.cost import layer_costs
+from sparse_lab.sparsity.distributions import allocate
+from sparse_lab.sparsity.flops import layer_costs
+from sparse_lab.sparsity.mask_updates import drop_and_grow, move_to, prune_to
 from sparse_lab.sparsity.masks import Masks, count, kept_for, layers, uses
 from sparse_lab.sparsity.schedules import Cyclic
-from sparse_lab.sparsity.updates import drop_and_grow, move_to, prune_to
 
 # name, classes, image size: weights before sharing, weights that exist after it
 TOTALS = {

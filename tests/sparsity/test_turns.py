@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sparse_lab.config import UserError
-from sparse_lab.sparsity.allocation import allocate
+from sparse_lab.errors import UserError
+from sparse_lab.sparsity.clock import Clock
+from sparse_lab.sparsity.distributions import allocate
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sparsity.schedules import Alternating, Bounds, EpochEnds
-from sparse_lab.sparsity.selection import kth_largest, top_k
-from sparse_lab.training.clock import Clock
+from sparse_lab.sparsity.topk import kth_largest, top_k
 
 D, S = 0.0, 0.95
 
@@ -185,7 +185,7 @@ def test_the_kth_largest_of_one_and_of_equals() -> None:
 
 
 def test_equal_counts_prune_a_network_exactly() -> None:
-    from sparse_lab.sparsity.updates import prune_to
+    from sparse_lab.sparsity.mask_updates import prune_to
 
     net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Conv2d(2, 8, 3), nn.Conv2d(8, 2, 1), nn.Linear(2, 64))
     masks = Masks(net)  # 54, 144, 16 and 128 weights

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparse_lab.compute.live import live_weights
+from sparse_lab.sparse_cpu.sparse_weights import live_weights
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.training.clipping import clip, masks_of
 

@@ -1,0 +1,1 @@
+"""What changes masks while training goes, one algorithm a file."""

@@ -1,0 +1,1 @@
+"""`sparse-lab doctor`: what is here, and what is missing for one command."""

@@ -1,0 +1,178 @@
+"""`sparse-lab doctor`: what machine, versions, devices, data and extras are here; and, given a command, what of that is
+missing for it. Nothing is trained, fetched or left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from sparse_lab.config import DatasetConfig, conf_dir
+from sparse_lab.errors import UserError
+
+GIB = 2**30
+EXTRAS = {  # distribution -> what it is for, and how to get it
+    "wandb": ("logger=wandb", "pip install wandb"),
+    "tensorboard": ("logger=tensorboard", "pip install 'sparse_lab[tensorboard]'"),
+    "mlflow": ("logger=mlflow", "pip install 'sparse_lab[mlflow]'"),
+    "trackio": ("logger=trackio", "pip install 'sparse_lab[trackio]'"),
+    "hydra-joblib-launcher": ("hydra/launcher=joblib", "pip install 'sparse_lab[joblib]'"),
+    "hydra-ray-launcher": ("hydra/launcher=ray", "pip install 'sparse_lab[ray]'"),
+    "hydra-submitit-launcher": ("hydra/launcher=submitit_slurm", "pip install 'sparse_lab[slurm]'"),
+    "hydra-optuna-sweeper": ("hydra/sweeper=optuna", "pip install 'sparse_lab[optuna]'"),
+    "onnx": ("export to ONNX", "pip install 'sparse_lab[onnx]'"),
+}
+LOOKING = 10.0  # seconds that nvidia-smi gets
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line. `needed`: nothing (or, under a command, not that command) can start without it."""
+
+    good: bool
+    line: str
+    needed: bool = False
+
+
+def machine() -> Iterator[Finding]:
+    """Processor and memory."""
+    name = platform.processor() or platform.machine()
+    lines = _lines("/proc/cpuinfo")
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    free = next((int(line.split()[1]) / 2**20 for line in _lines("/proc/meminfo") if "MemAvailable" in line), total)
+    yield Finding(True, f"machine: {name}, {total:.0f} GiB memory, {free:.0f} GiB of it free; {platform.platform()}")
+
+
+def threads() -> Iterator[Finding]:
+    import torch
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = f", OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}" if "OMP_NUM_THREADS" in os.environ else ""
+    computing = torch.get_num_threads()
+    line = f"processors: {os.cpu_count()}, usable here {usable}; torch computes with {computing} threads{asked}"
+    yield Finding(computing <= usable, line if computing <= usable else f"{line}: more than there are processors")
+
+
+def gpus() -> Iterator[Finding]:
+    """Every GPU with its memory and driver; without one, why."""
+    import torch
+
+    driver = _nvidia("driver_version")
+    for index in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(index)
+        used = _nvidia("memory.used")
+        taken = (
+            f", {int(used[index]) / 1024:.0f} GiB of it in use" if index < len(used) and used[index].isdigit() else ""
+        )
+        driven = f", driver {driver[0]}" if driver else ""
+        kind = f"compute capability {about.major}.{about.minor}"
+        yield Finding(True, f"GPU {index}: {about.name}, {about.total_memory / GIB:.0f} GiB{taken}, {kind}{driven}")
+    if torch.cuda.is_available():
+        return
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    if driver:
+        yield Finding(
+            False, f"a GPU is here (driver {driver[0]}), but torch {torch.__version__}, {built}, cannot use it"
+        )
+    else:
+        yield Finding(False, f"no GPU: trainer=auto takes the CPU (torch is {built})")
+
+
+def _nvidia(field: str) -> list[str]:
+    """One value a GPU from nvidia-smi; none where it is not there or does not answer."""
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=LOOKING, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in said.splitlines() if line.strip()]
+
+
+def versions() -> Iterator[Finding]:
+    """What every run needs."""
+    from sparse_lab.records.system import PACKAGES
+
+    found = {name: version(name) for name in PACKAGES}
+    there = [f"{name} {number}" for name, number in found.items() if number is not None]
+    yield Finding(True, f"versions: python {platform.python_version()}, {', '.join(there)}")
+    for name in (name for name, number in found.items() if number is None):
+        yield Finding(False, f"{name} is missing: install sparse_lab again", needed=True)
+
+
+def sparse_arithmetic(needed: bool = False) -> Iterator[Finding]:
+    """Can kernels be compiled here, and with how many threads do they run?"""
+    try:
+        import numba
+    except Exception as error:  # one that does not fit the numpy that is here fails in ways of its own
+        reason = " ".join(str(error).split())[:200]
+        yield Finding(False, f"compute=sparse: numba does not start ({reason}): install sparse_lab again", needed)
+        return
+    yield Finding(True, f"compute=sparse: numba {numba.__version__} with {numba.get_num_threads()} threads")
+
+
+def extras() -> Iterator[Finding]:
+    for name, (use, way) in EXTRAS.items():
+        number = version(name)
+        yield Finding(number is not None, f"{use}: {f'{name} {number}' if number is not None else way}")
+
+
+def data_sets(root: Path) -> Iterator[Finding]:
+    """Each data set of conf/dataset: there, or why not."""
+    from sparse_lab import data
+
+    for path in sorted((conf_dir() / "dataset").glob("*.yaml")):
+        values = OmegaConf.load(path)
+        values.root = str(root)
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DatasetConfig), values))
+        assert isinstance(config, DatasetConfig)
+        try:
+            data.check(config)
+            yield Finding(True, f"dataset={path.stem}")
+        except (UserError, OSError) as error:
+            yield Finding(False, f"dataset={path.stem}: {error}")
+
+
+def room(outputs: Path, wanted: int = 0) -> Iterator[Finding]:
+    """Can runs be written below `outputs`, and do `wanted` bytes fit?"""
+    there = next(folder for folder in (outputs.absolute(), *outputs.absolute().parents) if folder.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=there) as probe:
+            probe.write(b"x")
+            probe.flush()
+    except OSError as error:
+        yield Finding(False, f"cannot write to {outputs} ({error.strerror}): set paths.outputs=DIR", needed=True)
+        return
+    free = shutil.disk_usage(there).free
+    line = f"{outputs} can be written, {size(free)} free"
+    if wanted:
+        line += f", about {size(wanted)} wanted for checkpoints"
+    good = wanted <= free
+    yield Finding(good, line if good else f"{line}: make room there or set paths.outputs=DIR", needed=not good)
+
+
+def size(number: int) -> str:
+    return f"{number / GIB:.1f} GiB" if number >= GIB / 10 else f"{number / 2**20:.1f} MiB"
+
+
+def version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,81 @@
+"""`sparse-lab export RUN`: the network of a finished run as files that others can use, each checked and timed."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from sparse_lab.export import packed
+from sparse_lab.export.export import SUFFIXES, export, record
+from sparse_lab.export.load_run import Finished, finished
+
+
+def report(run: Finished, files: dict[str, Path], found: dict[str, Any]) -> list[str]:
+    """What was found, in lines for a terminal."""
+    about = run.about()
+    reuse = about["kept_with_reuse"]
+    shared = f" (shared, so {reuse:,} in the plain network that it equals)" if reuse is not None else ""
+    lines = [f"{about['name']}: {about['kept']:,} of {about['total']:,} weights{shared}, "
+             f"test {about['test_accuracy']:.2f}%"]  # fmt: skip
+    macs, sizes = found["macs"], found["bytes"]
+    if "sparse" in macs:
+        lines.append(
+            f"multiply-adds of an image: {macs['dense']:,} dense, {macs['sparse']:,} with live weights "
+            f"({found['weights']:,} of them lie on a path from the image to a logit)"
+        )
+    for kind, path in files.items():
+        lines.append(
+            f"{path}: {sizes[kind] / 1024:,.0f} KiB (dense {sizes['dense'] / 1024:,.0f}), logits within "
+            f"{found['difference'][kind]:.0e} on {found['compared_on']}"
+        )
+    for name, times in found["latency_ms"].items():
+        spent = ", ".join(f"batch {size} {milliseconds:.2f} ms" for size, milliseconds in times.items())
+        lines.append(f"{name}, {found['threads']} threads: {spent}")
+    return lines
+
+
+def _files(run: Path, to: str | None, out: Path | None) -> dict[str, Path]:
+    """Which formats go where."""
+    by_suffix = {suffix: kind for kind, suffix in SUFFIXES.items()}
+    if to is None and out is not None and out.suffix in by_suffix:
+        return {by_suffix[out.suffix]: out}
+    if to in SUFFIXES:
+        kinds = [to]
+    else:
+        installed = importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime")
+        kinds = list(SUFFIXES) if to == "all" or installed else ["packed", "torch"]
+    if len(kinds) == 1 and out is not None and out.suffix:
+        return {kinds[0]: out}
+    return {kind: (out or run) / f"network{SUFFIXES[kind]}" for kind in kinds}
+
+
+def main(argv: list[str]) -> int:
+    """Export, read the files back, say what is in them and how fast they are."""
+    parser = argparse.ArgumentParser(
+        prog="sparse-lab export",
+        description="Write the network of a finished run as files that others can use. packed: a few bytes a live "
+        "weight, for sparse_lab.load(FILE), which runs it on sparse kernels. onnx: the live channels as a dense "
+        "network, for any ONNX runtime. torch: weights with zeros where they are pruned, for "
+        "sparse_lab.export.export.read(FILE). Each file is read back, compared with the run's network and timed.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder (it holds result.json)")
+    parser.add_argument(
+        "--to", choices=(*SUFFIXES, "all"), help="default: whatever the packages installed here can write"
+    )
+    parser.add_argument("--values", choices=tuple(packed.DTYPES), default="fp32", help="of the packed file's weights")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        metavar="PATH",
+        help="a file (.sparse, .onnx or .pt) or a folder; default: RUN",
+    )
+    args = parser.parse_args(argv)
+    run = finished(args.run)
+    files = _files(args.run, args.to, args.out)
+    found = export(run, files, args.values)
+    record(run, found)
+    print("\n".join(report(run, files, found)))
+    return 0

@@ -1,0 +1,102 @@
+"""The command: `sparse-lab KEY=VALUE ...` runs through Hydra; `sparse-lab VERB ...` does the rest.
+
+torch is imported only when something runs, so that --help, --cfg and completion answer at once; and whatever is
+imported here is imported before a signal is listened to.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib
+import os
+import signal
+import sys
+
+from sparse_lab.training.signals import AGAIN, Stopped, terminable
+
+VERBS = {
+    "report": "sparse_lab.cli.report:main",
+    "status": "sparse_lab.cli.status:main",
+    "methods": "sparse_lab.cli.methods:main",
+    "keys": "sparse_lab.cli.config_keys:main",
+    "bench": "sparse_lab.cli.bench:main",
+    "export": "sparse_lab.cli.export:main",
+    "doctor": "sparse_lab.cli.doctor.main:main",
+}
+USER_ERROR = 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The console script. Returns the exit status.
+
+    0 done, 1 a run failed, 2 the request was wrong, 143 stopped by SIGTERM and 130 by Ctrl-C after saving.
+    """
+    end = _End()
+    if argv is None:  # the command of a process, which ends with it
+        argv = sys.argv[1:]
+        atexit.register(end)
+    try:
+        with terminable():
+            return _answer(argv)
+    except (Stopped, KeyboardInterrupt) as error:
+        stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT, AGAIN)
+        print(f"sparse-lab: {stopped}", file=sys.stderr)
+        end.status = stopped.status
+        return stopped.status
+    except BrokenPipeError:  # the reader of a pipe has gone, as in `sparse-lab methods | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+class _End:
+    """Is called last when Python ends, as it was registered first. After a signal the process is gone then: to take
+    thousands of modules apart would take seconds.
+    """
+
+    status: int | None = None
+
+    def __call__(self) -> None:
+        if self.status is not None:
+            with contextlib.suppress(OSError):  # the reader of a pipe has gone
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(self.status)
+
+
+def _answer(argv: list[str]) -> int:
+    from sparse_lab.errors import UserError
+    from sparse_lab.records.redaction import redact
+
+    try:
+        if argv and argv[0] in VERBS:
+            module, function = VERBS[argv[0]].split(":")
+            return getattr(importlib.import_module(module), function)(argv[1:])
+        return _hydra(argv)
+    except UserError as error:
+        print(f"sparse-lab: {redact(str(error))}", file=sys.stderr)
+        return USER_ERROR
+
+
+def _hydra(argv: list[str]) -> int:
+    """Look at the request as a whole, then let Hydra compose and start each job."""
+    from sparse_lab.sweep.plan import Request
+
+    request = Request.read(argv)
+    if request.help:
+        print(request.help_text())
+        return 0
+    if request.runs:
+        request.check()
+        from sparse_lab.sweep.launch import start
+
+        return start(request)
+    import hydra
+
+    sys.argv = [sys.argv[0], *request.argv]  # Hydra reads it
+    hydra.main(version_base="1.3", config_path=str(request.source.conf), config_name="config")(lambda cfg: None)()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

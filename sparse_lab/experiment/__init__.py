@@ -1,0 +1,1 @@
+"""One run: composed, checked, built, trained, written down."""

@@ -1,0 +1,134 @@
+"""Which arithmetic a run computes with: what `compute` asks for, what the run allows, and which is faster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from sparse_lab.config import Config
+from sparse_lab.errors import UserError
+from sparse_lab.experiment import phases
+from sparse_lab.experiment.timeline import recipe_of
+
+# Final sparsity from which a sparse training step beats the best dense one, batch 128, ERK masks (`sparse-lab bench`).
+# Where dense computes in float32: at 90% VGG16 was 2.1 and ResNet-34 1.7 times as fast on two AVX2 cores, nothing below
+# was measured. Where it has bf16: at 95% VGG16 was 1.6 times as fast and ResNet-34 as fast on two AVX-512 cores.
+BREAK_EVEN = 0.90
+BREAK_EVEN_BFLOAT16 = 0.95
+# what the drivers of CUDA, ROCm and CUDA under Windows make
+GPU_FILES = ("nvidia[0-9]*", "kfd", "dxg")
+BFLOAT16_FLAGS = {"avx512_bf16", "amx_tile"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`line`: what there is to say about it, if it is not what was asked for word by word."""
+
+    compute: str
+    precision: str
+    line: str | None = None
+
+
+def settled(config: Config) -> Config:
+    """`config` as it is run and recorded: compute is dense or sparse, and the precision is that of the arithmetic."""
+    chosen = choose(config)
+    return replace(config, compute=chosen.compute, trainer=replace(config.trainer, precision=chosen.precision))
+
+
+def _with_precision(config: Config) -> Config:
+    """trainer.precision=auto as what it is here."""
+    if config.trainer.precision != "auto":
+        return config
+    precision = "bf16-mixed" if _gpu(config.trainer.accelerator) else "32-true"
+    return replace(config, trainer=replace(config.trainer, precision=precision))
+
+
+def choose(config: Config) -> Choice:
+    """The arithmetic of this very run; the runs that it starts from choose for themselves."""
+    config = _with_precision(config)
+    precision = config.trainer.precision
+    if config.compute == "auto":
+        return _pick(config)
+    if config.compute == "dense":
+        return Choice("dense", precision)
+    if not config.method.prunes:
+        return Choice("dense", precision, "compute=dense, for nothing is pruned here")
+    if precision == "bf16-mixed":
+        return Choice("sparse", "32-true", "compute=sparse works in float32, not in trainer.precision=bf16-mixed")
+    return Choice("sparse", precision)
+
+
+def check(config: Config, here: bool) -> None:
+    """Raises UserError where compute=sparse cannot do what the run asks (here: of this machine)."""
+    if config.compute == "sparse" and config.method.prunes:
+        why = hindrance(config, here)
+        if why is not None:
+            raise UserError(f"compute=sparse: {why}, or compute=dense")
+
+
+def hindrance(config: Config, here: bool) -> str | None:
+    """Why this run cannot compute sparsely, and what else to ask for; None where it can."""
+    method, trainer = config.method, config.trainer
+    if trainer.accelerator == "gpu":
+        return "it is for CPUs, and trainer.accelerator=gpu: use trainer=cpu"
+    if here and _gpu(trainer.accelerator):
+        return "it is for CPUs, and trainer=auto would take the GPU here: use trainer=cpu"
+    if trainer.devices > 1:
+        return f"it runs in one process, not in trainer.devices={trainer.devices}: use trainer.devices=1"
+    if trainer.precision == "16-mixed":
+        return "it knows no trainer.precision=16-mixed: use trainer.precision=32-true"
+    if method.dct:
+        return f"method {method.name} adds a dense matrix to its sparse weights (method.dct=true): use another method"
+    if config.schedule.name in ("at_end", "soft"):
+        return f"method {method.name} trains dense up to its last step: use another method"
+    return None
+
+
+def _pick(config: Config) -> Choice:
+    """compute=auto: sparse where that is possible and pays, else the faster dense arithmetic."""
+    sparsity, asked = phases.final_sparsity(config), config.trainer.precision
+    against = _against(config, sparsity)
+    if against is None:
+        precision = "32-true" if asked == "bf16-mixed" else asked
+        return Choice("sparse", precision, f"compute=auto picks sparse: {100 * sparsity:.6g}% of the weights are to go")
+    if asked == "32-true" and not _gpu(config.trainer.accelerator) and _fast_bfloat16():
+        return Choice("dense", "bf16-mixed", f"compute=auto picks dense in bf16-mixed: {against}")
+    return Choice("dense", asked, f"compute=auto picks dense: {against}")
+
+
+def _against(config: Config, sparsity: float) -> str | None:
+    if not config.method.prunes:
+        return "nothing is pruned here"
+    hindered = hindrance(config, here=True)
+    if hindered is not None:
+        return f"sparse does not fit: {hindered.split(':')[0]}"
+    least = BREAK_EVEN_BFLOAT16 if _fast_bfloat16() else BREAK_EVEN
+    if sparsity < least:
+        return f"sparse is faster from {100 * least:g}% of zeros on, and this run ends at {100 * sparsity:.6g}%"
+    recipe = recipe_of(config)
+    if recipe.clip_norm is not None and recipe.clip_over == "all":
+        return "training.clip_over=all needs dense gradients in every step; training.clip_over=live does not"
+    return None
+
+
+def _gpu(accelerator: str) -> bool:
+    """Would the run take a GPU here? torch is asked only where there is a device file of one: importing it takes longer
+    than everything else that a finished run is looked up by.
+    """
+    if accelerator == "cpu" or not any(list(Path("/dev").glob(name)) for name in GPU_FILES):
+        return False
+    from sparse_lab.training.device import device_of
+
+    return device_of(accelerator).type == "cuda"
+
+
+@cache
+def _fast_bfloat16() -> bool:
+    """Has this CPU instructions for bf16? Without them torch's autocast is 20 times slower than float32."""
+    try:
+        said = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    flags = next((line.split() for line in said.splitlines() if line.startswith("flags")), [])
+    return not BFLOAT16_FLAGS.isdisjoint(flags)

@@ -1,0 +1,337 @@
+"""What Hydra composes of conf/ and a command's words. It puts each combination of choices together once; what a sweep
+gives single keys is set in that afterwards, in the order in which Hydra itself would. A thousand seeds cost no more
+than a few choices.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import re
+import threading
+import time
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from sparse_lab.config import Config
+from sparse_lab.errors import UserError, nearest
+from sparse_lab.experiment.config_security import check_config, check_searchpath, check_targets
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+# what Hydra and its plugins offer beside the choices in conf/
+OWN_CHOICES = {
+    "hydra/launcher": ["basic"],
+    "hydra/sweeper": ["basic"],
+    "hydra/sweeper/sampler": ["cmaes", "nsgaii", "motpe", "grid"],
+}
+# what Hydra's plugins register: conf/ holds our own choices of these names, or none is meant to be
+PLUGINS_OWN = {
+    "launcher": ("joblib", "ray", "ray_aws", "submitit_local", "submitit_slurm"),
+    "sweeper": ("optuna",),
+    "sweeper/sampler": ("tpe", "random"),
+}
+# choices -> the config that Hydra makes of them and our own files
+PUT_TOGETHER: dict[tuple[str, ...], DictConfig] = {}
+PLAIN_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+FIRST_LINE = 1.0  # seconds of silence that a person can bear
+NEXT_LINES = 5.0
+BASES = 128  # configs of choices put together that are kept
+
+
+RAY_STORE = 100_000_000  # bytes: a job hands back one number
+
+
+def gpus_a_job(accelerator: str) -> int:
+    """What a job of a Ray sweep asks for: a GPU of its own where this machine has any and the run would use it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = any(Path("/dev").glob("nvidia[0-9]*")) if visible is None else visible not in ("", "-1")
+    return int(accelerator != "cpu" and there)
+
+
+OmegaConf.register_new_resolver("gpus_a_job", gpus_a_job, replace=True)
+# a cluster that runs already has a store of its own, and Ray refuses to be told its size
+OmegaConf.register_new_resolver("ray_store", lambda address: None if address else RAY_STORE, replace=True)
+
+
+def leave_out_plugins_own() -> None:
+    """Take out what would be merged into our choices of the same name (with a warning each), and slow Hydra down."""
+    Plugins.instance()  # they register when they are found
+    for group, names in PLUGINS_OWN.items():
+        entries: Any = ConfigStore.instance().repo["hydra"]
+        for part in group.split("/"):
+            entries = entries.get(part, {})
+        for name in names:
+            entries.pop(f"{name}.yaml", None)
+
+
+def to_config(cfg: DictConfig) -> Config:
+    """The composed config as plain dataclasses. Raises UserError when a value is missing or of the wrong type."""
+    try:
+        parts: dict[str, Any] = {
+            name: OmegaConf.to_object(cfg[name]) if OmegaConf.is_config(cfg[name]) else cfg[name] for name in KEYS
+        }
+    except OmegaConfBaseException as error:
+        raise UserError(first_line(error)) from None
+    config = Config(**parts)
+    assert all(type(getattr(config, name)) is kind for name, kind in GROUPS.items()), "composed without the schema"
+    return config
+
+
+KEYS = [entry.name for entry in dataclasses.fields(Config)]
+GROUPS = {name: type(value) for name, value in vars(Config()).items() if dataclasses.is_dataclass(value)}
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong in one line, and with which key."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    key = next((line for line in lines if line.startswith("full_key:")), "")
+    return (lines[0] if lines else type(error).__name__) + (f" ({key})" if key else "")
+
+
+@dataclass
+class ConfigSource:
+    """Our conf/ and the user's own folder: the choices that there are, and what Hydra composes of them."""
+
+    conf: Path
+    user_conf: Path | None = None
+    _choices: dict[str, list[str]] = field(default_factory=dict, init=False)
+
+    def parse(self, lines: list[str]) -> list[Override]:
+        """Overrides, in Hydra's grammar. Raises UserError."""
+        searched = create_config_search_path(str(self.conf))
+        if self.user_conf is not None:
+            searched.append("command-line", f"file://{self.user_conf}")
+        try:
+            return OverridesParser.create(ConfigLoaderImpl(searched)).parse_overrides(lines)
+        except HydraException as error:
+            raise UserError(f"cannot read the command line: {first_line(error)}") from None
+
+    def choices(self, group: str) -> list[str]:
+        """Names that a config group offers, in subfolders too, the user's own among them."""
+        if group not in self._choices:
+            found: set[str] = set()
+            for folder in (self.conf, self.user_conf):
+                if folder is not None and (folder / group).is_dir():
+                    found |= {
+                        path.relative_to(folder / group).with_suffix("").as_posix()
+                        for path in (folder / group).rglob("*.yaml")
+                    }
+            self._choices[group] = sorted(found)
+        return list(self._choices[group])
+
+    def check_names(self, override: Override) -> None:
+        """Unknown groups, choices and keys, each with the nearest known name."""
+        key = override.key_or_group
+        if not key or override.is_delete():
+            raise UserError(f"{override.input_line}: give keys a value, as in seed=1; nothing can be taken out")
+        if key.startswith("hydra") and override.is_sweep_override():
+            raise UserError(f"{override.input_line}: a sweep cannot go over {key}: give it one value")
+        if key == "hydra.searchpath":  # composing would import what it names
+            check_searchpath(override.value() or [])
+        choices = self.choices(key)
+        if key in OWN_CHOICES:
+            choices += OWN_CHOICES[key]
+        elif key.startswith("hydra"):
+            return
+        if not choices:
+            check_key(key)
+            return
+        for name in names_in(override):
+            if name not in choices and name not in ("None", "null"):
+                raise UserError(f"unknown {key} {name!r}; {nearest(name, choices)}")
+
+    def compose(self, overrides: list[str]) -> DictConfig:
+        """With Hydra's own node, checked as a whole. Raises UserError.
+
+        Hydra puts the same choices together once a process; what sets one key is set in a copy, as it would.
+        """
+        choices, values = split(self, overrides)
+        composed = self._put_together(choices)
+        try:
+            for key, value in values.items():
+                OmegaConf.update(composed, key, value, merge=True)
+        except OmegaConfBaseException as error:
+            raise UserError(first_line(error)) from None
+        check_targets(composed)
+        check_config(composed)
+        return composed
+
+    def _put_together(self, choices: tuple[str, ...]) -> DictConfig:
+        if self.user_conf is not None:  # whose files may change
+            return self.through_hydra([f"hydra.searchpath=[file://{self.user_conf}]", *choices])
+        if choices not in PUT_TOGETHER:
+            if len(PUT_TOGETHER) >= BASES:
+                PUT_TOGETHER.clear()
+            PUT_TOGETHER[choices] = self.through_hydra(list(choices))
+        return copy.deepcopy(PUT_TOGETHER[choices])
+
+    def through_hydra(self, overrides: list[str]) -> DictConfig:
+        try:
+            with hydra.initialize_config_dir(str(self.conf), version_base="1.3"):
+                return hydra.compose("config", overrides, return_hydra_config=True)
+        except (YAMLError, UnicodeDecodeError) as error:  # a file of --config-dir
+            raise UserError(f"a config file cannot be read: {' '.join(str(error).split())}") from None
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise UserError(first_line(error.__cause__ or error)) from None
+
+
+@dataclass
+class Composer:
+    """put_together: the config that Hydra makes of choices, checked as a whole. check: what the values of a job alone
+    can do wrong.
+    """
+
+    source: ConfigSource
+    put_together: Callable[[list[str]], DictConfig]
+    check: Callable[[Config], None]
+    _values: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = field(default_factory=dict, init=False)
+    _bases: dict[tuple[tuple[str, ...], tuple[str, ...]], DictConfig] = field(default_factory=dict, init=False)
+
+    def order(self, jobs: list[dict[str, str]]) -> list[int]:
+        """The numbers of the jobs, those with the same choices one after the other."""
+        choices = [self._split(job)[0] for job in jobs]
+        return sorted(range(len(jobs)), key=lambda number: choices[number])
+
+    def config(self, job: dict[str, str]) -> Config:
+        """The config of a job, a dict of override key -> value. Raises UserError."""
+        choices, values = self._split(job)
+        base = self._base(choices, tuple(values))
+        try:
+            for key, line in values.items():
+                OmegaConf.update(base, key, self._values[line][1][key], merge=True)
+        except OmegaConfBaseException as error:
+            raise UserError(first_line(error)) from None
+        config = to_config(base)
+        if values:
+            self.check(config)
+        return config
+
+    def _base(self, choices: tuple[str, ...], keys: tuple[str, ...]) -> DictConfig:
+        """These choices put together, for jobs that all set the same keys in it."""
+        if (choices, keys) not in self._bases:
+            if len(self._bases) >= BASES:
+                self._bases.clear()
+            if (choices, ()) not in self._bases:
+                self._bases[choices, ()] = self.put_together(list(choices))
+            self._bases[choices, keys] = copy.deepcopy(self._bases[choices, ()])
+        return self._bases[choices, keys]
+
+    def _split(self, job: dict[str, str]) -> tuple[tuple[str, ...], dict[str, str]]:
+        """As `split`, of a job's axes, each value parsed once: the overrides that Hydra must see, and key -> line."""
+        choices, values = [], {}
+        for key, value in job.items():
+            line = f"{key}={value}"
+            if line not in self._values:
+                self._values[line] = split(self.source, [line])
+            if self._values[line][1]:
+                values[key] = line
+            else:
+                choices.append(line)
+        if any(not self.source.choices(line.partition("=")[0]) for line in choices):
+            return tuple(f"{key}={value}" for key, value in job.items()), {}
+        return tuple(choices), values
+
+
+def split(source: ConfigSource, lines: list[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The overrides that Hydra must see, and key -> value of those that do nothing but set one key of the schema.
+
+    Choices are put together before any key is set, whatever their order. Where a line is neither (a dict, which is
+    merged into what is there, or one of Hydra's own keys), the order of all may matter: Hydra sees them all.
+    """
+    choices, values = [], {}
+    for line, override in zip(lines, source.parse(lines), strict=True):
+        key = line.partition("=")[0]
+        if source.choices(key):
+            choices.append(line)
+        elif PLAIN_KEY.fullmatch(key) and key.partition(".")[0] in KEYS and not isinstance(override.value(), dict):
+            values[key] = override.value()
+        else:
+            return tuple(lines), {}
+    return tuple(choices), values
+
+
+@contextmanager
+def telling(of: int, say: Callable[[str], None]) -> Iterator[Callable[[str, int], None]]:
+    """While the block lasts, a line after a second, and one every five, of how far it is: what it does, and with which
+    of how many. From a thread of its own, for the block may be importing torch.
+    """
+    begun, over = time.monotonic(), threading.Event()
+    at: tuple[str, int] = ("reading", 0)
+
+    def now(what: str, number: int) -> None:
+        nonlocal at
+        at = (what, number)
+
+    def tell() -> None:
+        wait = FIRST_LINE
+        while not over.wait(wait):
+            wait = NEXT_LINES
+            say(f"{at[0]} job {at[1]:,} of {of:,}, {time.monotonic() - begun:.0f} s")
+
+    thread = threading.Thread(target=tell, name="telling", daemon=True)
+    thread.start()
+    try:
+        yield now
+    finally:
+        over.set()
+        thread.join()
+
+
+def names_in(override: Override) -> list[str]:
+    """The choices that an override of a group names: one, a list of them, or the values of a sweep."""
+    values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
+    names: list[str] = []
+    for value in values:
+        names += [str(one) for one in (value if isinstance(value, list) else [value])]
+    return names
+
+
+def check_key(key: str) -> None:
+    """Is `key` (dots between its parts) one of the schema's? Raises UserError with the nearest one."""
+    walked: list[str] = []
+    for part in key.split("."):
+        known = _known_keys(walked)
+        if known is None:
+            return
+        if part not in known:
+            where = ".".join(walked) or "the config"
+            raise UserError(f"unknown key {key!r}: {where} has no {part!r}; {nearest(part, known)}")
+        walked.append(part)
+
+
+def _known_keys(walked: list[str]) -> list[str] | None:
+    """Keys below a path of the schema; None where the schema ends (a list, say)."""
+    kind: Any = Config
+    for part in walked:
+        kind = typing.get_type_hints(kind)[part]
+        inner = [one for one in typing.get_args(kind) if dataclasses.is_dataclass(one)]
+        kind = inner[0] if inner else kind
+        if not dataclasses.is_dataclass(kind):
+            return None
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def without_hydra(composed: DictConfig) -> DictConfig:
+    """A copy of what a run sees."""
+    plain = copy.deepcopy(composed)
+    with open_dict(plain):
+        del plain["hydra"]
+    return plain

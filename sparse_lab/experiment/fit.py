@@ -1,0 +1,67 @@
+"""The training of one run: build the parts, fit, record."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.console import Console
+
+from sparse_lab import data
+from sparse_lab.config import Config
+from sparse_lab.errors import UserError
+from sparse_lab.experiment.build import assemble, make_trainer
+from sparse_lab.experiment.result import outcome, removed
+from sparse_lab.models.weight_sharing import unshared
+from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.records.system import reset_peak_memory
+from sparse_lab.training.checkpoint_io import load, save_network
+from sparse_lab.training.device import device_of
+from sparse_lab.training.processes import agreed, rank
+from sparse_lab.training.signals import StopRequest
+
+RESUMABLE = {"state_dict", "callbacks", "optimizer_states", "random_state", "pytorch-lightning_version"}
+
+
+def fit(
+    config: Config,
+    folder: RunFolder,
+    starts: dict[str, Path],
+    parent: str | None,
+    command: str,
+    console: Console,
+    label: str,
+    stop: StopRequest,
+) -> dict[str, Any]:
+    """Train what `config` asks for, from the networks in `starts` on, and return the record that stands in `folder`.
+
+    Raises UserError for a checkpoint that is not this run's, and Stopped after a signal.
+    """
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    pl.seed_everything(config.seed, verbose=False)
+    reset_peak_memory()
+    device = device_of(config.trainer.accelerator, rank())
+    processes = config.trainer.devices
+    batches = data.build(config.dataset, config.training, config.seed, device, rank(), processes)
+    parts = assemble(config, batches, folder, starts, console, label, stop, device)
+    trainer = make_trainer(config, parts, folder)
+    resume = agreed(folder.newest())
+    if resume is not None and not load(resume).keys() >= RESUMABLE:
+        raise UserError(f"{resume} is not a checkpoint of this run: remove it and start the same command again")
+    stop.say(f"goes on from {resume.name}" if resume else f"started{f' from {parent}' if parent else ''}")
+    trainer.fit(parts.module, batches.train, batches.validation, ckpt_path=resume, weights_only=True)
+    stop.line = f"saved at step {trainer.global_step:,}, the last one; start the same command again for the result"
+    result = outcome(config, parts, batches, folder, parent, command)
+    if rank() == 0:
+        about = {"run": folder.name, **{key: result[key] for key in ("sparsity", "kept", "kept_with_reuse")}}
+        # loads into a plain network, or through models.surgery.match
+        save_network(unshared(parts.model), folder.best, about)
+        if config.method.prunes_filters:
+            small, result["small"] = removed(config, parts, batches)
+            save_network(small, folder.small, about)
+        folder.finish(result)
+    trainer.strategy.barrier()  # the other processes of this run go on from what was just written
+    stop.wanted(trainer)  # of a signal that came after the last step all of them know, or none
+    return result

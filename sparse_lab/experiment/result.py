@@ -1,0 +1,126 @@
+"""What a finished run says of itself: result.json."""
+
+from __future__ import annotations
+
+import copy
+import platform
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparse_lab.config import Config
+from sparse_lab.data import Data
+from sparse_lab.experiment import phases
+from sparse_lab.experiment.build import Parts
+from sparse_lab.experiment.identity import cell, digest, identity
+from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.records.system import PACKAGES, commit, device_name, peak_memory, version
+from sparse_lab.sparsity.flops import LayerCost, layer_costs
+from sparse_lab.sparsity.masks import COUNTING, count, layers
+from sparse_lab.sparsity.structured.remove_channels import thin
+from sparse_lab.training.device import device_of
+
+SELECTED_ON = {"validation_best": "validation", "last": "last epoch", "test_best": "test"}
+
+
+def outcome(
+    config: Config, parts: Parts, data: Data, folder: RunFolder, start: str | None, command: str
+) -> dict[str, Any]:
+    """The whole record, plain values only. Accuracies in percent, times in seconds, memory in MiB."""
+    levels = parts.rounds.levels
+    costs = layer_costs(parts.model, config.dataset.image_size)
+    last = levels[-1]
+    return {
+        "name": folder.name,
+        "hash": digest(identity(config)),
+        "cell": cell(config),
+        "model": config.model.name,
+        "width": config.model.width,
+        "dataset": config.dataset.name,
+        "method": config.method.name,
+        "seed": config.seed,
+        "compute": config.compute,
+        "precision": config.trainer.precision,
+        "sparsity_target": phases.final_sparsity(config),
+        "sparsity": last["sparsity"],
+        "kept": last["kept"],
+        "kept_with_reuse": parts.masks.kept_with_reuse() if parts.masks and config.method.sharing else None,
+        "unique": sum(cost.total for cost in costs),
+        "total": count(parts.model),
+        "counting": COUNTING,
+        "test_accuracy": last["test_accuracy"],
+        "validation_accuracy": last["validation_accuracy"],
+        "selected_on": SELECTED_ON[config.training.select],
+        "start": start,
+        "explored": parts.log.explored,
+        "dead_layers": last["effective"]["dead_layers"],
+        "levels": levels,
+        "layers": [{"name": c.name, "kept": c.kept, "total": c.total, "macs": c.macs} for c in costs],
+        "flops": flops(costs, levels, len(data.train) * config.training.batch_size, parts.log.mean_macs()),
+        "seconds": sum(level["seconds"] for level in levels),
+        "peak_memory_mb": peak_memory(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "data": {"md5": data.md5, "official": data.official},
+        "device": device_name(device_of(config.trainer.accelerator)),
+        "command": command,
+        "commit": commit(),
+        "config": identity(config),
+    }
+
+
+def removed(config: Config, parts: Parts, data: Data) -> tuple[nn.Module, dict[str, Any]]:
+    """The network without the channels that are gone, and what it is: parameters (biases and BatchNorm too), FLOPs,
+    the largest difference of its logits to the masked network's on a batch of training images, and the shares that
+    went. Papers on filters count the filters alone (`removed_filters`); really gone are also the weights that read
+    them (`removed`).
+    """
+    image_size = config.dataset.image_size
+    small = thin(parts.model, image_size)
+    # in float64: it is the surgery that is compared, not the rounding of logits that may be large
+    masked, thinned = copy.deepcopy(parts.model).double().eval(), copy.deepcopy(small).double().eval()
+    images = data.train.fixed(1)[0][0].to(next(thinned.parameters()))
+    with torch.no_grad():
+        difference = float((masked(images) - thinned(images)).abs().max())
+    before, after = layer_costs(parts.model, image_size), layer_costs(small, image_size)
+    rows = {new.name: layers(small)[new.name].weight.shape[0] for new in after}
+    shares = {old.name: rows[old.name] / layers(parts.model)[old.name].weight.shape[0] for old in before}
+
+    def gone(left: float, dense: int) -> float:
+        return round(1.0 - left / dense, 6)
+
+    weights, macs = sum(cost.total for cost in before), sum(cost.macs for cost in before)
+    return small, {
+        "parameters": sum(parameter.numel() for parameter in small.parameters()),
+        "weights": sum(cost.total for cost in after),
+        "flops": 2 * sum(cost.macs for cost in after),
+        "filters": rows,
+        "difference": difference,
+        "removed": {
+            "weights": gone(sum(cost.total for cost in after), weights),
+            "flops": gone(sum(cost.macs for cost in after), macs),
+        },
+        "removed_filters": {
+            "weights": gone(sum(shares[cost.name] * cost.total for cost in before), weights),
+            "flops": gone(sum(shares[cost.name] * cost.macs for cost in before), macs),
+        },
+    }
+
+
+def flops(
+    costs: list[LayerCost], levels: list[dict[str, Any]], images_an_epoch: int, mean_macs: float
+) -> dict[str, int]:
+    """Two operations a multiply-add; a training image costs three forward passes (forward, input and weight gradient).
+
+    Dense counts are what masked dense arithmetic really computes; sparse ones count kept weights: in inference the
+    final network's, in training `mean_macs`, the mean over all steps. What DyReLU and compactors add while training is
+    not counted.
+    """
+    dense, sparse = sum(c.macs for c in costs), sum(c.sparse_macs for c in costs)
+    images = images_an_epoch * sum(level["epochs"] for level in levels)
+    return {
+        "inference_dense": 2 * dense,
+        "inference_sparse": 2 * sparse,
+        "training_dense": 6 * dense * images,
+        "training_sparse": round(6 * mean_macs * images),
+    }

@@ -1,0 +1,111 @@
+"""One run: is it done already, what does it start from, fit it, what went wrong. Read it top to bottom.
+
+torch is imported by `fit` alone, so that a finished run is looked up at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sparse_lab.config import Config
+from sparse_lab.errors import UserError
+from sparse_lab.experiment import backend, phases
+from sparse_lab.records.redaction import redact
+from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.training.processes import agreed, rank
+from sparse_lab.training.signals import Stopped, StopRequest
+
+
+def run(config: Config, command: str, console: Console, label: str = "", wait: bool = False) -> dict[str, Any]:
+    """Make the run that `config` asks for, with the runs that it starts from, and return its record.
+
+    A finished run is not made again. Raises UserError for what the user can mend (Elsewhere while another process has
+    the run, unless `wait`) and Stopped after a signal; every failure is in status.json too.
+    """
+    folder = RunFolder(config)
+    label = f"{label} {folder.name}".strip()
+
+    def say(line: str) -> None:
+        if rank() == 0:
+            console.print(redact(f"{label}: {line}"), highlight=False, soft_wrap=True, markup=False)
+
+    with folder.claim(say, wait) if rank() == 0 else nullcontext(), StopRequest(say) as stop:
+        done = agreed(folder.result())
+        if done is not None:
+            if rank() == 0:
+                folder.settle()
+            say(f"done already, test {done['test_accuracy']:.2f}%{_not_watched(config, folder)}")
+            return done
+        try:
+            if rank() == 0:
+                folder.begin()
+                folder.set_aside_damaged(say)
+            starts, parent = _starts(config, command, console)
+            chosen = backend.choose(config)
+            if chosen.line is not None:
+                say(chosen.line)
+            from sparse_lab.experiment.fit import fit
+
+            result = fit(folder.config, folder, starts, parent, command, console, label, stop)
+        except BaseException as error:
+            raise _failure(folder, error) from error
+        say(
+            f"test {result['test_accuracy']:.2f}%, {result['kept']:,} of {result['total']:,} weights, "
+            f"{result['seconds']:.0f} s"
+        )
+        if stop.number is not None:  # asked for in the last epoch
+            raise stop.stopped("this run is done; start the same command again to go on with the others")
+    return result
+
+
+def _not_watched(config: Config, folder: RunFolder) -> str:
+    """A finished run cannot be watched afterwards: which diagnostics are asked for and were not written."""
+    asked = {"activations": config.diagnostics.activations, "gradients": config.diagnostics.gradients}
+    missing = [name for name, wanted in asked.items() if wanted and not (folder.path / f"{name}.jsonl").exists()]
+    return f"; made without diagnostics of {', '.join(missing)}: remove its folder to make it again" if missing else ""
+
+
+def _starts(config: Config, command: str, console: Console) -> tuple[dict[str, Path], str | None]:
+    """Make (or find) the runs that this one starts from: name of the part -> its network; and the parent's name."""
+    wanted = {
+        "parent": phases.parent(config),
+        "reference": phases.reference(config),
+        "rewound": phases.rewound(config),
+    }
+    if config.method.regrows:
+        wanted["dense"] = phases.dense(config)
+    starts: dict[str, Path] = {}
+    names: dict[str, str] = {}
+    for part, other in wanted.items():
+        if other is not None:
+            names[part] = run(other, command, console, label="  needed first:", wait=True)["name"]
+            starts[part] = RunFolder(other).best
+    if config.method.regrows and config.method.regrow.reference is not None:
+        starts["reference"] = Path(config.method.regrow.reference)
+    return starts, names.get("parent")
+
+
+def _failure(folder: RunFolder, error: BaseException) -> BaseException:
+    """Put the failure on record; a full disk becomes one clear line."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        error = UserError(
+            f"the disk is full: {folder.path} holds what was saved before; make room and start the same command again"
+        )
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if rank() != 0:
+        return error
+    try:
+        if isinstance(error, Stopped):
+            folder.interrupt(line)
+        else:
+            said = line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"
+            folder.fail(said, traceback.format_exc())
+    except OSError:
+        pass  # nothing can be written any more: the error itself still reaches the user
+    return error

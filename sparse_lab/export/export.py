@@ -1,0 +1,91 @@
+"""The network of a finished run as files that others can use, each checked and timed."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse_lab.errors import UserError
+from sparse_lab.export import latency, onnx, packed, state_dict
+from sparse_lab.export.dead_channels import reduced
+from sparse_lab.export.graph import Graph
+from sparse_lab.export.load_run import Finished, images
+from sparse_lab.export.state_dict import read as read
+from sparse_lab.export.trace import traced
+from sparse_lab.records.atomic_io import write_record
+from sparse_lab.records.run_dir import now
+from sparse_lab.sparsity.flops import layer_costs
+
+SUFFIXES = {"packed": packed.SUFFIX, "onnx": ".onnx", "torch": ".pt"}
+EXACT = 1e-4  # logits of float32 files may differ by this share of the largest from float64's
+Runner = Callable[[Tensor], Tensor]
+
+
+def export(run: Finished, files: dict[str, Path], values: packed.Precision = "fp32") -> dict[str, Any]:
+    """Write each format of `files`, read it back, compare it with the original, time it; returns what was found.
+
+    Raises UserError when the network has no graph, when the package onnx is needed and missing, and when a float32
+    file's logits are not those of the original.
+    """
+    shown, which = images(run, 64 if run.image_size < 64 else 16)
+    graph = reduced(traced(run.model, run.image_size)) if set(files) - {"torch"} else None
+    dense = sum(parameter.numel() * parameter.element_size() for parameter in run.model.parameters())
+    costs = layer_costs(run.model, run.image_size)
+    found: dict[str, Any] = {"written": now(), "compared_on": f"{len(shown)} {which}", "values": values}
+    found["macs"] = {"dense": sum(cost.macs for cost in costs)}
+    found["bytes"] = {"dense": dense}
+    if graph is not None:
+        found["macs"]["sparse"] = graph.multiply_adds()
+        found["weights"] = graph.weights()
+    original = _logits(run.model, shown)
+    runners: dict[str, Runner] = {"dense torch": run.model}
+    for kind, path in files.items():
+        name, runner = _write(kind, run, graph, path, values, shown)
+        difference = _difference(runner(shown), original)
+        if not difference <= EXACT and not (kind == "packed" and values == "fp16"):
+            raise UserError(f"{path} differs from the run's network by {difference:.1e} of its logits: do not use it")
+        found["bytes"][kind] = path.stat().st_size
+        found.setdefault("difference", {})[kind] = difference
+        if kind != "torch":
+            runners[name] = runner
+    found["threads"] = torch.get_num_threads()
+    found["latency_ms"] = latency.by_batch(runners, shown)
+    return found
+
+
+def _write(
+    kind: str, run: Finished, graph: Graph | None, path: Path, values: packed.Precision, shown: Tensor
+) -> tuple[str, Runner]:
+    """One file, and what runs it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "torch" or graph is None:
+        state_dict.save(run, path)
+        return "torch", torch.no_grad()(state_dict.read(path))
+    about = {"network": run.build["name"], **run.build, **run.about(), "normalise": run.normalise}
+    if kind == "packed":
+        packed.save(graph, about, path, values)
+        return "sparse", packed.load(path)
+    return "onnxruntime", onnx.save_fastest(graph, about, path, shown)
+
+
+def _logits(model: torch.nn.Module, shown: Tensor) -> Tensor:
+    with torch.no_grad():
+        return copy.deepcopy(model).double()(shown.double())
+
+
+def _difference(logits: Tensor, original: Tensor) -> float:
+    """Largest difference as a share of the largest logit."""
+    return float((logits - original).abs().max() / original.abs().max().clamp_min(1e-30))
+
+
+def record(run: Finished, found: dict[str, Any]) -> None:
+    """Put what was found into the run's record."""
+    path = run.path / "result.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    write_record(path, {**result, "export": found})

@@ -1,0 +1,99 @@
+"""The network of a finished run as a plain torch module, with what is known of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse_lab import models
+from sparse_lab.errors import UserError
+from sparse_lab.models.offsets import folded
+from sparse_lab.models.surgery import match
+from sparse_lab.sparsity.structured.remove_channels import rebuild
+from sparse_lab.training.checkpoint_io import load_network
+
+
+@dataclass(frozen=True)
+class Finished:
+    """`model`: plain layers, no masks (pruned weights are zeros), evaluation mode, float32 on the CPU. `build`: what
+    `models.build` needs to make a network of its kind; `normalise`: mean and std per channel, of pixels in 0..1.
+    """
+
+    path: Path
+    result: dict[str, Any]
+    model: nn.Module
+    build: dict[str, Any]
+    normalise: dict[str, list[float]]
+
+    @property
+    def image_size(self) -> int:
+        return self.build["image_size"]
+
+    def about(self) -> dict[str, Any]:
+        """What a file says of the network: plain facts."""
+        keys = ("name", "sparsity", "kept", "total", "test_accuracy")
+        return {key: self.result[key] for key in keys} | {"kept_with_reuse": self.result.get("kept_with_reuse")}
+
+
+def finished(run: Path) -> Finished:
+    """Read a run's folder; where whole filters went, the network without them. Raises UserError when the run is not
+    finished.
+    """
+    try:
+        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        config = result["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{run} is not a finished run: it has no readable result.json") from None
+    best, small = (run / "checkpoints" / name for name in ("best.ckpt", "small.ckpt"))
+    build = {
+        "name": config["model"]["name"],
+        "num_classes": config["dataset"]["num_classes"],
+        "width": config["model"]["width"],
+        "image_size": config["dataset"]["image_size"],
+    }
+    model = _plain(load_network(small if small.is_file() else best), build)
+    normalise = {"mean": config["dataset"]["mean"], "std": config["dataset"]["std"]}
+    return Finished(run, result, model.eval(), build, normalise)
+
+
+def _plain(network: dict[str, Tensor], build: dict[str, Any]) -> nn.Module:
+    """The network as plain layers: what some methods keep beside a weight is added to it."""
+    model = models.build(**build)
+    if any(name.endswith((".alpha", ".mean")) for name in network):
+        match(model, network)
+        model.load_state_dict(network, strict=False)  # masks that a plain layer has no place for
+        return folded(model)
+    return rebuild(model, {name: value for name, value in network.items() if not name.endswith(".mask")})
+
+
+def images(run: Finished, count: int) -> tuple[Tensor, str]:
+    """Up to `count` normalised images (N, 3, H, W) of the run's test set, or random ones where the data is not at hand;
+    and which they are, in words.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from sparse_lab import data
+    from sparse_lab.config import Config
+
+    try:
+        stored = OmegaConf.load(run.path / "config.yaml")
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), stored))
+        assert isinstance(config, Config)
+        config.dataset.download = False  # an export fetches nothing
+        found = data.build(config.dataset, config.training, config.seed).test
+        batches, left = [], count
+        for batch, _ in found:
+            batches.append(batch[:left])
+            left -= len(batches[-1])
+            if not left:
+                break
+        return torch.cat(batches), f"test images of {config.dataset.name}"
+    except (UserError, OSError, OmegaConfBaseException):
+        source = torch.Generator().manual_seed(0)
+        return torch.randn(count, 3, run.image_size, run.image_size, generator=source), "random images"

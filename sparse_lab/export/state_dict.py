@@ -1,0 +1,38 @@
+"""The network as torch saves it: a state dict with zeros where weights are pruned, for `models.build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparse_lab import models
+from sparse_lab.errors import UserError
+from sparse_lab.export.load_run import Finished
+from sparse_lab.sparsity.structured.remove_channels import rebuild
+from sparse_lab.training.checkpoint_io import load, save_whole
+
+FORMAT = "sparse_lab export 1"
+
+
+def save(run: Finished, path: Path) -> dict[str, Any]:
+    """Write weights and buffers with what `models.build` needs to make the network; returns what was written."""
+    payload = {
+        "format": FORMAT,
+        "build": run.build,
+        "normalise": run.normalise,
+        "about": run.about(),
+        "state_dict": run.model.state_dict(),
+    }
+    save_whole(payload, path)
+    return payload
+
+
+def read(path: Path) -> torch.nn.Module:
+    """The exported network, in evaluation mode. Raises UserError for any other file."""
+    payload = load(path)
+    if payload.get("format") != FORMAT:
+        raise UserError(f"{path} is not a torch network that `sparse-lab export` wrote")
+    model = models.build(**payload["build"])
+    return rebuild(model, payload["state_dict"]).eval()

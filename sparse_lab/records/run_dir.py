@@ -1,0 +1,198 @@
+"""A run's folder, its status and its results on disk. CSV and JSON here are the source of truth.
+
+Everything is written whole: a temporary file, then a rename.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import datetime
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sparse_lab.config import Config
+from sparse_lab.errors import UserError
+from sparse_lab.experiment.backend import settled
+from sparse_lab.experiment.identity import run_name
+from sparse_lab.records.atomic_io import CHECKSUM, damaged, seal_holds, write_record, write_whole
+from sparse_lab.records.redaction import clean, redact
+
+RESULT_KEYS = {"name", "test_accuracy", "kept", "total", "seconds"}
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+class Elsewhere(UserError):
+    """Another process has this run."""
+
+
+class RunFolder:
+    """One run on disk: config.yaml, status.json, metrics.csv, result.json, checkpoints/."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = settled(config)
+        self.name = run_name(self.config)
+        self.path = Path(config.paths.outputs).expanduser().resolve() / "runs" / self.name
+        self.last = self.path / "checkpoints" / "last.ckpt"
+        self.previous = self.path / "checkpoints" / "previous.ckpt"
+        self.best = self.path / "checkpoints" / "best.ckpt"
+        self.small = self.path / "checkpoints" / "small.ckpt"
+        self.status: dict[str, Any] = {}
+
+    @property
+    def has_result(self) -> bool:
+        """Does a result lie here? Whether it is whole is seen when the run is asked for it."""
+        return (self.path / "result.json").is_file()
+
+    def result(self) -> dict[str, Any] | None:
+        """The result of a finished run, or None. A run is finished when its result and its network are there, whole."""
+        try:
+            result = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+            if not isinstance(result, dict) or damaged(result) or not result.keys() >= RESULT_KEYS:
+                return None
+            if seal_holds(self.best) is False:
+                return None
+        except (OSError, ValueError):  # what is torn is no result: the run is finished again from its checkpoint
+            return None
+        return {key: value for key, value in result.items() if key != CHECKSUM}
+
+    @contextmanager
+    def claim(self, say: Callable[[str], None], wait: bool) -> Iterator[None]:
+        """Hold the run for this process. The lock goes when its holder dies.
+
+        Raises Elsewhere while another process has it, unless `wait`; UserError when the folder cannot be written.
+        """
+        try:
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - held open as long as the claim
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}; set paths.outputs=DIR") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read().strip() or "another process"
+                if not wait:
+                    raise Elsewhere(f"{holder} runs it already") from None
+                say(f"waiting for {self.name}: {holder} runs it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
+            yield
+
+    def set_aside_damaged(self, say: Callable[[str], None]) -> None:
+        """Rename checkpoints that are not what was saved, so that the one before them is used."""
+        for path, sealed in ((self.last, True), (self.previous, True), (self.best, False), (self.small, False)):
+            try:
+                holds = seal_holds(path)
+            except FileNotFoundError:
+                continue
+            if holds is False or (sealed and holds is None):
+                aside = path.with_name(f"{path.name}.damaged")
+                os.replace(path, aside)
+                say(f"WARNING: {path} is damaged (torn or changed since it was saved): set aside as {aside.name}")
+
+    def newest(self) -> Path | None:
+        """The checkpoint to go on from; damaged ones have been set aside."""
+        return next((path for path in (self.last, self.previous) if path.is_file()), None)
+
+    def begin(self) -> None:
+        (self.path / "error.txt").unlink(missing_ok=True)
+        write_whole(
+            self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(clean(dataclasses.asdict(self.config))))
+        )
+        self.status = {
+            "state": "running",
+            "error": None,
+            "started": now(),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+        }
+        self._write_status()
+
+    def progress(self, epoch: int, epochs: int) -> None:
+        self.status.update(epoch=epoch, epochs=epochs)
+        self._write_status()
+
+    def fail(self, error: str, details: str) -> None:
+        """Mark the run failed: one line in status.json, the whole traceback in error.txt."""
+        self.status.update(state="failed", error=error)
+        write_whole(self.path / "error.txt", redact(details))
+        self._write_status()
+
+    def settle(self) -> None:
+        """A finished run was killed before its status said so."""
+        try:
+            status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            status = {}
+        if isinstance(status, dict) and status.get("state") != "done":
+            self.status = {**status, "state": "done", "error": None}
+            self._write_status()
+
+    def interrupt(self, line: str) -> None:
+        """Mark the run stopped on demand: the same command goes on from here."""
+        self.status.update(state="interrupted", error=line)
+        self._write_status()
+
+    def finish(self, result: dict[str, Any]) -> None:
+        write_record(self.path / "result.json", result)
+        self.previous.unlink(missing_ok=True)  # last.ckpt is enough to write the result again
+        self.status.update(state="done", error=None)
+        self._write_status()
+
+    def _write_status(self) -> None:
+        self.status["updated"] = now()
+        write_whole(self.path / "status.json", json.dumps(clean(self.status), indent=2) + "\n")
+
+    def add_metrics(self, row: dict[str, Any]) -> None:
+        """Append one epoch to metrics.csv (with a head line if it is new)."""
+        path = self.path / "metrics.csv"
+        new = not path.exists()
+        with open(path, "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def cut_metrics(self, epochs: int) -> None:
+        """Keep only the first `epochs` rows: later ones were written after the checkpoint that the run goes on from."""
+        path = self.path / "metrics.csv"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_whole(path, "".join(lines[: epochs + 1] if epochs else []))
+            if not epochs:
+                path.unlink()
+
+    def add_line(self, name: str, row: dict[str, Any]) -> None:
+        """Append one line to NAME.jsonl."""
+        with open(self.path / f"{name}.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(clean(row), allow_nan=False) + "\n")
+
+    def cut_lines(self, name: str, keep: Callable[[int, dict[str, Any]], bool]) -> None:
+        """Keep only the lines of NAME.jsonl of which `keep(number from 0, row)` is true, and none that is torn."""
+        path = self.path / f"{name}.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True)):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if keep(number, row):
+                kept.append(line)
+        write_whole(path, "".join(kept))

@@ -1,0 +1,1 @@
+"""What a report is made from: records, plans, published numbers, traces, read from disk."""

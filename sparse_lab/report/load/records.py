@@ -1,0 +1,247 @@
+"""Reads the records that runs leave on disk: `status.json` and `result.json` in a folder a run.
+
+Nothing here trusts a file: what cannot be read, or does not match its own checksum, becomes a warning line, and its run
+is listed as unfinished. The plans of sweeps are found on the way; `report/plans.py` reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from sparse_lab.errors import UserError
+from sparse_lab.records.atomic_io import damaged, printable
+
+STATES = ("running", "done", "failed", "interrupted")
+PLAN = "plan.json"  # of a sweep
+_RECORDS = {"status.json", "result.json", PLAN}
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a run is. `state`: done, running, failed, interrupted (stopped, or its process is gone) or unreadable."""
+
+    state: str
+    error: str | None = None
+    epoch: int | None = None
+    epochs: int | None = None
+    updated: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run with a sound `result.json`; `result` is its content, accuracies in percent."""
+
+    folder: Path
+    name: str
+    result: dict[str, Any]
+    status: Status
+
+    @property
+    def cell(self) -> str:
+        return str(self.result["cell"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.result["seed"])
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 test accuracy in percent."""
+        return float(self.result["test_accuracy"])
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zero weights that was asked for, to six digits; 0 for a dense run, whatever its config says."""
+        return 0.0 if self.result["method"] == "dense" else round(float(self.result["sparsity_target"]), 6)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return section(self.result, "config")
+
+    @property
+    def width(self) -> float:
+        """The factor on every channel count; NaN where the record does not say."""
+        for width in (section(self.config, "model").get("width"), self.result.get("width")):
+            if is_number(width):
+                return float(width)
+        return math.nan
+
+    @property
+    def levels(self) -> list[dict[str, Any]]:
+        """The levels of sparsity that the run passed, in order."""
+        levels = self.result.get("levels")
+        sound = [level for level in levels if isinstance(level, dict)] if isinstance(levels, list) else []
+        return [level for level in sound if is_number(level.get("level")) and is_number(level.get("sparsity"))]
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run without a result that counts."""
+
+    folder: Path
+    name: str
+    status: Status
+
+
+@dataclass(frozen=True)
+class Records:
+    """All that was found under the roots, in the order of the folders' names. `plans`: the files of sweeps' plans."""
+
+    results: list[Finished] = field(default_factory=list)
+    unfinished: list[Unfinished] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    plans: list[Path] = field(default_factory=list)
+
+
+def read(*roots: Path, without: Iterable[Path] = ()) -> Records:
+    """Every run under the roots, but for the folders of `without`; one that lies under two roots is read once.
+
+    Raises UserError if a root is not a folder.
+    """
+    records = Records()
+    for folder, files in _folders(roots, {folder.resolve() for folder in without}):
+        if PLAN in files:
+            records.plans.append(folder / PLAN)
+        if "status.json" in files or "result.json" in files:
+            _add(records, folder)
+    return records
+
+
+def read_json(path: Path, warnings: list[str]) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is no file, or none that can be trusted, with a warning."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        warnings.append(f"{path}: cannot be read ({' '.join(str(error).split())})")
+        return None
+    if not isinstance(content, dict):
+        warnings.append(f"{path}: cannot be read (a JSON object was expected)")
+        return None
+    if damaged(content):
+        warnings.append(f"{path}: damaged, its checksum is wrong; it is not counted")
+        return None
+    return printable(content) if "\\" in text or "\x7f" in text or not text.isascii() else content
+
+
+def read_status(folder: Path, warnings: list[str], fallback: str = "unreadable") -> Status:
+    """How far the run in a folder is; the fallback where its `status.json` does not say."""
+    return _status(read_json(folder / "status.json", warnings), fallback)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """True for a finite int or float; a bool is none."""
+    # A whole number in JSON may be larger than any float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def share(part: object, whole: object) -> float:
+    """part / whole where that lies in 0..1; NaN where it does not, or where either is no number."""
+    if is_number(part) and is_number(whole) and 0 <= part <= whole and whole > 0:
+        return part / whole
+    return math.nan
+
+
+def section(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """The dict under a name, or an empty one where there is none."""
+    value = record.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _add(records: Records, folder: Path) -> None:
+    warnings = records.warnings
+    result = read_json(folder / "result.json", warnings)
+    if result is not None and (problem := _problem(result)):
+        warnings.append(f"{folder / 'result.json'}: {problem}; the run is not counted")
+        result = None
+    if result is None:
+        status = read_status(folder, warnings)
+        if status.state == "done":
+            status = Status("unreadable", "done, but without a sound result.json", updated=status.updated)
+        records.unfinished.append(Unfinished(folder, printable(folder.name), status))
+    else:
+        status = read_status(folder, warnings, fallback="done")
+        if status.state != "done":
+            warnings.append(f"{folder}: status.json says {status.state}, yet result.json is there and is counted")
+        records.results.append(Finished(folder, printable(str(result.get("name", folder.name))), result, status))
+
+
+def _folders(roots: tuple[Path, ...], without: set[Path]) -> Iterator[tuple[Path, list[str]]]:
+    seen: set[Path] = set()
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"{root} is not a folder: give the folder that holds the runs")
+        for place, subfolders, files in os.walk(root):
+            folder = Path(place)
+            subfolders[:] = sorted(
+                name for name in subfolders if not without or (folder / name).resolve() not in without
+            )
+            if _RECORDS.intersection(files) and (real := folder.resolve()) not in seen:
+                seen.add(real)
+                # "." has no name, and a run given by itself should still be listed under one.
+                yield folder if folder.name else real, files
+
+
+def _problem(result: dict[str, Any]) -> str | None:
+    for name in ("cell", "model", "dataset", "method"):
+        if not isinstance(result.get(name), str) or not result[name]:
+            return f"{name!r} is missing or no text"
+    if _whole_number(result.get("seed")) is None:
+        return "'seed' is missing or no whole number"
+    if result["method"] != "dense" and not is_number(result.get("sparsity_target")):
+        return "'sparsity_target' is missing or no number"
+    if not is_number(result.get("test_accuracy")) or not 0 <= result["test_accuracy"] <= 100:
+        return "'test_accuracy' is missing or no percentage in 0..100"
+    return None
+
+
+def _status(raw: dict[str, Any] | None, fallback: str) -> Status:
+    if raw is None or raw.get("state") not in STATES:
+        return Status(fallback)
+    state, error = str(raw["state"]), raw.get("error")
+    if state == "running" and raw.get("host") == socket.gethostname() and not _alive(raw.get("pid")):
+        state = "interrupted"
+    return Status(
+        state=state,
+        error=" ".join(str(error).split()) if error else None,
+        epoch=_whole_number(raw.get("epoch")),
+        epochs=_whole_number(raw.get("epochs")),
+        updated=_time(raw.get("updated")),
+    )
+
+
+def _whole_number(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _time(text: object) -> datetime | None:
+    try:
+        return datetime.fromisoformat(str(text)).astimezone()
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _alive(pid: object) -> bool:
+    # Outside POSIX, signal 0 is no question but Ctrl-C; there a run is taken at its word.
+    if os.name != "posix":
+        return True
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True

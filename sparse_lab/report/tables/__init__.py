@@ -1,0 +1,1 @@
+"""Records as tables: aggregated over seeds, labelled, with what is to be known beside them."""

@@ -1,0 +1,81 @@
+"""What a reader must know before trusting a table: one line each, found in the records themselves."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from sparse_lab.report.load.published import TOLERANCE
+from sparse_lab.report.load.records import Finished, is_number, section
+from sparse_lab.report.tables.aggregate import distinct, percent
+from sparse_lab.report.tables.labels import changing, labels
+
+
+def notes(runs: Sequence[Finished]) -> list[str]:
+    """Left-out runs, unofficial data files, selection on test, missed targets and settings that change along a row."""
+    counted, left_out = distinct(runs)
+    return [
+        *left_out,
+        *_unofficial(counted),
+        *_selected_on_test(counted),
+        *_subsets(counted),
+        *_missed(counted),
+        *_uneven(counted),
+        *changing(counted, labels(counted)),
+    ]
+
+
+def _unofficial(runs: Sequence[Finished]) -> list[str]:
+    files: dict[tuple[str, str], int] = defaultdict(int)
+    for run in runs:
+        data = section(run.result, "data")
+        if data.get("official") is not True:
+            md5 = data.get("md5")
+            said = ", ".join(f"{name} {value}" for name, value in sorted(md5.items())) if isinstance(md5, dict) else md5
+            files[run.result["dataset"], str(said or "not recorded")] += 1
+    return [f"{name}: files not official (md5 {said}) in {_runs(count)}" for (name, said), count in files.items()]
+
+
+def _selected_on_test(runs: Sequence[Finished]) -> list[str]:
+    count = sum(run.result.get("selected_on") == "test" for run in runs)
+    return [f"selected on test in {_runs(count)}: these accuracies are optimistic"] if count else []
+
+
+def _subsets(runs: Sequence[Finished]) -> list[str]:
+    counts: dict[tuple[str, object], int] = defaultdict(int)
+    for run in runs:
+        limit = section(section(run.result, "config"), "dataset").get("train_limit")
+        if limit is not None:
+            counts[run.result["dataset"], limit] += 1
+    return [
+        f"{name}: {_runs(count)} trained on {limit} images only, not on the whole training set"
+        for (name, limit), count in counts.items()
+    ]
+
+
+def _missed(runs: Sequence[Finished]) -> list[str]:
+    return [
+        f"{run.name}: asked for {percent(run.sparsity)}, reached {percent(run.result['sparsity'])}"
+        for run in runs
+        if run.result["method"] != "dense"
+        and is_number(run.result.get("sparsity"))
+        and abs(run.result["sparsity"] - run.sparsity) > TOLERANCE
+    ]
+
+
+def _uneven(runs: Sequence[Finished]) -> list[str]:
+    kept: dict[str, set[int]] = defaultdict(set)
+    names: dict[str, str] = {}
+    for run in runs:
+        if is_number(run.result.get("kept")):
+            kept[run.cell].add(int(run.result["kept"]))
+            names.setdefault(run.cell, run.name)
+    return [
+        f"{names[cell]} and its other seeds keep {min(counts):,} to {max(counts):,} weights: the table shows the most"
+        for cell, counts in kept.items()
+        if len(counts) > 1
+    ]
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"

@@ -1,0 +1,106 @@
+"""Names for the rows of a table: cells that differ never share a name at one sparsity."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args, get_type_hints
+
+from sparse_lab.config import Config
+from sparse_lab.report.load.records import Finished
+
+SHOWN = 3  # settings that a row's name spells out
+
+
+def labels(runs: Iterable[Finished]) -> dict[str, str]:
+    """The row name of every cell: the method, with the settings that tell its variants apart where there are any.
+
+    The settings come from the cells that share model, data set, method and sparsity. A method's cells at its other
+    sparsities are named by the same settings, so that a row holds one variant.
+    """
+    groups: dict[tuple[str, str, str], dict[float, dict[str, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
+    for run in runs:
+        group = groups[run.result["model"], run.result["dataset"], run.result["method"]]
+        group[run.sparsity].setdefault(run.cell, flatten(run.config))
+    names: dict[str, str] = {}
+    for (_, _, method), by_sparsity in groups.items():
+        names.update(_variants(method, by_sparsity))
+    return names
+
+
+def changing(runs: Iterable[Finished], names: Mapping[str, str]) -> list[str]:
+    """A note for every row in which more than the sparsity changes from one column to the next."""
+    rows: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
+    for run in runs:
+        row = rows[run.result["model"], run.result["dataset"], names[run.cell]]
+        row.setdefault(run.cell, flatten(run.config))
+    notes = []
+    for (model, dataset, name), cells in sorted(rows.items()):
+        if keys := [key for key in differing(list(cells.values())) if key != "sparsity.target"]:
+            listed = ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")
+            notes.append(f"{name} ({model} on {dataset}): besides the sparsity, the row also changes {listed}")
+    return notes
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config as dotted keys, in its own order, without the keys that do not change a result."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{key}."))
+        elif key not in _SILENT and not key.startswith(("paths.", "logger.")):
+            flat[key] = value
+    return flat
+
+
+def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The dotted keys whose values are not the same in all flat configs, in the order of the configs."""
+    keys = dict.fromkeys(key for config in configs for key in config)
+    return [key for key in keys if len({_text(config[key]) if key in config else None for config in configs}) > 1]
+
+
+def _variants(method: str, by_sparsity: Mapping[float, Mapping[str, Mapping[str, Any]]]) -> dict[str, str]:
+    crowded = [cells for cells in by_sparsity.values() if len(cells) > 1]
+    if not crowded:
+        return {cell: method for cells in by_sparsity.values() for cell in cells}
+    keys = list(dict.fromkeys(key for cells in crowded for key in differing(list(cells.values()))))
+    names: dict[str, str] = {}
+    for cells in by_sparsity.values():
+        said = {cell: _settings(config, keys) for cell, config in cells.items()}
+        for cell, settings in said.items():
+            if list(said.values()).count(settings) > 1:
+                settings = [*settings, f"cell {cell}"]
+            names[cell] = f"{method} ({', '.join(settings)})" if settings else method
+    return names
+
+
+def _settings(config: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    shown = [f"{key}={_shown(config[key])}" for key in keys[:SHOWN] if key in config]
+    return [*shown, "..."] if len(keys) > SHOWN else shown
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+
+
+def _shown(value: object) -> str:
+    # A sweep's 0.1 * 3 is 0.30000000000000004; what six digits cannot tell apart, the cell's hash does.
+    return f"{value:.6g}" if isinstance(value, float) else _text(value)
+
+
+def _silent(kind: type, prefix: str = "") -> Iterator[str]:
+    hints = get_type_hints(kind)
+    for item in dataclasses.fields(kind):
+        hint = hints[item.name]
+        kinds = (hint, *get_args(hint))
+        nested = [inner for inner in kinds if isinstance(inner, type) and dataclasses.is_dataclass(inner)]
+        if nested:
+            yield from _silent(nested[0], f"{prefix}{item.name}.")
+        elif not item.metadata.get("identity", True):
+            yield f"{prefix}{item.name}"
+
+
+_SILENT = frozenset({"seed", *_silent(Config)})

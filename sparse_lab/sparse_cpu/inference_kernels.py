@@ -1,0 +1,333 @@
+"""One call from images to logits: every operation of a network on live weights, in memory that each thread keeps.
+
+A program is a table of operations (columns below) over one arena of numbers. A feature map in it is [channels]
+[height + spare][width + spare][lanes]: `lanes` images side by side, spare pixels that are always zero, and as many zero
+pixels in front, so that a tap beyond any edge reads zeros and a whole strip of rows is one run without a branch.
+Columns hold pixels; times `lanes` they are numbers, as the weights' `offsets` are from the start.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from sparse_lab.sparse_cpu.simd import VECTOR, copied_run, pooled_run, weighted_run
+
+LANES = VECTOR  # images side by side in a batch; a single image has one lane, and its vectors run along the rows
+KERNEL: dict[str, Any] = {
+    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+    "nogil": True,
+    "cache": True,
+    "error_model": "numpy",
+}
+
+CONV, SPLIT, MAX_POOL, AVERAGE_POOL = range(4)
+RELU, RELU6 = 1, 2
+(
+    KIND,
+    SRC,  # first pixel of channel 0
+    SRC_HEIGHT,
+    SRC_WIDTH,
+    SRC_PITCH,  # pixels from one row to the next
+    SRC_PLANE,  # pixels from one channel to the next
+    DST,
+    DST_HEIGHT,
+    DST_WIDTH,
+    DST_PITCH,
+    DST_PLANE,
+    DST_GUARD,  # zero pixels in front of channel 0
+    CHANNELS,
+    ROWS,  # in `table`: where a channel's weights begin (one more than channels); for a pool: the channel it reads
+    BIAS,  # in `floats`
+    MAPS,  # in `table`: where in `floats` a channel's bias map begins, or -1; -1 when no channel has one
+    RESIDUAL,  # first pixel, or -1
+    RESIDUAL_PITCH,
+    RESIDUAL_PLANE,
+    RESIDUAL_ROWS,  # in `table`: the channel to add, or -1
+    ACTIVATION,
+    POOLED,  # 1: the largest of each 2x2 of the convolution's outputs is stored
+    STRIP,  # rows of outputs at a time with LANES lanes; even when pooled
+    STRIP_ONE,  # with one lane
+    WINDOW,  # first of six: kernel, stride and padding, down and across
+    COST,  # multiply-adds of one image, roughly
+    DIRECT,  # 1: rows of sums are rows of outputs; without a bias map they can be written where they belong
+    DIRECT_ONE,  # with one lane
+) = (*range(25), 30, 31, 32)
+COLUMNS = 33
+
+
+@njit(**KERNEL)
+def _pool_row(arena, at, z, upper, lower, width):  # type: ignore[no-untyped-def]
+    """The largest of each 2x2 of two rows of one image."""
+    for x in range(width):
+        left = z[upper + 2 * x] if z[upper + 2 * x] > z[lower + 2 * x] else z[lower + 2 * x]
+        right = z[upper + 2 * x + 1] if z[upper + 2 * x + 1] > z[lower + 2 * x + 1] else z[lower + 2 * x + 1]
+        arena[at + x] = left if left > right else right
+
+
+@njit(**KERNEL)
+def _add_spread(sums, row, lanes):  # type: ignore[no-untyped-def]
+    """A row of a bias map, the same for all images."""
+    if lanes == 1:
+        for x in range(row.size):
+            sums[x] += row[x]
+    else:
+        for x in range(row.size):
+            pixel = sums[x * LANES : (x + 1) * LANES]
+            for lane in range(LANES):
+                pixel[lane] += row[x]
+
+
+@njit(**KERNEL)
+def _finish(op, arena, z, channel, y, rows, lanes, table, floats, low, high):  # type: ignore[no-untyped-def]
+    """Bias map, residual and activation of `rows` rows of a channel from row `y` on, from the sums `z` into place."""
+    width, pitch, spare = op[DST_WIDTH], op[SRC_PITCH] * lanes, (op[DST_PITCH] - op[DST_WIDTH]) * lanes
+    row = (op[DST] + channel * op[DST_PLANE] + y * op[DST_PITCH]) * lanes
+    n = width * lanes
+    place = table[op[MAPS] + channel] if op[MAPS] >= 0 else -1
+    added = table[op[RESIDUAL_ROWS] + channel] if op[RESIDUAL] >= 0 else -1
+    for r in range(rows):
+        sums, to = z[r * pitch : r * pitch + n], arena[row : row + n + spare]
+        if place >= 0:
+            _add_spread(sums, floats[place + (y + r) * width : place + (y + r + 1) * width], lanes)
+        if added >= 0:
+            start = (op[RESIDUAL] + added * op[RESIDUAL_PLANE] + (y + r) * op[RESIDUAL_PITCH]) * lanes
+            more = arena[start : start + n]
+            for i in range(n):
+                sums[i] += more[i]
+        for i in range(n):
+            value = sums[i] if sums[i] > low else low
+            to[i] = value if value < high else high
+        for i in range(n, n + spare):
+            to[i] = 0.0
+        row += n + spare
+
+
+@njit(**KERNEL)
+def _add_map(op, z, y, rows, lanes, place, floats, low, high):  # type: ignore[no-untyped-def]
+    """Bias map and activation of rows that will be pooled, in place; the map's height and width are even here."""
+    width, pitch = 2 * op[DST_WIDTH], op[SRC_PITCH] * lanes
+    for r in range(rows):
+        sums = z[r * pitch : r * pitch + width * lanes]
+        _add_spread(sums, floats[place + (y + r) * width : place + (y + r + 1) * width], lanes)
+        for i in range(sums.size):
+            value = sums[i] if sums[i] > low else low
+            sums[i] = value if value < high else high
+
+
+@njit(**KERNEL)
+def _finish_pooled(op, arena, z, channel, y, rows, lanes):  # type: ignore[no-untyped-def]
+    width, pitch, whole = op[DST_WIDTH], op[SRC_PITCH] * lanes, op[DST_PITCH] * lanes
+    row = (op[DST] + channel * op[DST_PLANE] + (y // 2) * op[DST_PITCH]) * lanes
+    for r in range(0, rows, 2):
+        if lanes == 1:
+            _pool_row(arena, row, z, r * pitch, (r + 1) * pitch, width)
+        else:
+            pooled_run(arena, row, z, r * pitch, (r + 1) * pitch, width)
+        for i in range(row + width * lanes, row + whole):
+            arena[i] = 0.0
+        row += whole
+
+
+@njit(**KERNEL)
+def _zero_columns(op, arena, row, rows, lanes):  # type: ignore[no-untyped-def]
+    """The spare pixels at the end of `rows` rows from number `row` of the arena on."""
+    n, whole = op[DST_WIDTH] * lanes, op[DST_PITCH] * lanes
+    for _ in range(rows):
+        for i in range(row + n, row + whole):
+            arena[i] = 0.0
+        row += whole
+
+
+@njit(**KERNEL)
+def _zero_below(op, arena, channel, lanes):  # type: ignore[no-untyped-def]
+    """The spare rows of one channel, and the pixels in front of the first channel."""
+    plane = (op[DST] + channel * op[DST_PLANE]) * lanes
+    for i in range(plane + op[DST_HEIGHT] * op[DST_PITCH] * lanes, plane + op[DST_PLANE] * lanes):
+        arena[i] = 0.0
+    if channel == 0:
+        for i in range(plane - op[DST_GUARD] * lanes, plane):
+            arena[i] = 0.0
+
+
+@njit(**KERNEL)
+def _addend(op, channel, y, lanes, table):  # type: ignore[no-untyped-def]
+    """Where row `y` of the residual of a channel begins, -1 where nothing is added."""
+    added = table[op[RESIDUAL_ROWS] + channel] if op[RESIDUAL] >= 0 else -1
+    return (op[RESIDUAL] + added * op[RESIDUAL_PLANE] + y * op[RESIDUAL_PITCH]) * lanes if added >= 0 else -1
+
+
+@njit(**KERNEL)
+def _conv(op, arena, z, first, last, lanes, table, offsets, values, floats):  # type: ignore[no-untyped-def]
+    scale = 2 if op[POOLED] else 1
+    height, width, pitch = scale * op[DST_HEIGHT], scale * op[DST_WIDTH], op[SRC_PITCH]
+    strip, direct = (op[STRIP_ONE], op[DIRECT_ONE]) if lanes == 1 else (op[STRIP], op[DIRECT])
+    least = np.float32(-np.inf)
+    low = np.float32(0.0) if op[ACTIVATION] else least
+    high = np.float32(6.0) if op[ACTIVATION] == RELU6 else np.float32(np.inf)
+    for y in range(0, height, strip):
+        rows = min(strip, height - y)
+        n = ((rows - 1) * pitch + width) * lanes
+        base = (op[SRC] + y * pitch) * lanes
+        for channel in range(first, last):
+            begin, end = table[op[ROWS] + channel], table[op[ROWS] + channel + 1]
+            bias = floats[op[BIAS] + channel]
+            if direct and (op[MAPS] < 0 or table[op[MAPS] + channel] < 0):
+                row = (op[DST] + channel * op[DST_PLANE] + y * op[DST_PITCH]) * lanes
+                addend = _addend(op, channel, y, lanes, table)
+                weighted_run(arena, row, n, arena, base, offsets, values, begin, end, bias, addend, low, high)
+                _zero_columns(op, arena, row, rows, lanes)
+            elif op[POOLED]:
+                if op[MAPS] < 0 or table[op[MAPS] + channel] < 0:
+                    weighted_run(z, 0, n, arena, base, offsets, values, begin, end, bias, -1, low, high)
+                else:
+                    weighted_run(z, 0, n, arena, base, offsets, values, begin, end, bias, -1, least, -least)
+                    _add_map(op, z, y, rows, lanes, table[op[MAPS] + channel], floats, low, high)
+                _finish_pooled(op, arena, z, channel, y, rows, lanes)
+            else:
+                weighted_run(z, 0, n, arena, base, offsets, values, begin, end, bias, -1, least, -least)
+                _finish(op, arena, z, channel, y, rows, lanes, table, floats, low, high)
+    for channel in range(first, last):
+        _zero_below(op, arena, channel, lanes)
+
+
+@njit(**KERNEL)
+def _split(op, arena, first, last, lanes):  # type: ignore[no-untyped-def]
+    """Channel c into one channel for each phase of the stride: pixel (s y + i, s x + j) to (y, x) of phase (i, j)."""
+    down, across = op[WINDOW + 2], op[WINDOW + 3]
+    for channel in range(first, last):
+        source = op[SRC] + (channel // (down * across)) * op[SRC_PLANE]
+        i, j = channel // across % down, channel % across
+        for y in range(op[DST_HEIGHT]):
+            row = (op[DST] + channel * op[DST_PLANE] + y * op[DST_PITCH]) * lanes
+            for spot in range(row, row + op[DST_PITCH] * lanes):
+                arena[spot] = 0.0
+            if y * down + i >= op[SRC_HEIGHT]:
+                continue
+            pixel = source + (y * down + i) * op[SRC_PITCH] + j
+            count = (op[SRC_WIDTH] - j + across - 1) // across
+            if lanes == 1:
+                to, a = arena[row : row + count], arena[pixel:]
+                for x in range(count):
+                    to[x] = a[x * across]
+            else:
+                copied_run(arena, row, arena, pixel * LANES, across, count)
+        _zero_below(op, arena, channel, lanes)
+
+
+@njit(**KERNEL)
+def _max_pool(op, arena, first, last, lanes, table):  # type: ignore[no-untyped-def]
+    window = op[WINDOW : WINDOW + 6]
+    for channel in range(first, last):
+        source = op[SRC] + table[op[ROWS] + channel] * op[SRC_PLANE]
+        for y in range(op[DST_HEIGHT]):
+            row = (op[DST] + channel * op[DST_PLANE] + y * op[DST_PITCH]) * lanes
+            arena[row : row + op[DST_PITCH] * lanes] = 0.0
+            top = y * window[2] - window[4]
+            for x in range(op[DST_WIDTH]):
+                to = arena[row + x * lanes : row + (x + 1) * lanes]
+                to[:] = -np.inf
+                left = x * window[3] - window[5]
+                for v in range(max(0, top), min(op[SRC_HEIGHT], top + window[0])):
+                    for u in range(max(0, left), min(op[SRC_WIDTH], left + window[1])):
+                        pixel = (source + v * op[SRC_PITCH] + u) * lanes
+                        a = arena[pixel : pixel + lanes]
+                        for lane in range(lanes):
+                            to[lane] = a[lane] if a[lane] > to[lane] else to[lane]
+        _zero_below(op, arena, channel, lanes)
+
+
+@njit(**KERNEL)
+def _average_pool(op, arena, first, last, lanes, table):  # type: ignore[no-untyped-def]
+    for channel in range(first, last):
+        source = op[SRC] + table[op[ROWS] + channel] * op[SRC_PLANE]
+        for y in range(op[DST_HEIGHT]):
+            row = (op[DST] + channel * op[DST_PLANE] + y * op[DST_PITCH]) * lanes
+            arena[row : row + op[DST_PITCH] * lanes] = 0.0
+            top, bottom = y * op[SRC_HEIGHT] // op[DST_HEIGHT], -(-(y + 1) * op[SRC_HEIGHT] // op[DST_HEIGHT])
+            for x in range(op[DST_WIDTH]):
+                left, right = x * op[SRC_WIDTH] // op[DST_WIDTH], -(-(x + 1) * op[SRC_WIDTH] // op[DST_WIDTH])
+                to = arena[row + x * lanes : row + (x + 1) * lanes]
+                share = np.float32(1.0 / ((bottom - top) * (right - left)))
+                for v in range(top, bottom):
+                    for u in range(left, right):
+                        pixel = (source + v * op[SRC_PITCH] + u) * lanes
+                        a = arena[pixel : pixel + lanes]
+                        for lane in range(lanes):
+                            to[lane] += share * a[lane]
+        _zero_below(op, arena, channel, lanes)
+
+
+@njit(**KERNEL)
+def _perform(op, arena, z, first, last, lanes, table, offsets, values, floats):  # type: ignore[no-untyped-def]
+    """One operation on its channels from `first` to before `last`."""
+    if op[KIND] == CONV:
+        _conv(op, arena, z, first, last, lanes, table, offsets, values, floats)
+    elif op[KIND] == SPLIT:
+        _split(op, arena, first, last, lanes)
+    elif op[KIND] == MAX_POOL:
+        _max_pool(op, arena, first, last, lanes, table)
+    else:
+        _average_pool(op, arena, first, last, lanes, table)
+
+
+@njit(**KERNEL)
+def _pack(images, start, there, place, arena, lanes):  # type: ignore[no-untyped-def]
+    """`there` images from number `start` on into the arena; lanes without an image are zero. `place`: as DST ..."""
+    first, height, width, pitch, plane, guard, channels = place
+    arena[(first - guard) * lanes : (first + channels * plane) * lanes] = 0.0
+    for lane in range(there):
+        for channel in range(channels):
+            for y in range(height):
+                pixels = images[start + lane, channel, y]
+                row = arena[(first + channel * plane + y * pitch) * lanes + lane :]
+                for x in range(width):
+                    row[x * lanes] = pixels[x]
+
+
+@njit(**KERNEL)
+def _unpack(logits, start, there, first, plane, arena, lanes):  # type: ignore[no-untyped-def]
+    for lane in range(there):
+        for label in range(logits.shape[1]):
+            logits[start + lane, label] = arena[(first + label * plane) * lanes + lane]
+
+
+@njit(parallel=True, **KERNEL)
+def run_blocks(images, logits, arenas, sums, lanes, place, end, ops, table, offsets, values, floats):  # type: ignore[no-untyped-def]
+    """Blocks of `lanes` images, each from its first layer to its last by one thread in an arena of its own.
+
+    images float32 [N, channels, height, width]; logits float32 [N, classes]; arenas, sums float32 [threads, ...];
+    place: DST, DST_HEIGHT ... DST_GUARD, CHANNELS of the images' map; end: first pixel and plane of the logits' map.
+    """
+    zero = np.int64(0)  # 0 itself is a type of its own, for which all that is called is compiled once more
+    count, threads = images.shape[0], arenas.shape[0]
+    blocks = (count + lanes - 1) // lanes
+    for thread in prange(threads):
+        for block in range(thread, blocks, threads):
+            there = min(lanes, count - block * lanes)
+            _pack(images, block * lanes, there, place, arenas[thread], lanes)
+            for k in range(len(ops)):
+                channels = ops[k, CHANNELS]
+                _perform(ops[k], arenas[thread], sums[thread], zero, channels, lanes, table, offsets, values, floats)
+            _unpack(logits, block * lanes, there, end[0], end[1], arenas[thread], lanes)
+
+
+@njit(parallel=True, **KERNEL)
+def run_layers(images, logits, arenas, sums, lanes, place, end, ops, table, offsets, values, floats, shares, alone):  # type: ignore[no-untyped-def]
+    """The same for one block, whose threads share each operation's channels: `shares` int64 [ops, threads + 1] says
+    who gets which. An operation that costs less than `alone` is not worth waking others for.
+    """
+    zero = np.int64(0)  # see run_blocks
+    threads = sums.shape[0]
+    arena = arenas[0]
+    _pack(images, zero, images.shape[0], place, arena, lanes)
+    for k in range(len(ops)):
+        if ops[k, COST] * lanes < alone:
+            _perform(ops[k], arena, sums[0], zero, ops[k, CHANNELS], lanes, table, offsets, values, floats)
+        else:
+            for thread in prange(threads):
+                first, last = shares[k, thread], shares[k, thread + 1]
+                _perform(ops[k], arena, sums[thread], first, last, lanes, table, offsets, values, floats)
+    _unpack(logits, zero, images.shape[0], end[0], end[1], arena, lanes)

@@ -1,0 +1,133 @@
+"""The positions that a mask keeps, in the orders in which the kernels walk through them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sparse_lab.sparse_cpu.layout import KERNEL
+
+
+@dataclass(frozen=True)
+class Order:
+    """Kept weights sorted by (channel, kernel row); those of channel c and row r begin at first[c * rows + r].
+
+    entries: [kept] index into `Live.positions`; inner, row, column: [kept] the other channel and the tap. Only
+    `channels` have entries.
+    """
+
+    first: NDArray[np.int64]
+    entries: NDArray[np.int64]
+    inner: NDArray[np.int64]
+    row: NDArray[np.int64]
+    column: NDArray[np.int64]
+    channels: NDArray[np.int64]
+
+
+class Live:
+    """One counted weight: what its mask keeps, and the gradient there.
+
+    positions: int64 [kept], flat and ascending. gradient: [kept] in the weight's dtype, or None before a backward pass.
+    A changed mask is noticed by itself.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.gradient: NDArray | None = None
+        self._positions = np.empty(0, np.int64)
+        self._seen: tuple[Tensor, int] | None = None  # the mask itself, for an id may soon be another's
+        self._orders: dict[tuple[str, tuple[int, ...]], Order] = {}
+        self._offsets: dict[tuple[object, ...], NDArray[np.int64]] = {}
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        mask = self.layer.get_buffer("mask")
+        if self._seen is None or self._seen[0] is not mask or self._seen[1] != mask._version:
+            positions = np.flatnonzero(mask.numpy().reshape(-1))
+            if not np.array_equal(positions, self._positions):
+                self._positions = positions
+                self._orders, self._offsets = {}, {}
+                self.gradient = None
+            self._seen = mask, mask._version
+        return self._positions
+
+    @property
+    def values(self) -> NDArray:
+        """[kept] the weights themselves, a copy."""
+        return self.weight.detach().numpy().reshape(-1)[self.positions]
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self.layer.get_parameter("weight")
+
+    def add(self, gradient: NDArray) -> None:
+        """One more use of this weight."""
+        self.gradient = gradient if self.gradient is None else self.gradient + gradient
+
+    def order(self, side: str, shape: tuple[int, ...], groups: int) -> Order:
+        """Entries of a filter of `shape` (outputs, inputs / groups, rows, columns).
+
+        side: 'output' sorts by output channel and kernel row, for the forward pass and the weight's gradient; 'input'
+        by input channel and kernel row from the last to the first, for the input's gradient.
+        """
+        positions = self.positions
+        if (side, shape) not in self._orders:
+            self._orders[side, shape] = _sorted(positions, shape, groups, side)
+        return self._orders[side, shape]
+
+    def offsets(
+        self, side: str, shape: tuple[int, ...], groups: int, height: int, pitch: int, block: int, pad: tuple[int, int]
+    ) -> NDArray[np.int64]:
+        """[kept] how far each entry's row lies from the row that it is added to, for `conv_kernels.rows`."""
+        order = self.order(side, shape, groups)
+        key = (side, shape, height, pitch, block, pad)
+        if key not in self._offsets:
+            sign = 1 if side == "output" else -1
+            down, right = sign * (order.row - pad[0]), sign * (order.column - pad[1])
+            self._offsets[key] = (order.inner * height + down) * pitch + right * block
+        return self._offsets[key]
+
+
+def _sorted(positions: NDArray[np.int64], shape: tuple[int, ...], groups: int, side: str) -> Order:
+    outputs, inputs, rows, columns = shape
+    rest, column = np.divmod(positions, columns)
+    rest, row = np.divmod(rest, rows)
+    output, inner = np.divmod(rest, inputs)
+    inner = inner + output // (outputs // groups) * inputs
+    if side == "output":
+        first, entries = _buckets(output * rows + row, outputs * rows)
+        other = inner
+    else:
+        first, entries = _buckets(inner * rows + (rows - 1 - row), inputs * groups * rows)
+        other = output
+    channels = np.flatnonzero(np.diff(first[::rows]))
+    return Order(first, entries, other[entries], row[entries], column[entries], channels)
+
+
+@njit(**KERNEL)
+def _buckets(bucket, number):  # type: ignore[no-untyped-def]
+    """Stable counting sort: where each bucket begins, and the indices in order."""
+    first = np.zeros(number + 1, np.int64)
+    for one in bucket:
+        first[one + 1] += 1
+    first = np.cumsum(first)
+    place = first[:-1].copy()
+    entries = np.empty(len(bucket), np.int64)
+    for index in range(len(bucket)):
+        one = bucket[index]
+        entries[place[one]] = index
+        place[one] += 1
+    return first, entries
+
+
+def live_weights(model: nn.Module) -> dict[nn.Parameter, Live]:
+    """Every weight of `model` that has a mask beside it."""
+    return {
+        module.weight: Live(module)
+        for module in model.modules()
+        if isinstance(getattr(module, "mask", None), Tensor) and isinstance(module.weight, nn.Parameter)
+    }

@@ -1,0 +1,119 @@
+"""How a number of kept weights is split over layers: exact integer counts that add up.
+
+Each rule gives every layer a claim; `share_out` turns claims into counts. Where a layer saturates (it cannot keep more
+than it has), the rest is shared out again among the others until the total is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sparse_lab.errors import UserError, nearest
+from sparse_lab.sparsity import scores as scoring
+from sparse_lab.sparsity.masks import kept_in
+from sparse_lab.sparsity.topk import global_counts
+
+
+def share_out(total: int, claims: Sequence[float], least: Sequence[int], most: Sequence[int]) -> list[int]:
+    """Integers in proportion to `claims`, within [least, most], that add up to exactly `total`.
+
+    Layers that would pass a bound are set to it and the rest is solved again until nothing passes; fractions are
+    settled by the largest remainder, ties by index. Raises ValueError when the bounds leave no solution.
+    """
+    if not sum(least) <= total <= sum(most):
+        raise ValueError(f"{total} does not fit between {sum(least)} and {sum(most)}")
+    ideal = _fill(total, claims, least, most)
+    counts = [min(max(int(value), low), high) for value, low, high in zip(ideal, least, most, strict=True)]
+    by_remainder = sorted(range(len(ideal)), key=lambda i: (counts[i] - ideal[i], i))
+    short = total - sum(counts)
+    while short:
+        for i in by_remainder:
+            if short and counts[i] < most[i]:
+                counts[i] += 1
+                short -= 1
+    return counts
+
+
+def _fill(total: int, claims: Sequence[float], least: Sequence[int], most: Sequence[int]) -> list[float]:
+    """Real-valued shares: x_i = clamp(scale * claim_i, least_i, most_i) with the scale at which they add up."""
+    fixed: dict[int, float] = {}
+    while True:
+        free = [i for i in range(len(claims)) if i not in fixed]
+        rest = total - sum(fixed.values())
+        # without any claim left the rest goes by size
+        by = claims if any(claims[i] > 0 for i in free) else most
+        wanted = sum(by[i] for i in free)
+        share = {i: rest * by[i] / wanted if wanted else 0.0 for i in free}
+        over = {i: float(most[i]) for i in free if share[i] > most[i]}
+        under = {i: float(least[i]) for i in free if share[i] < least[i]}
+        if not over and not under:
+            return [fixed[i] if i in fixed else share[i] for i in range(len(claims))]
+        # only the side that weighs more is final in this round: fixing it moves the scale towards the other one
+        excess = sum(share[i] - most[i] for i in over) - sum(least[i] - share[i] for i in under)
+        fixed.update(over if excess >= 0 else under)
+
+
+def uniform(shapes: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """The same density everywhere."""
+    return {name: float(_size(shape)) for name, shape in shapes.items()}
+
+
+def er(shapes: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Erdos-Renyi: density proportional to (in + out) / (in * out) (SET, Mocanu et al. 2018)."""
+    return {name: _size(shape) * (shape[0] + shape[1]) / (shape[0] * shape[1]) for name, shape in shapes.items()}
+
+
+def erk(shapes: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Erdos-Renyi-kernel: density proportional to (sum of dims) / (product of dims) (RigL, Evci et al. 2020)."""
+    return {name: float(sum(shape)) for name, shape in shapes.items()}
+
+
+def equal(shapes: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """The same number of weights everywhere (equal per layer: Price & Tanner 2021, arXiv 2102.07655)."""
+    return dict.fromkeys(shapes, 1.0)
+
+
+CLAIMS: dict[str, Callable[[Mapping[str, Sequence[int]]], dict[str, float]]] = {
+    "uniform": uniform,
+    "er": er,
+    "erk": erk,
+    "equal": equal,
+}
+
+
+def allocate(
+    name: str, kept: int, weights: Mapping[str, Tensor], scores: Mapping[str, Tensor], alive: Mapping[str, Tensor]
+) -> dict[str, int]:
+    """Number of kept weights of each layer, adding up to exactly `kept`, none zero and none above what is alive.
+
+    name: 'global' (one ranking of `scores` over all layers), 'lamp' (one ranking of LAMP scores, whatever `scores`
+    say), 'uniform', 'er', 'erk' or 'equal'. All mappings hold tensors of the weights' shapes; `alive` is bool, and
+    positions that are not alive score -inf. Raises UserError when `kept` cannot leave a weight in every layer.
+    """
+    if kept < len(weights):
+        raise UserError(
+            f"{kept} kept weights would empty a layer (the network has {len(weights)}): choose a lower sparsity.target"
+        )
+    if name == "global":
+        return global_counts(scores, kept)
+    if name == "lamp":
+        lamp = {
+            layer: scoring.lamp_of(weight).masked_fill(~alive[layer], -torch.inf) for layer, weight in weights.items()
+        }
+        return global_counts(lamp, kept)
+    if name not in CLAIMS:
+        raise UserError(f"unknown allocation {name!r}; {nearest(name, [*CLAIMS, 'global', 'lamp'])}")
+    claims = CLAIMS[name]({layer: tuple(weight.shape) for layer, weight in weights.items()})
+    most = kept_in(alive)
+    counts = share_out(kept, list(claims.values()), [1] * len(claims), [most[layer] for layer in claims])
+    return dict(zip(claims, counts, strict=True))
+
+
+def _size(shape: Sequence[int]) -> int:
+    size = 1
+    for dim in shape:
+        size *= dim
+    return size

@@ -1,0 +1,1 @@
+"""Whole filters: channels that go together, and scores of filters."""

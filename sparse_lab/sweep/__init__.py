@@ -1,0 +1,1 @@
+"""Many runs: planned as a whole, launched, counted."""

@@ -1,0 +1,374 @@
+"""The jobs of one command: what Hydra calls for each, in this process or in a worker's, and what is said of them all.
+
+A sweep's state lies in its folder (records/sweep_dir.py), so a summary is the same whatever launcher ran the jobs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shlex
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from sparse_lab.config import Config
+from sparse_lab.errors import UserError
+from sparse_lab.records.redaction import redact
+from sparse_lab.records.sweep_dir import ENDED, Job, Overview, SweepFolder, now
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from rich.console import Console
+
+    from sparse_lab.sweep.plan import Request
+
+FAILED = 1
+GRACE = 60.0  # seconds for runs in other processes to save what they have
+LOOK_EVERY = 1.0  # seconds between two looks at jobs in other processes
+
+
+@dataclass
+class Task:
+    """What Hydra calls with each job's config. Other processes get it by pickle: a few plain values."""
+
+    command: str
+    launcher: str
+    jobs: int
+    swept: tuple[str, ...] = ()
+    folder: Path | None = None  # the sweep's; None for a single run
+    searches: bool = False  # a sweeper makes the jobs up and wants each one's value
+    cwd: str = field(default_factory=os.getcwd)
+    pid: int = field(default_factory=os.getpid)
+    host: str = field(default_factory=socket.gethostname)
+    last: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def here(self) -> bool:
+        """Is this the process that the command was given to?"""
+        return (self.pid, self.host) == (os.getpid(), socket.gethostname())
+
+    def __call__(self, cfg: DictConfig) -> float | None:
+        """Returns the validation accuracy in percent, or None. No failure leaves: it would stop the other jobs."""
+        if self.folder is not None and not (self.folder / "plan.json").is_file():
+            raise UserError(f"{socket.gethostname()} does not see {self.folder}: a cluster's machines must share it")
+        os.chdir(self.cwd)  # paths of the command mean what they mean there
+        if self.folder is None:
+            self.last = self._run(cfg, "", lambda name: None)
+            return self.last.get("value")
+        from hydra.core.hydra_config import HydraConfig
+
+        folder, hydra = SweepFolder(self.folder), HydraConfig.get()
+        if folder.asked_to_stop:
+            return None
+        number = int(hydra.job.num)
+        swept = [line for line in hydra.overrides.task if line.split("=", 1)[0].lstrip("+") in self.swept]
+        label = f"[{number + 1}/{self.jobs}]"
+        outcome = self._run(cfg, label, lambda name: folder.begin(number, name))
+        stopped = outcome.pop("stopped", None)
+        folder.outcome(number, {**outcome, "swept": swept})
+        if outcome["outcome"] == "failed":
+            print(f"sparse-lab: failed: {outcome['run']}: {outcome['said']}", file=sys.stderr, flush=True)
+        if stopped is not None and self.here:
+            raise stopped
+        if stopped is not None and self.launcher == "ray" and not folder.asked_to_stop:
+            sys.exit(stopped.status)  # Ray takes the machine for lost, and goes on with the run on another one
+        if self.here:
+            _say_progress(folder)
+        return outcome.get("value")
+
+    def done_already(self, config: Config) -> bool:
+        """Is this single run finished? Then that is said at once, without Hydra's own second look at the command."""
+        from sparse_lab.records.run_dir import RunFolder
+
+        if RunFolder(config).result() is None:
+            return False
+        self.last = self._run(config, "", lambda name: None)
+        return True
+
+    def _run(self, cfg: DictConfig | Config, label: str, begin: Any) -> dict[str, Any]:
+        """{"run", "outcome", "said", "value"}; and "stopped", the exception, where a signal stopped it."""
+        from sparse_lab.experiment.compose import to_config
+        from sparse_lab.experiment.runner import run
+        from sparse_lab.records.run_dir import Elsewhere, RunFolder
+        from sparse_lab.sweep.plan import check_run
+        from sparse_lab.training.signals import Stopped
+
+        about: dict[str, Any] = {"run": ""}
+        try:
+            config = cfg if isinstance(cfg, Config) else to_config(cfg)
+            folder = RunFolder(config)
+            result = folder.path / "result.json"
+            about["run"] = folder.name
+            begin(about["run"])
+            if not folder.has_result:
+                check_run(config)
+            before = _written(result)
+            record = run(config, self.command, self._console(), label)
+            again = before is not None and before == _written(result)
+        except Elsewhere as error:
+            return {**about, "outcome": "skipped", "said": str(error), "elsewhere": True}
+        except Stopped as error:
+            return {**about, "outcome": "stopped", "said": str(error), "stopped": error}
+        except Exception as error:
+            return {**about, "outcome": "failed", "said": one_line(error)}
+        test, validation = f"{record['test_accuracy']:.2f}%", record.get("validation_accuracy")
+        said = f"validation {validation:.2f}%" if self.searches and validation is not None else test
+        outcome = (
+            {"outcome": "skipped", "said": f"done already, {said}"} if again else {"outcome": "done", "said": said}
+        )
+        return {**about, **outcome, "value": validation, "test": record["test_accuracy"]}
+
+    def _console(self) -> Console:
+        from rich.console import Console
+
+        if self.here and sys.stdout.isatty():
+            return Console()
+        return Console(width=160, force_terminal=False)
+
+
+def _written(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, and for what no user can mend also where."""
+    line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    if isinstance(error, UserError):
+        return redact(line)
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{type(error).__name__}: {redact(line)} ({os.path.basename(where.filename)}:{where.lineno}; "
+        "the whole traceback is in the run folder's error.txt)"
+    )
+
+
+def start(request: Request) -> int:
+    """Run what was asked for through Hydra. Returns the exit status. Raises Stopped after a signal."""
+    command = shlex.join(["sparse-lab", *request.argv])
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, where it would print them and leave
+    if not request.multirun:
+        task = Task(command, request.launcher, jobs=1)
+        if not task.done_already(request.configs[0]):
+            _through_hydra(request, task, [])
+        return _single(task)
+    with SweepFolder.claim(request.outputs, _sweep_name(request)) as folder:
+        plan = {
+            "command": command,
+            "started": now(),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "jobs": request.jobs,
+            "launcher": request.launcher,
+            "runs": request.plan,
+        }
+        folder.write_plan(plan)
+        swept = tuple(request.axes)
+        task = Task(command, request.launcher, request.jobs, swept, folder.path, searches=not request.plan)
+        error = None
+        try:
+            _hush(request.sweeper)
+            if request.launcher == "ray":
+                _start_ray(request.launching)
+            with _elsewhere(request.launcher, folder):
+                _through_hydra(request, task, [f"hydra.sweep.dir={_quoted(folder.path)}"])
+        except Exception as caught:  # a worker died, a cluster cannot be reached: no failing run comes here
+            error = caught
+            wait_for_others(error)
+            (folder.path / "error.txt").write_text(redact("".join(traceback.format_exception(error))), encoding="utf-8")
+        finally:
+            folder.end(plan)
+        overview = folder.look()
+        assert overview is not None
+        return summary(overview, error)
+
+
+def _sweep_name(request: Request) -> str:
+    """The same for the same jobs: of the planned names, or of the command line where a sweeper makes the jobs up."""
+    words = [run["name"] for run in request.plan] or sorted(request.argv)
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
+
+
+def _quoted(path: Path) -> str:
+    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _through_hydra(request: Request, task: Task, overrides: list[str]) -> None:
+    import hydra
+    from hydra.plugins.sweeper import Sweeper
+
+    # it would compose every job once more before the first begins: `Request.check` has
+    Sweeper.validate_batch_is_legal = lambda self, batch: None  # type: ignore[method-assign]
+    sys.argv = [sys.argv[0], *request.argv, *overrides]  # Hydra reads it, and DDP starts its other processes by it
+    hydra.main(version_base="1.3", config_path=str(request.source.conf), config_name="config")(task)()
+
+
+def _single(task: Task) -> int:
+    if (stopped := task.last.get("stopped")) is not None:
+        raise stopped
+    if task.last["outcome"] == "failed":
+        print(f"sparse-lab: failed: {task.last['run']}: {task.last['said']}", file=sys.stderr, flush=True)
+        return FAILED
+    if task.last.get("elsewhere"):
+        print(f"{task.last['run']}: skipped: {task.last['said']}", flush=True)
+    return 0
+
+
+def _say_progress(folder: SweepFolder) -> None:
+    overview = folder.look()
+    if overview is not None and overview.left:
+        print(f"sweep: {overview.line()}", flush=True)
+
+
+def summary(overview: Overview, error: Exception | None) -> int:
+    """One line a job, and the best one of a search. Returns the exit status: 0, or 1 where anything is left undone."""
+    rows = [(job.state, job.run or f"job {job.number + 1}", _said(job)) for job in overview.jobs]
+    counts = ", ".join(f"{number} {state}" for state, number in sorted(overview.counts.items()))
+    print(f"{len(rows)} run{'' if len(rows) == 1 else 's'}: {counts}")
+    width = max(len(state) for state, _, _ in rows)
+    for state, name, said in rows:
+        print(f"  {state:{width}}  {name}  {said}".rstrip())
+    scored = [job for job in overview.jobs if job.value is not None]
+    if not overview.plan["runs"] and scored:
+        best = max(scored, key=lambda job: job.value or 0.0)
+        print(f"best: trial {best.number + 1}, validation {best.value:.2f}%: {shlex.join(best.swept)}  ({best.run})")
+    undone = [job for job in overview.jobs if job.state not in ("done", "skipped")]
+    if error is not None and any(job.state != "failed" for job in undone):
+        first = redact((str(error).strip().splitlines() or [""])[0])
+        print(f"sparse-lab: {type(error).__name__}: {first} (whole: {overview.folder}/error.txt)", file=sys.stderr)
+    sys.stdout.flush()
+    return FAILED if undone else 0
+
+
+def _said(job: Job) -> str:
+    if job.state == "waiting":
+        return "never began: start the same command again"
+    return job.said
+
+
+def wait_for_others(error: BaseException) -> None:
+    """A launcher that collects its jobs one by one gives up at the first whose worker died; the others go on.
+
+    The launchers of Ray and submitit keep the jobs in a local variable, which only the traceback still knows.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        where = frame.f_globals.get("__name__", "")
+        if where.startswith("hydra_plugins.hydra_ray_launcher") and "runs" in frame.f_locals:
+            import ray
+
+            ray.wait(frame.f_locals["runs"], num_returns=len(frame.f_locals["runs"]))
+        elif where.startswith("hydra_plugins.hydra_submitit_launcher") and "jobs" in frame.f_locals:
+            for job in frame.f_locals["jobs"]:
+                job.wait()
+
+
+@contextmanager
+def _elsewhere(launcher: str, folder: SweepFolder) -> Iterator[None]:
+    """While jobs run in other processes: say what changes, and hand a signal on so that they save and stop."""
+    if launcher == "basic":
+        yield
+        return
+    from sparse_lab.training.signals import AGAIN, Stopped
+
+    asked: list[Stopped] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        again = bool(asked)
+        asked.append(Stopped(number, AGAIN))
+        folder.ask_to_stop()
+        if not again:  # a second signal does not wait
+            stop_workers(folder, number)
+        raise asked[-1]
+
+    over = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(folder, launcher, over), daemon=True)
+    in_main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)} if in_main else {}
+    watcher.start()
+    try:
+        yield
+    except BaseException:
+        if asked:  # Ray makes another exception of it on the way
+            raise asked[0] from None
+        raise
+    finally:
+        over.set()
+        watcher.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_workers(folder: SweepFolder, number: int) -> None:
+    """Tell the jobs on this machine to save and stop, and give them time for it. Jobs on others go on."""
+    deadline = time.monotonic() + GRACE
+    told: set[int] = set()
+    while time.monotonic() < deadline:
+        mine = {pid for pid, host in folder.running() if host == socket.gethostname() and _lives(pid)}
+        for pid in mine - told:
+            told.add(pid)
+            # a terminal sends Ctrl-C to every process of its group itself
+            if number == signal.SIGTERM or os.getpgid(pid) != os.getpgrp():
+                os.kill(pid, signal.SIGTERM)
+        if not mine:
+            return
+        time.sleep(0.2)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def _watch(folder: SweepFolder, launcher: str, over: threading.Event) -> None:
+    """A line whenever something has ended, and when the first job runs; joblib's processes speak for themselves."""
+    known: set[int] = set()
+    spoke = False
+    while not over.wait(LOOK_EVERY):
+        overview = folder.look()
+        ended = {job.number for job in overview.jobs if job.state in ENDED} if overview else set()
+        if overview is None or (ended == known and (spoke or not overview.counts["running"])):
+            continue
+        for job in overview.jobs:
+            if launcher != "joblib" and job.number in ended - known:
+                print(f"[{job.number + 1}/{len(overview.jobs)}] {job.run}: {job.state}: {job.said}", flush=True)
+        known, spoke = ended, True
+        if overview.left:
+            print(f"sweep: {overview.line()}", flush=True)
+
+
+def _start_ray(launching: DictConfig) -> None:
+    """As the launcher would; but Ray takes SIGTERM for itself when it starts, so it starts before `_elsewhere`."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(**OmegaConf.to_container(launching.ray.init, resolve=True))  # type: ignore[arg-type]
+
+
+def _hush(sweeper: str) -> None:
+    """What Ray and Optuna would say that is of no use here."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if sweeper == "optuna":
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.ERROR)  # failed trials are said here

@@ -1,0 +1,380 @@
+"""A command line read as a whole before anything runs: how many jobs it asks for, and what is wrong with it.
+
+Hydra finds mistakes too, but one at a time, job by job, in many lines; a sweep that is wrong in its last axis should
+not train for a day first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import math
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from sparse_lab.config import Config, conf_dir
+from sparse_lab.errors import UserError, nearest
+from sparse_lab.experiment.compose import (
+    OWN_CHOICES,
+    Composer,
+    ConfigSource,
+    leave_out_plugins_own,
+    telling,
+    without_hydra,
+)
+from sparse_lab.experiment.config_security import (
+    check_line,
+    check_values,
+)
+
+ANSWERS = ("help", "hydra_help", "cfg", "info", "shell_completion")
+# Hydra's plugin -> the extra that brings it, and what it runs on
+EXTRAS = {
+    "hydra_joblib_launcher": ("joblib", "joblib"),
+    "hydra_ray_launcher": ("ray", "ray"),
+    "hydra_submitit_launcher": ("slurm", "submitit"),
+    "hydra_optuna_sweeper": ("optuna", "optuna"),
+}
+AWAY = ("ray", "submitit_slurm")  # launchers whose jobs may run on other machines than this one
+MANY_CORNERS = 256
+SETTLED = ("launcher", "sweeper", "mode")  # by Hydra, before it reads what is swept
+
+
+@dataclass
+class Request:
+    """One command line.
+
+    `axes`: override key -> the values that a sweep gives it (the ends of an interval, where a sweeper searches one).
+    What `check` finds out: `multirun`, `launcher` and its settings, `sweeper`, `outputs`, `configs`: of each job, in
+    order (of a long search, of some); and `plan`: what each job will run.
+    """
+
+    argv: list[str]
+    source: ConfigSource
+    runs: bool
+    fixed: list[str]
+    axes: dict[str, list[str]]
+    help: bool = False
+    multirun: bool = False
+    launcher: str = "basic"
+    sweeper: str = "basic"
+    outputs: Path = Path("outputs")
+    launching: DictConfig = field(default_factory=lambda: DictConfig({}))  # hydra.launcher
+    trials: int | None = None  # how many jobs a sweeper makes up as it goes
+    configs: list[Config] = field(default_factory=list)
+    plan: list[dict[str, Any]] = field(default_factory=list)
+    swept: list[Override] = field(default_factory=list)
+    _composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, argv: list[str]) -> Request:
+        """Parse with Hydra's own grammar. Raises UserError for what it cannot read."""
+        check_line(argv)
+        args = _parse(argv)
+        leave_out_plugins_own()
+        argv = _flags_first(argv, args.overrides)
+        user_conf = Path(args.config_dir).resolve() if args.config_dir else None
+        if user_conf is not None and not user_conf.is_dir():
+            raise UserError(f"--config-dir {args.config_dir}: no such folder")
+        if args.config_name or args.config_path:
+            raise UserError("--config-name and --config-path would leave sparse_lab's own config: use --config-dir DIR")
+        asked = [f"--{name}" for name in ("cfg", "info", "multirun", "shell_completion") if getattr(args, name)]
+        if len(asked) > 1:
+            raise UserError(f"{' and '.join(asked)} do not go together")
+        runs = not any(getattr(args, name) for name in ANSWERS)
+        request = cls(argv, ConfigSource(conf_dir(), user_conf), runs, [], {}, help=args.help, multirun=args.multirun)
+        if args.shell_completion:  # completes half-typed overrides: nothing to read yet
+            return request
+        for override in request.source.parse(args.overrides):
+            request.source.check_names(override)
+            if override.is_sweep_override():
+                request.swept.append(override)
+                request.axes[override.get_key_element()] = values_of(override)
+            else:
+                request.fixed.append(str(override.input_line))
+        if request.axes and runs and not args.multirun:
+            key, values = next(iter(request.axes.items()))
+            raise UserError(f"{key}={','.join(values)} is a sweep: add -m")
+        if args.cfg or args.info:
+            request.compose([])
+        return request
+
+    @property
+    def jobs(self) -> int:
+        if self.trials is not None:
+            return self.trials
+        return math.prod(len(values) for values in self.axes.values())
+
+    def check(self) -> None:
+        """Compose every job and check it, before the first one starts. Raises UserError."""
+        base = self.read_experiment_axes()
+        for plugin in (base.hydra.launcher, base.hydra.sweeper) if self.multirun else ():
+            check_extra(str(plugin.get("_target_")))
+        self.outputs = Path(base.paths.outputs).expanduser().resolve()
+        jobs = self.corners()
+        with telling(len(jobs), self._say) as at:
+            composer = self.composer()
+            configs: dict[int, Config] = {}
+            for number in composer.order(jobs):
+                configs[number] = composer.config(jobs[number])
+                self._check_job(configs[number])
+                at("composing", len(configs))
+            self.configs = [configs[number] for number in range(len(jobs))]
+            if self.trials is None:
+                self.plan = [_planned(config) for config in self.configs]
+            self._check_runs(at)
+
+    def composer(self) -> Composer:
+        """What composes the jobs, once `read_experiment_axes` has been called."""
+        base = self.compose([], hydra=True)
+
+        def put_together(choices: list[str]) -> DictConfig:
+            if not choices:
+                return self.compose([])
+            composed = self.source.compose([*self.fixed, *choices])
+            if self.multirun and any(composed.hydra[part] != base.hydra[part] for part in SETTLED):
+                self._refuse_swept_choices(base)
+            with open_dict(composed):
+                del composed["hydra"]
+            return composed
+
+        return Composer(self.source, put_together, check_values)
+
+    def _say(self, line: str) -> None:
+        if self.multirun:  # on the other side: a single run's output begins with its own first line
+            print(f"sweep: {line}", flush=True)
+
+    def _check_job(self, config: Config) -> None:
+        """What does not need torch to be seen."""
+        if config.method.goes_on and config.method.starts_from not in self.source.choices("method"):
+            known = nearest(str(config.method.starts_from), self.source.choices("method"))
+            raise UserError(f"method.starts_from={config.method.starts_from}: {known}")
+        if self.multirun and config.trainer.devices > 1:
+            raise UserError(
+                f"trainer.devices={config.trainer.devices} (DDP) starts the command again in every process, which "
+                "under -m would be the whole sweep: run its lines one by one without -m, or give every job one "
+                "device and let several run at a time: trainer.devices=1 hydra/launcher=ray"
+            )
+
+    def _check_runs(self, at: Callable[[str, int], None]) -> None:
+        """All that is wrong with runs that are still to be made; torch is not imported where there are none."""
+        from sparse_lab.records.run_dir import RunFolder
+
+        to_make = [config for config in self.configs if not RunFolder(config).has_result]
+        if not to_make:
+            return
+        if self.launcher == "basic":
+            from sparse_lab.training.light_imports import import_lightning
+
+            import_lightning()
+            import sparse_lab.experiment.fit  # noqa: F401  now, while a signal finds no plan of a sweep on disk
+
+        for number, config in enumerate(to_make, len(self.configs) - len(to_make) + 1):
+            check_run(config, here=self.launcher not in AWAY)
+            at("checking", number)
+
+    def corners(self) -> list[dict[str, str]]:
+        """One value of each axis a job; of a long search, jobs that hold each value at least once."""
+        values = list(self.axes.values())
+        if self.trials is None or math.prod(len(one) for one in values) <= MANY_CORNERS:
+            rows: Iterable[tuple[str, ...]] = itertools.product(*values)
+        else:
+            longest = max(len(one) for one in values)
+            rows = [tuple(one[row % len(one)] for one in values) for row in range(longest)]
+        return [dict(zip(self.axes, row, strict=True)) for row in rows]
+
+    def read_experiment_axes(self) -> DictConfig:
+        """What the whole command shares, with Hydra's own settings; and the sweep that an experiment file may hold.
+
+        A list on the command line replaces the file's list. Raises UserError.
+        """
+        base = self.compose([], hydra=True)
+        self.multirun = self.multirun or "MULTIRUN" in str(base.hydra.get("mode"))
+        self.launcher = str(base.hydra.runtime.choices.get("hydra/launcher"))
+        self.sweeper = str(base.hydra.runtime.choices.get("hydra/sweeper"))
+        self.launching = base.hydra.launcher
+        if not self.multirun:
+            return base
+        self._read_params({str(key): value for key, value in (base.hydra.sweeper.get("params") or {}).items()})
+        self._check_kinds(base)
+        return base
+
+    def _read_params(self, params: dict[str, Any]) -> None:
+        """In the order in which Hydra's sweeper numbers its jobs: the file's keys first."""
+        given, typed = {line.split("=", 1)[0].lstrip("+") for line in self.fixed}, {**self.axes}
+        self.axes = {}
+        for override in self.source.parse([f"{key}={value}" for key, value in params.items()]):
+            self.source.check_names(override)
+            key = override.get_key_element()
+            if key in typed:
+                self.axes[key] = typed.pop(key)
+            elif key not in given and override.is_sweep_override():
+                self.swept.append(override)
+                self.axes[key] = values_of(override)
+            elif key not in given:
+                self.fixed.append(str(override.input_line))
+        self.axes |= typed
+
+    def _check_kinds(self, base: DictConfig) -> None:
+        """Sweepers differ in what they understand."""
+        if self.sweeper == "basic":
+            continuous = next((one.input_line for one in self.swept if one.is_interval_sweep()), None)
+            if continuous:
+                raise UserError(f"{continuous}: an interval has no list of values: add hydra/sweeper=optuna")
+            return
+        self.trials = int(base.hydra.sweeper.n_trials)
+        globbed = next((one.input_line for one in self.swept if one.value_type == ValueType.GLOB_CHOICE_SWEEP), None)
+        if globbed:
+            raise UserError(f"{globbed}: hydra/sweeper={self.sweeper} does not know glob(): write the choices out")
+        if not self.axes:
+            raise UserError(f"hydra/sweeper={self.sweeper} has nothing to search: add a key=interval(LOW,HIGH)")
+        if base.hydra.sweeper.get("storage") and int(metadata.version("sqlalchemy").split(".")[0]) >= 2:
+            raise UserError(
+                "hydra.sweeper.storage does not work with the Optuna that Hydra's sweeper needs (2.10) and SQLAlchemy "
+                "2: leave it out; the same command again asks for the same trials and finds those that are done"
+            )
+
+    def _refuse_swept_choices(self, base: DictConfig) -> typing.NoReturn:
+        """Hydra settles launcher, sweeper and mode before it reads what is swept, and ignores them there."""
+        for key, values in self.axes.items():
+            for value in values if self.source.choices(key) else []:
+                one = self.compose([f"{key}={value}"], hydra=True)
+                for group in ("hydra/launcher", "hydra/sweeper"):
+                    chosen = one.hydra.runtime.choices.get(group)
+                    if chosen != base.hydra.runtime.choices.get(group):
+                        raise UserError(
+                            f"{key}={value} chooses {group}={chosen}, which Hydra ignores in a swept choice: "
+                            f"put {group}={chosen} on the command line"
+                        )
+                if any(one.hydra[part] != base.hydra[part] for part in SETTLED):
+                    raise UserError(
+                        f"{key}={value} sets hydra.launcher, hydra.sweeper or hydra.mode, which Hydra ignores in a "
+                        f"swept choice: run {key}={value} by itself"
+                    )
+        raise UserError("swept choices together set hydra.launcher, hydra.sweeper or hydra.mode, which Hydra ignores")
+
+    def compose(self, swept: list[str], hydra: bool = False) -> DictConfig:
+        """The config that Hydra makes of what is fixed and of `swept`, checked as a whole. Raises UserError.
+
+        hydra: with Hydra's own node; such a config is not the caller's to change.
+        """
+        overrides = (*self.fixed, *swept)
+        if overrides not in self._composed:
+            # what comes next often asks for the same
+            self._composed = {overrides: self.source.compose(list(overrides))}
+        composed = self._composed[overrides]
+        return composed if hydra else without_hydra(composed)
+
+    def help_text(self) -> str:
+        """What --help prints. Hydra's own way to list the groups takes seconds with its plugins installed."""
+        composed = copy.deepcopy(self.compose([], hydra=True))
+        groups = sorted(
+            {
+                folder.relative_to(top).as_posix()
+                for top in (self.source.conf, self.source.user_conf)
+                if top
+                for folder in _groups(top)
+            }
+        )
+        own = {group: sorted({*self.source.choices(group), *OWN_CHOICES.get(group, [])}) for group in groups}
+        listed = [
+            f"{group}: {', '.join(name for name in names if '/' not in name)}"
+            for group, names in own.items()
+            if group != "hydra" and any("/" not in name for name in names)
+        ]
+        template = str(OmegaConf.to_container(composed.hydra.help, resolve=False)["template"])  # type: ignore[index,call-overload]
+        with open_dict(composed):
+            del composed["hydra"]
+        config = OmegaConf.to_yaml(composed)
+        return template.replace("$APP_CONFIG_GROUPS", "\n".join(listed)).replace("$CONFIG", config)
+
+
+def check_run(config: Config, here: bool = True) -> None:
+    """All that is wrong with a run that is still to be made, which will need torch and Lightning anyway.
+
+    here: does it run on this machine? Raises UserError.
+    """
+    from sparse_lab.training.light_imports import import_lightning, kept_out
+
+    import_lightning()
+    from sparse_lab.experiment.validate import check
+
+    with kept_out():
+        check(config, here=here)
+
+
+def _planned(config: Config) -> dict[str, Any]:
+    """A job in plan.json."""
+    from sparse_lab.experiment.identity import run_name
+
+    groups = {group: getattr(config, group).name for group in ("model", "dataset", "method")}
+    sparsity = config.sparsity.target if config.method.prunes else 0.0
+    return {"name": run_name(config), **groups, "sparsity": sparsity, "seed": config.seed}
+
+
+def _groups(top: Path) -> list[Path]:
+    return [path for path in top.rglob("*") if path.is_dir()]
+
+
+def values_of(override: Override) -> list[str]:
+    """The values of a sweep as Hydra would write them; of an interval both ends."""
+    if override.is_interval_sweep():
+        interval = override.value()
+        assert isinstance(interval, IntervalSweep)
+        return [str(interval.start), str(interval.end)]
+    return [str(value) for value in override.sweep_string_iterator()]
+
+
+def check_extra(target: str) -> None:
+    """Is the plugin there that a launcher or sweeper needs? Raises UserError that names the extra."""
+    if not target.startswith("hydra_plugins."):
+        return
+    plugin = target.split(".")[1]
+    extra, library = EXTRAS[plugin]
+    if any(find_spec(one) is None for one in ("hydra_plugins", f"hydra_plugins.{plugin}", library)):
+        raise UserError(f"{extra} is not installed here: pip install 'sparse_lab[{extra}]'")
+
+
+def let_hydra_build_its_parser() -> None:
+    """Python 3.14's argparse checks each help text as it is added; Hydra 1.3 has one that is an object, made into text
+    only when it is shown, and fails there (facebookresearch/hydra#3121). What is no text goes unchecked."""
+    check = getattr(argparse.ArgumentParser, "_check_help", None)
+    if check is None:
+        return
+
+    def check_text(self: argparse.ArgumentParser, action: argparse.Action) -> None:
+        if isinstance(action.help, str):
+            check(self, action)
+
+    argparse.ArgumentParser._check_help = check_text  # type: ignore[attr-defined]
+
+
+let_hydra_build_its_parser()  # here, for Hydra builds one more when it starts a request's runs
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    """Hydra's own flags; overrides may stand before, between and after them."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> typing.NoReturn:
+        raise UserError(f"cannot read the command line: {message}; see sparse-lab --help")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser.parse_intermixed_args(argv)
+
+
+def _flags_first(argv: list[str], overrides: list[str]) -> list[str]:
+    """The same request in the order that Hydra can read."""
+    left = list(overrides)
+    flags = [word for word in argv if not (word in left and (left.remove(word) or True))]  # type: ignore[func-returns-value]
+    return [*flags, *overrides]

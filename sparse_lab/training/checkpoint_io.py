@@ -1,0 +1,102 @@
+"""Checkpoints on disk: written whole, read without ever unpickling anything but tensors and plain values."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from sparse_lab.errors import UserError
+from sparse_lab.records.atomic_io import seal, seal_holds, whole
+
+FORMAT = "sparse_lab network 1"
+
+
+def save_whole(payload: dict[str, Any], path: Path) -> None:
+    """torch.save with a seal: a reader sees the old file or the new one, and can tell whether it is damaged."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as temporary:
+        with open(temporary, "wb") as file:  # to a path torch writes itself, and a full disk has no errno then
+            torch.save(payload, file)
+        seal(temporary)
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """A checkpoint as a dict, with weights_only. Raises UserError when it is missing, corrupt or foreign."""
+    path = Path(path)
+    try:
+        if seal_holds(path) is False:
+            raise UserError(f"{path} is damaged (its content is not what was saved): remove it or name another")
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"no checkpoint at {path}") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} is corrupt or holds more than tensors and plain values; it was not unpickled: remove it "
+            "or name another"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} is not a readable checkpoint ({type(error).__name__}): remove it or name another"
+        ) from None
+    if not isinstance(payload, dict):
+        raise UserError(f"{path} is not a sparse_lab checkpoint (it holds a {type(payload).__name__})")
+    return payload
+
+
+def save_network(model: torch.nn.Module, path: Path, about: dict[str, Any]) -> None:
+    """The network alone: weights, buffers and masks, with plain facts about it."""
+    state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    save_whole({"format": FORMAT, "about": about, "network": state}, path)
+
+
+def load_network(path: str | Path) -> dict[str, torch.Tensor]:
+    """The state dict that `save_network` wrote. Raises UserError for anything else."""
+    payload = load(path)
+    if payload.get("format") != FORMAT or not isinstance(payload.get("network"), dict):
+        raise UserError(f"{path} is not a network that sparse_lab saved (no {FORMAT!r} mark)")
+    return payload["network"]
+
+
+def into(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Load `state` into `model`; masks that the state lacks stay as they are. Raises UserError when it does not fit."""
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit this network: {str(error).splitlines()[1].strip()}") from None
+    wrong = [name for name in missing if not name.endswith("mask")] + list(unexpected)
+    if wrong:
+        raise UserError(f"{path} does not fit this network: {len(wrong)} tensors differ, {wrong[0]} first")
+
+
+def random_state() -> dict[str, Any]:
+    """The state of python's, numpy's and torch's generators, as plain values and tensors.
+
+    Hundreds of numbers one by one would take most of the time that a small checkpoint takes.
+    """
+    version, internal, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state = {
+        "python": [version, torch.tensor(internal, dtype=torch.int64), gauss],
+        "numpy": [str(kind), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],  # type: ignore[union-attr]
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """What `random_state` gave; numbers may also stand in lists, as in older checkpoints."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(torch.as_tensor(internal).tolist()), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.asarray(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

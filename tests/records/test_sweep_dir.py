@@ -1,0 +1,102 @@
+"""Where a sweep stands, read from its files."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from sparse_lab.records.sweep_dir import SweepFolder, duration, gone
+
+
+def plan(names: list[str], seconds_ago: float = 0.0, **changes: object) -> dict[str, object]:
+    started = (datetime.now(UTC) - timedelta(seconds=seconds_ago)).isoformat()
+    about = {"command": "sparse-lab -m", "started": started, "pid": os.getpid(), "host": socket.gethostname()}
+    return {**about, "jobs": len(names), "launcher": "basic", "runs": [{"name": name} for name in names], **changes}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SweepFolder:
+    (tmp_path / "sweeps" / "x").mkdir(parents=True)
+    return SweepFolder(tmp_path / "sweeps" / "x")
+
+
+def run(folder: SweepFolder, name: str, **files: dict[str, object]) -> None:
+    (folder.runs / name).mkdir(parents=True)
+    for stem, content in files.items():
+        (folder.runs / name / f"{stem}.json").write_text(json.dumps(content))
+
+
+def dead() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_each_job_is_what_its_files_say(folder):
+    folder.write_plan(plan(list("abcdefg")))
+    folder.outcome(0, {"run": "a", "outcome": "done", "said": "90.00%"})
+    folder.outcome(1, {"run": "b", "outcome": "failed", "said": "no memory"})
+    folder.begin(2, "c")
+    run(folder, "c", status={"state": "running", "epoch": 3, "epochs": 4})
+    folder.begin(3, "d")
+    about = json.loads((folder.path / "running-003.json").read_text())
+    (folder.path / "running-003.json").write_text(json.dumps({"run": "d", "pid": dead(), "host": about["host"]}))
+    run(folder, "e", result={})
+    (folder.path / "005.json").write_text('{"run": "f", "outcome": "do')
+    overview = folder.look()
+    assert overview is not None
+    states = [job.state for job in overview.jobs]
+    assert states == ["done", "failed", "running", "interrupted", "done", "waiting", "waiting"]
+    assert overview.jobs[2].share == 0.75 and overview.left == 4 and overview.alive
+    assert overview.jobs[4].said == "done already" and not overview.jobs[4].here
+
+
+def test_expected_time_counts_parts_of_runs_and_only_what_this_start_did(folder):
+    folder.write_plan(plan(list("abcde"), seconds_ago=100))
+    folder.outcome(0, {"run": "a", "outcome": "skipped", "said": "done already"})
+    folder.outcome(1, {"run": "b", "outcome": "done", "said": ""})
+    folder.begin(2, "c")
+    run(folder, "c", status={"state": "running", "epoch": 1, "epochs": 4})
+    overview = folder.look()
+    assert overview is not None
+    # 1.25 runs in 100 s; 2.75 are left
+    assert overview.seconds_left() == pytest.approx(100 * 2.75 / 1.25, rel=0.02)
+    assert overview.line() == "2 of 5 runs done, 1 running, 2 waiting, about 4 min left"
+
+
+def test_nothing_is_expected_of_a_sweep_whose_command_is_gone(folder):
+    folder.write_plan(plan(["a", "b"], pid=dead()))
+    folder.outcome(0, {"run": "a", "outcome": "done", "said": ""})
+    overview = folder.look()
+    assert overview is not None and not overview.alive and overview.seconds_left() is None
+
+
+def test_what_still_says_it_runs_when_the_command_has_ended_is_interrupted(folder):
+    folder.write_plan(plan(["a"]))
+    folder.begin(0, "a")
+    folder.end(plan(["a"]))
+    overview = folder.look()
+    assert overview is not None and overview.jobs[0].state == "interrupted"
+
+
+def test_a_changed_plan_does_not_count(folder):
+    folder.write_plan(plan(["a"]))
+    content = json.loads((folder.path / "plan.json").read_text())
+    (folder.path / "plan.json").write_text(json.dumps({**content, "jobs": 7}))
+    assert folder.look() is None
+
+
+def test_gone_and_duration():
+    here = socket.gethostname()
+    assert gone({"pid": dead(), "host": here}) and not gone({"pid": os.getpid(), "host": here})
+    assert not gone({"pid": 1, "host": "another"}) and not gone({"pid": 1, "host": here})
+    assert [duration(s) for s in (0.1, 59, 119, 121, 7100, 7300, 200000)] == [
+        "1 s", "59 s", "119 s", "2 min", "118 min", "2 h", "2 d"
+    ]  # fmt: skip

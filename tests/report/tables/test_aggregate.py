@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sparse_lab.report import levels, load, long, read, wide
+from sparse_lab.report.tables.aggregate import COLUMNS, marks, percent
+from sparse_lab.report.tables.caveats import notes
+
+Make = Callable[..., Path]
+
+
+def tabulate(root: Path) -> pd.DataFrame:
+    return long(read(root).results, load())
+
+
+def test_mean_and_deviation_agree_with_the_statistics_module(make_run: Make, tmp_path: Path) -> None:
+    values = [91.2, 90.7, 91.9, 88.4]
+    for seed, value in enumerate(values):
+        make_run(seed=seed, accuracy=value)
+    table = tabulate(tmp_path)
+    assert list(table.columns) == list(COLUMNS) and len(table) == 1
+    row = table.iloc[0]
+    assert row["seeds"] == 4
+    assert row["mean"] == pytest.approx(statistics.fmean(values))
+    assert row["std"] == pytest.approx(statistics.stdev(values))
+    assert (row["min"], row["max"]) == (88.4, 91.9)
+    assert row["kept"] == 9213
+
+
+def test_one_seed_has_no_deviation(make_run: Make, tmp_path: Path) -> None:
+    make_run(accuracy=90.0)
+    table = tabulate(tmp_path)
+    assert math.isnan(table.iloc[0]["std"])
+    assert wide(table, "vgg16", "cifar10").loc["oneshot", "99% (9,213 kept)"] == "90.00 [91.03 ± 0.17] ↓"
+
+
+def test_the_published_number_stands_beside_full_width_only(make_run: Make, tmp_path: Path) -> None:
+    make_run(accuracy=92.0)
+    make_run(accuracy=80.0, width=0.25)
+    table = tabulate(tmp_path).set_index("width")
+    assert table.loc[1.0, "published"] == 91.03 and table.loc[1.0, "published_std"] == 0.17
+    assert table.loc[1.0, "difference"] == pytest.approx(92.0 - 91.03)
+    assert math.isnan(table.loc[0.25, "published"]) and math.isnan(table.loc[0.25, "difference"])
+
+
+def test_cells_that_differ_are_never_merged(make_run: Make, tmp_path: Path) -> None:
+    make_run(accuracy=80.0, settings={"training.epochs": 3})
+    make_run(accuracy=90.0, settings={"training.epochs": 5})
+    table = tabulate(tmp_path)
+    assert dict(zip(table["method"], table["mean"], strict=True)) == {
+        "oneshot (training.epochs=3)": 80.0,
+        "oneshot (training.epochs=5)": 90.0,
+    }
+    grid = wide(table, "vgg16", "cifar10")
+    assert list(grid["99% (9,213 kept)"]) == ["80.00 [91.03 ± 0.17] ↓", "90.00 [91.03 ± 0.17] ↓"]
+
+
+def test_a_variant_keeps_its_name_at_its_other_sparsities(make_run: Make, tmp_path: Path) -> None:
+    make_run(sparsity=0.9, settings={"training.epochs": 3})
+    make_run(sparsity=0.9, settings={"training.epochs": 5})
+    make_run(sparsity=0.99, settings={"training.epochs": 3})
+    make_run(method="gmp", sparsity=0.99)
+    table = tabulate(tmp_path)
+    assert set(table.loc[table["sparsity"] == 0.99, "method"]) == {"oneshot (training.epochs=3)", "gmp"}
+
+
+def test_more_than_three_settings_are_cut_and_still_tell_cells_apart(make_run: Make, tmp_path: Path) -> None:
+    common = {"training.epochs": 1, "training.lr": 0.5, "training.momentum": 0.1}
+    make_run(accuracy=80.0)
+    make_run(accuracy=81.0, settings={**common, "training.weight_decay": 0.1})
+    make_run(accuracy=82.0, settings={**common, "training.weight_decay": 0.2})
+    table = tabulate(tmp_path)
+    assert len(set(table["method"])) == 3
+    assert "oneshot (training.epochs=160, training.lr=0.1, training.momentum=0.9, ...)" in set(table["method"])
+    grid = wide(table, "vgg16", "cifar10")
+    assert sorted(cell[:5] for cell in grid.iloc[:, 0]) == ["80.00", "81.00", "82.00"]
+
+
+def test_keys_that_change_no_result_are_not_named(make_run: Make, tmp_path: Path) -> None:
+    for place, epochs in (("a", 3), ("b", 5)):
+        silent = {"paths.data": place, "logger.project": place, "trainer.accelerator": place, "dataset.root": place}
+        make_run(settings={**silent, "training.epochs": epochs})
+    assert set(tabulate(tmp_path)["method"]) == {"oneshot (training.epochs=3)", "oneshot (training.epochs=5)"}
+
+
+def test_cells_without_a_known_difference_are_told_apart_by_their_hash(make_run: Make, tmp_path: Path) -> None:
+    make_run(accuracy=80.0, cell="aaaa", folder="a")
+    make_run(accuracy=90.0, cell="bbbb", folder="b")
+    assert set(tabulate(tmp_path)["method"]) == {"oneshot (cell aaaa)", "oneshot (cell bbbb)"}
+
+
+def test_duplicates_count_once_and_the_last_one_counts(make_run: Make, tmp_path: Path) -> None:
+    make_run(seed=1, accuracy=80.0, folder="z", updated="2026-01-01T00:00:00+00:00")
+    make_run(seed=1, accuracy=90.0, folder="a", updated="2026-01-01T02:30:00+02:00")
+    make_run(seed=2, accuracy=92.0, folder="b")
+    make_run(seed=2, accuracy=92.0, folder="c")
+    records = read(tmp_path)
+    row = long(records.results, []).iloc[0]
+    assert (row["seeds"], row["mean"]) == (2, 91.0)
+    assert len(levels(records.results)) == 2
+    said = notes(records.results)
+    assert any("80.00%" in note and "90.00%" in note for note in said) and any(
+        note.startswith("1 cop") for note in said
+    )
+
+
+def test_dense_is_at_sparsity_zero_and_heads_the_table(make_run: Make, tmp_path: Path) -> None:
+    make_run(method="another", sparsity=0.99)
+    make_run(method="dense", sparsity=0.99, accuracy=94.0)
+    table = tabulate(tmp_path)
+    assert list(table["method"]) == ["dense", "another"] and table.iloc[0]["sparsity"] == 0
+
+
+def test_marks_say_what_was_not_clean(make_run: Make, tmp_path: Path) -> None:
+    make_run(seed=1, data={"md5": {"train.gz": "feed"}, "official": False}, selected_on="test")
+    make_run(seed=2)
+    make_run(method="cut", seed=1, folder="cut")
+    path = tmp_path / "runs" / "cut" / "result.json"
+    path.write_text(path.read_text().replace('"connected": true', '"connected": false'))
+    records = read(tmp_path)
+    table = long(records.results, [])
+    grid = wide(table, "vgg16", "cifar10")
+    assert grid.loc["oneshot"].iloc[0].endswith(" †‡") and grid.loc["cut"].iloc[0].endswith(" §")
+    said = "\n".join(notes(records.results))
+    assert "files not official (md5 train.gz feed)" in said and "selected on test in 1 run" in said
+    assert not table.set_index("method").loc["cut", "connected"]
+
+
+def test_notes_name_missed_targets_and_settings_that_change_along_a_row(make_run: Make, tmp_path: Path) -> None:
+    make_run(sparsity=0.9)
+    make_run(sparsity=0.99, settings={"training.epochs": 5})
+    path = next((tmp_path / "runs").glob("*-90-*")) / "result.json"
+    path.write_text(path.read_text().replace('"sparsity": 0.9,', '"sparsity": 0.88,', 1))
+    said = notes(read(tmp_path).results)
+    assert any("asked for 90%, reached 88%" in note for note in said)
+    assert any("row also changes training.epochs" in note for note in said)
+
+
+def test_levels_hold_every_level_of_every_run(make_run: Make, tmp_path: Path) -> None:
+    steps = [(0.2, 93.0, 92.5), (0.36, 92.0, 91.5), (0.488, 91.0, 90.5)]
+    for seed in (1, 2):
+        make_run(method="iterative", sparsity=0.488, seed=seed, levels=steps)
+    table = levels(read(tmp_path).results)
+    assert list(table["level"]) == [1, 2, 3] * 2 and list(table["seed"]) == [1] * 3 + [2] * 3
+    assert list(table["test_accuracy"]) == [92.5, 91.5, 90.5] * 2
+    assert set(table["effective"]) == {7} and set(table["connected"]) == {True}
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.0, "0%"), (0.5, "50%"), (0.9685, "96.85%"), (0.9999, "99.99%"), (0.988471, "98.8471%")]
+)
+def test_percent(share: float, text: str) -> None:
+    assert percent(share) == text
+
+
+def test_a_setting_is_shown_with_the_digits_that_a_person_typed(make_run: Make, tmp_path: Path) -> None:
+    make_run(settings={"training.lr": 0.1 * 3})
+    make_run(settings={"training.lr": 0.0003})
+    assert set(tabulate(tmp_path)["method"]) == {"oneshot (training.lr=0.3)", "oneshot (training.lr=0.0003)"}
+
+
+def test_runs_on_a_subset_are_named(make_run: Make, tmp_path: Path) -> None:
+    make_run(seed=1, settings={"dataset.train_limit": 77})
+    make_run(method="whole", seed=1)
+    said = [line for line in notes(read(tmp_path).results) if "trained on" in line]
+    assert len(said) == 1 and said[0].startswith("cifar10: 1 run trained on 77 images only")
+
+
+def test_effective_explored_and_reused_weights_are_means_and_maxima_over_seeds(make_run: Make, tmp_path: Path) -> None:
+    for seed, (effective, explored, reuse) in enumerate([(30, 0.25, 120), (90, 0.5, 130), (None, None, None)]):
+        said = {"explored": explored, "kept_with_reuse": reuse, "unique": 500}
+        folder = make_run(seed=seed, levels=[(0.5, 90.0, 90.0), (0.99, 80.0, 80.0)], **said)
+        path = folder / "result.json"
+        record = json.loads(path.read_text())
+        record["levels"][0]["effective"] = {"kept": 100, "effective": 1}
+        record["levels"][1]["effective"] = {"kept": 100, "effective": effective}
+        path.write_text(json.dumps(record))
+    make_run(method="old", levels=[(0.99, 80.0, 80.0)])
+    table = tabulate(tmp_path).set_index("method")
+    assert table.loc["oneshot", "effective"] == pytest.approx(0.6)
+    assert table.loc["oneshot", "explored"] == pytest.approx(0.375)
+    assert table.loc["oneshot", "kept_with_reuse"] == 130
+    assert table.loc["old", ["effective", "explored", "kept_with_reuse"]].isna().all()
+
+
+@pytest.mark.parametrize("value", ["much", -0.1, 1.5, True, float("nan"), 10**400])
+def test_senseless_shares_are_not_counted(make_run: Make, tmp_path: Path, value: object) -> None:
+    make_run(explored=value, kept_with_reuse=-1 if value == 1.5 else value)
+    row = tabulate(tmp_path).iloc[0]
+    assert math.isnan(row["explored"]) and pd.isna(row["kept_with_reuse"])
+
+
+def test_filters_that_went_have_columns_of_their_own(make_run: Make, tmp_path: Path) -> None:
+    small = {"parameters": 6022, "removed": {"flops": 0.84}, "removed_filters": {"flops": 0.64}}
+    make_run(method="hrank", small=small)
+    make_run(method="hrank", seed=2, small={**small, "parameters": 6000, "removed": {"flops": 0.86}})
+    make_run(method="oneshot")
+    table = tabulate(tmp_path).set_index("method")
+    assert table.loc["hrank", "parameters_left"] == 6022
+    assert table.loc["hrank", "flops_removed"] == pytest.approx(0.85)
+    assert table.loc["hrank", "filters_only"] == pytest.approx(0.64)
+    assert table.loc["oneshot", ["parameters_left", "flops_removed", "filters_only"]].isna().all()
+
+
+def test_the_verdict_stands_where_a_number_is_published(make_run: Make, tmp_path: Path) -> None:
+    for method, accuracy in (("oneshot", 91.1), ("lamp_oneshot", 90.0), ("synflow", 91.0), ("mine", 99.0)):
+        make_run(method=method, accuracy=accuracy)
+    table = tabulate(tmp_path).set_index("method")
+    assert table["verdict"].dropna().to_dict() == {
+        "oneshot": "within one published std",
+        "lamp_oneshot": "below",
+        "synflow": "above (no std given)",
+    }
+    grid = wide(table.reset_index(), "vgg16", "cifar10")["99% (9,213 kept)"]
+    assert grid["oneshot"] == "91.10 [91.03 ± 0.17] ≈" and grid["synflow"] == "91.00 [90.08] ↑"
+    assert grid["mine"] == "99.00"
+    said = marks(table)
+    assert [line[0] for line in said] == ["≈", "↑", "↓"] and "within one published" in said[0]
+
+
+def test_what_runs_cost_is_a_mean_and_the_most_memory(make_run: Make, tmp_path: Path) -> None:
+    for seed, seconds in ((1, 10.0), (2, 30.0)):
+        cost = {"flops": {"inference_sparse": 100 * seed}, "peak_memory_mb": 5.5 * seed}
+        make_run(seed=seed, seconds=seconds, **cost)
+    make_run(method="old", seconds="long", flops=3, peak_memory_mb=-1)
+    table = tabulate(tmp_path).set_index("method")
+    costs = ["seconds", "inference_flops", "peak_memory_mb"]
+    assert list(table.loc["oneshot", costs]) == [20.0, 150.0, 11.0]
+    assert table.loc["old", costs].isna().all()
