@@ -14,7 +14,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from sparse_lab.records.atomic_io import CHECKSUM, damaged, write_record, write_whole
+from sparse_lab.records.atomic_io import CHECKSUM, damaged, write_record, write_text_atomic
 
 KEPT = ("config.yaml", "status.json", "metrics.csv", "result.json")
 WHERE_THERE = ("updates.jsonl", "activations.jsonl", "gradients.jsonl")
@@ -45,7 +45,7 @@ def keep_run(run: Path, target: Path) -> None:
                 raise ValueError(f"{run / name} is damaged: its checksum is wrong")
             write_record(place / name, record)
         else:
-            write_whole(place / name, text)
+            write_text_atomic(place / name, text)
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ from sparse_lab.config import Config, MethodConfig
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment import phases
 from sparse_lab.experiment.compose import to_config
-from sparse_lab.records.atomic_io import write_whole
+from sparse_lab.records.atomic_io import write_text_atomic
 from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.sweep.plan import Request
 
@@ -172,7 +172,7 @@ def write(path: Path, rows: dict[str, Row]) -> None:
     writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(rows[method]) for method in sorted(rows))
-    write_whole(path, text.getvalue())
+    write_text_atomic(path, text.getvalue())
 
 
 def main() -> int:

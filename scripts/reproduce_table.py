@@ -33,7 +33,7 @@ from sparse_lab.experiment import phases
 from sparse_lab.experiment.compose import to_config
 from sparse_lab.experiment.identity import digest, identity
 from sparse_lab.experiment.validate import check_request
-from sparse_lab.records.atomic_io import write_whole
+from sparse_lab.records.atomic_io import write_text_atomic
 from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.report.load.records import Finished, read
 from sparse_lab.sweep.plan import Request
@@ -330,6 +330,6 @@ def write_copy(table: Table, command: str, runs: list[Run], state: State) -> Non
     lines += [f"  - {json.dumps(row)}" for row in planned]
     try:
         state.records.mkdir(parents=True, exist_ok=True)
-        write_whole(state.records / "table.yaml", "\n".join(lines) + "\n")
+        write_text_atomic(state.records / "table.yaml", "\n".join(lines) + "\n")
     except OSError as error:
         raise UserError(f"cannot write to {state.records}: {error.strerror}; choose another --records") from None

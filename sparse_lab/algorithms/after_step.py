@@ -11,7 +11,7 @@ import torch
 from sparse_lab.errors import UserError
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.masks import Masks
-from sparse_lab.sparsity.scores import Scores, View, find
+from sparse_lab.sparsity.scores import Scores, View, find_score
 from sparse_lab.training.lightning_module import Classifier
 
 # scores that look at no gradients; of any other, dense ones are computed in the steps that change the masks
@@ -60,7 +60,7 @@ class AfterStep(pl.Callback):
         changed: Callable[[str, int], None],
     ) -> None:
         self.rule = rule
-        self.drop, self.grow = find(scores.drop), find(scores.grow)
+        self.drop, self.grow = find_score(scores.drop), find_score(scores.grow)
         self.reads_gradients = not {scores.drop, scores.grow} <= WITHOUT_GRADIENTS
         self.gradients = gradients
         self.masks = masks

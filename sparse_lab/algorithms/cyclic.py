@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from sparse_lab.sparsity.mask_updates import move_to
-from sparse_lab.sparsity.masks import Masks, kept_for
+from sparse_lab.sparsity.masks import Masks, num_kept
 from sparse_lab.sparsity.schedules import Cyclic
 from sparse_lab.sparsity.scores import Scores
 
@@ -28,5 +28,5 @@ class CyclicSparsity:
     def change(
         self, masks: Masks, steps_done: int, drop: Scores, grow: Scores, chance: torch.Generator
     ) -> tuple[int, list[Scores]]:
-        kept = kept_for(self.schedule.sparsity(steps_done), masks.total())
+        kept = num_kept(self.schedule.sparsity(steps_done), masks.total())
         return kept, [move_to(masks, kept, drop, grow, self.allocation, chance)]

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 
 from sparse_lab.models import dyrelu
 from sparse_lab.sparsity.clock import Clock
-from sparse_lab.sparsity.optimizer_state import take_out
+from sparse_lab.sparsity.optimizer_state import remove_params
 from sparse_lab.training.lightning_module import Classifier
 
 
@@ -47,7 +47,7 @@ class DyReLUPhasing(pl.Callback):
         if not gone:
             return
         for optimizer in trainer.optimizers:
-            take_out(optimizer, gone)
+            remove_params(optimizer, gone)
         assert isinstance(pl_module, Classifier)
         if pl_module.step is not None:
             pl_module.step.renew()

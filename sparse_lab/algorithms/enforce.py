@@ -11,7 +11,7 @@ from sparse_lab.sparsity.masks import Masks
 from sparse_lab.training.lightning_module import Classifier
 
 
-class KeepMasks(pl.Callback):
+class EnforceMasks(pl.Callback):
     """What is masked gets no gradient, so no optimizer moves it: weight and state are zero and stay so. One number a
     weight is touched, where zeroing weights and state after the step would touch up to three.
 

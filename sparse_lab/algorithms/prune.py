@@ -9,10 +9,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from sparse_lab.algorithms.selectors import Choice
+from sparse_lab.algorithms.selectors import Selector
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.masks import Masks
-from sparse_lab.sparsity.optimizer_state import forget
+from sparse_lab.sparsity.optimizer_state import reset_state
 from sparse_lab.sparsity.schedules import Alternating, EpochEnds, Schedule
 
 
@@ -28,7 +28,7 @@ class Prune(pl.Callback):
 
     def __init__(
         self,
-        choice: Choice,
+        choice: Selector,
         schedule: Schedule,
         masks: Masks,
         clock: Clock,
@@ -61,7 +61,7 @@ class Prune(pl.Callback):
             if isinstance(self.schedule, Alternating) and sparsity == 0.0:
                 self._open()
                 for optimizer in trainer.optimizers:  # as AC/DC's authors do
-                    forget(optimizer)
+                    reset_state(optimizer)
             else:
                 self.to(sparsity, pl_module.get_submodule("model"), broadcast=trainer.strategy.broadcast)
 

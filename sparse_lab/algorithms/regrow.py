@@ -16,9 +16,9 @@ from sparse_lab.config import RegrowConfig
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.mask_updates import grow_to
-from sparse_lab.sparsity.masks import Masks, kept_for, layers
+from sparse_lab.sparsity.masks import Masks, layers, num_kept
 from sparse_lab.sparsity.schedules import Schedule
-from sparse_lab.sparsity.scores import Batches, Scores, View, find
+from sparse_lab.sparsity.scores import Batches, Scores, View, find_score
 from sparse_lab.sparsity.similarity import attention_maps, least_similar
 
 
@@ -43,7 +43,7 @@ class Regrow(pl.Callback):
         changed: Callable[[str, int], None],
         image_size: int,
     ) -> None:
-        self.score = find(config.score)
+        self.score = find_score(config.score)
         self.config = config
         self.schedule = schedule
         self.masks = masks
@@ -72,7 +72,7 @@ class Regrow(pl.Callback):
     def to(self, sparsity: float, model: nn.Module, step: int, broadcast: Callable[[Any], Any] = lambda x: x) -> None:
         """Regrow `model` to `sparsity` now; `step` seeds chance, `broadcast` makes rank 0's masks everyone's."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        kept = kept_for(sparsity, self.masks.total())
+        kept = num_kept(sparsity, self.masks.total())
         before = {name: mask.clone() for name, mask in self.masks.masks().items()}
         after = broadcast(grow_to(self.masks, kept, self._scores(model, generator), self._order(model)))
         self.masks.set(after)

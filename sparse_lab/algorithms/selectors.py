@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from sparse_lab.config import FiltersConfig, PruneConfig
 from sparse_lab.sparsity.mask_updates import prune_to
-from sparse_lab.sparsity.masks import Masks, kept_for
-from sparse_lab.sparsity.scores import Batches, Scores, View, find
+from sparse_lab.sparsity.masks import Masks, num_kept
+from sparse_lab.sparsity.scores import Batches, Scores, View, find_score
 from sparse_lab.sparsity.structured import channels
 from sparse_lab.sparsity.structured.filter_scores import find_filter_score
 
@@ -24,7 +24,7 @@ WITHOUT_PASSES = frozenset({"magnitude", "lamp", "random", "l1", "l2", "random_f
 Reserve = Callable[[torch.Generator, Mapping[str, int]], Mapping[str, Tensor]]
 
 
-class Choice(Protocol):
+class Selector(Protocol):
     @property
     def passes(self) -> bool:
         """Does scoring run the network, so that it may take long?"""
@@ -38,7 +38,7 @@ class Choice(Protocol):
 
 
 @dataclass
-class Weights:
+class WeightSelector:
     """The best weights by `config.score`, split over layers by `config.allocation`.
 
     reserve: may name positions that come first, given the layers' counts.
@@ -57,14 +57,14 @@ class Weights:
     def __call__(
         self, sparsity: float, model: nn.Module, generator: torch.Generator, round_: int, whole: bool
     ) -> tuple[int, Scores]:
-        kept = kept_for(sparsity, self.masks.total())
+        kept = num_kept(sparsity, self.masks.total())
         view = View(model, self.batches, generator, image_size=self.image_size)
         first = None if self.reserve is None else partial(self.reserve, generator)
-        return kept, prune_to(self.masks, kept, find(self.config.score)(view), self.config.allocation, first)
+        return kept, prune_to(self.masks, kept, find_score(self.config.score)(view), self.config.allocation, first)
 
 
 @dataclass
-class Filters:
+class FilterSelector:
     """The best filters by `config.score`: as many as fit into the weights that may stay, or what `filters.rates` leave.
 
     A filter that goes takes its row with it and the columns of all that read it; while the mask is soft only the row.
@@ -89,7 +89,7 @@ class Filters:
         scores = find_filter_score(self.config.score)(View(model, self.batches, generator))
         alive = self.best(scores, sparsity, round_)
         new = channels.masks_of(self.groups, alive, self._shapes(), columns=whole)
-        kept = kept_for(sparsity, self.masks.total())
+        kept = num_kept(sparsity, self.masks.total())
         return (sum(int(mask.sum()) for mask in new.values()) if self.filters.rates else kept), new
 
     def best(self, scores: Mapping[str, Tensor], sparsity: float, round_: int = 0) -> dict[str, Tensor]:
@@ -101,7 +101,7 @@ class Filters:
         }
         # what went before goes first
         ranked = {name: score.masked_fill(~alive[name].cpu(), -torch.inf) for name, score in ranked.items()}
-        kept = kept_for(sparsity, self.masks.total())
+        kept = num_kept(sparsity, self.masks.total())
         if self.filters.rates:
             rates = self.filters.rates[: round_ + 1] if self.layerwise else self.filters.rates
             chosen = channels.by_rates(self.groups, ranked, rates)
@@ -110,7 +110,7 @@ class Filters:
         return {name: stay.to(alive[name].device) & alive[name] for name, stay in chosen.items()}
 
     def _choose(self, ranked: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
-        return channels.choose(self.groups, ranked, kept, self.config.allocation, self._shapes())
+        return channels.choose_channels(self.groups, ranked, kept, self.config.allocation, self._shapes())
 
     def _within_flops(self, ranked: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
         """As many channels as both the weights and the multiply-adds allow: fewer weights until these fit too."""

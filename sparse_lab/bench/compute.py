@@ -15,7 +15,7 @@ from sparse_lab.bench.patterns import Patterns, build
 from sparse_lab.bench.roofline import Machine, machine
 from sparse_lab.bench.rounds import Budget, measure, too_slow, trial_batch
 from sparse_lab.errors import UserError
-from sparse_lab.sparsity.masks import count, kept_for, layers
+from sparse_lab.sparsity.masks import count, layers, num_kept
 
 WEIGHTS = {TRAINING: 2.0, INFERENCE: 1.0}  # shares of the time
 MEMORY_AT = 99.0  # percent: the sparsity, of those asked for, whose peak memory is measured is the nearest to it
@@ -55,7 +55,7 @@ def _check(model: str, settings: Settings) -> None:
     with torch.device("meta"):
         network = models.build(model, width=settings.width, image_size=IMAGE_SIZE)
     for sparsity in settings.sparsities:
-        kept, needed = kept_for(sparsity / 100.0, count(network)), len(layers(network))
+        kept, needed = num_kept(sparsity / 100.0, count(network)), len(layers(network))
         if kept < needed:
             raise UserError(
                 f"bench: {model} has {needed} layers, and {sparsity:g}% leaves {kept} weights: "

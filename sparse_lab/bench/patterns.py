@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from sparse_lab import models
 from sparse_lab.bench.cells import IMAGE_SIZE
 from sparse_lab.sparsity.mask_updates import prune_to
-from sparse_lab.sparsity.masks import Masks, kept_for
-from sparse_lab.sparsity.scores import View, find
+from sparse_lab.sparsity.masks import Masks, num_kept
+from sparse_lab.sparsity.scores import View, find_score
 
 SEED = 0
 STEP = 0.5  # SynFlow keeps at least this share of the weights from one scoring to the next: over 90% then lie on paths
@@ -48,7 +48,7 @@ def build(model: str, width: float) -> nn.Module:
 
 def erk(model: nn.Module, sparsities: Sequence[float]) -> dict[float, Pattern]:
     """Random positions, split over layers by Erdos-Renyi-kernel: static sparse training, SET and RigL."""
-    scores = find("random")(View(model, generator=torch.Generator().manual_seed(SEED)))
+    scores = find_score("random")(View(model, generator=torch.Generator().manual_seed(SEED)))
     return _each(model, sparsities, scores, "erk")
 
 
@@ -79,8 +79,8 @@ def synflow(model: nn.Module, sparsities: Sequence[float]) -> dict[float, Patter
     masks = Masks(model)
     found: dict[float, Pattern] = {}
     for sparsity in _way(sparsities):
-        kept = kept_for(sparsity / 100.0, masks.total())
-        masks.set(prune_to(masks, kept, find("synflow")(View(model, image_size=IMAGE_SIZE)), "global"))
+        kept = num_kept(sparsity / 100.0, masks.total())
+        masks.set(prune_to(masks, kept, find_score("synflow")(View(model, image_size=IMAGE_SIZE)), "global"))
         if sparsity in sparsities:
             found[sparsity] = {name: mask.clone() for name, mask in masks.masks().items()}
     return found
@@ -103,4 +103,4 @@ def _each(
 ) -> dict[float, Pattern]:
     masks = Masks(model)
     total = masks.total()
-    return {sparsity: prune_to(masks, kept_for(sparsity / 100.0, total), scores, allocation) for sparsity in sparsities}
+    return {sparsity: prune_to(masks, num_kept(sparsity / 100.0, total), scores, allocation) for sparsity in sparsities}

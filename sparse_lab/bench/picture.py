@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_lab.bench.cells import DENSE, MASKS, RIVALS, SPARSE, TRAINING, Cell, Measured
-from sparse_lab.records.atomic_io import whole
+from sparse_lab.records.atomic_io import atomic_write
 from sparse_lab.report.figures.accuracy import COLOURS
 from sparse_lab.report.figures.style import legend, legend_height, sheet
 
@@ -27,7 +27,7 @@ TICKS = (90.0, 95.0, 98.0, 99.0, 99.5, 99.9, 99.95, 99.99)  # percent, if they l
 def save(path: Path, measured: Measured, head: dict[str, str]) -> None:
     """Write the picture as PNG."""
     figure = draw(measured, f"{head['machine']}; torch {head['torch']}; {head['date']}")
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png")
 
 

@@ -14,7 +14,7 @@ import torch
 from sparse_lab.bench.cells import DENSE, RIVALS, SPARSE, TRAINING, Cell, Facts, Measured, Settings, Spread
 from sparse_lab.bench.roofline import Machine, Work
 from sparse_lab.bench.rounds import trial_batch
-from sparse_lab.records.atomic_io import write_whole
+from sparse_lab.records.atomic_io import write_text_atomic
 from sparse_lab.records.system import commit, device_name, version
 
 COLUMN = 10  # characters of a number
@@ -181,7 +181,7 @@ def save(path: Path, measured: Measured, peaks: Machine | None, head: dict[str, 
     writer = csv.DictWriter(text, [*(name for name in columns if name not in kinds), *kinds], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(path, text.getvalue())
+    write_text_atomic(path, text.getvalue())
 
 
 def _record(measured: Measured, cell: Cell, peaks: Machine | None, head: dict[str, str]) -> dict[str, object]:

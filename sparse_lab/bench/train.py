@@ -38,7 +38,7 @@ from sparse_lab.sweep.plan import Request
 from sparse_lab.training.device import device_of, layout_of
 from sparse_lab.training.optimizers import make_optimizer
 from sparse_lab.training.signals import StopRequest
-from sparse_lab.training.step import TrainingStep, way
+from sparse_lab.training.step import TrainingStep, resolve_compile_mode
 
 BARE, PLAIN = "bare loop", "plain loop"
 WARM = 1  # epochs that do not count: there the step is compiled
@@ -160,7 +160,7 @@ def bare(config: Config, settings: Settings, say: Callable[[str], None]) -> Pace
     reset_peak_memory()
     loader = data.build(config.dataset, config.training, config.seed, device).train
     model = build_model(config).to(device, memory_format=layout_of(device))  # type: ignore[call-overload]
-    how = way(config.trainer.compile, device)
+    how = resolve_compile_mode(config.trainer.compile, device)
     step = None if how == "off" else TrainingStep(model, 0.0, how, say)
     if step is None:
         return _loop(config, device, model, _eager(model), Tensor.backward, lambda epoch: loader, settings)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from sparse_lab.bench.train import BARE, PLAIN, Pace, Settings
-from sparse_lab.records.atomic_io import write_whole
+from sparse_lab.records.atomic_io import write_text_atomic
 from sparse_lab.records.system import commit, device_name
 from sparse_lab.training.device import device_of
 
@@ -90,4 +90,4 @@ def save(path: Path, settings: Settings, found: dict[str, list[Pace]]) -> None:
     for row in rows(found, settings.methods):
         writer.writerow([*row, *about.values()])
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, target.getvalue())
+    write_text_atomic(path, target.getvalue())

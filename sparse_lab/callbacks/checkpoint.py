@@ -11,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from sparse_lab.records.atomic_io import seal
+from sparse_lab.records.atomic_io import append_checksum
 from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.training.checkpoint_io import random_state, set_random_state
 from sparse_lab.training.signals import AGAIN, Stopped, StopRequest
@@ -21,7 +21,7 @@ VALIDATION = "epoch_loop.val_loop.batch_progress"
 BEGUN = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 
 
-class SaveLast(pl.Callback):
+class Checkpoint(pl.Callback):
     """Saves every `every` epochs, at the last one and before a long scoring, and when the run is asked to stop.
 
     A signal that comes within a step is heeded after it. Elsewhere nothing may be computed for long that could not be
@@ -143,7 +143,7 @@ class SaveLast(pl.Callback):
         try:
             yield temporary
             if trainer.is_global_zero:
-                seal(temporary)
+                append_checksum(temporary)
                 with open(temporary, "rb") as file:
                     os.fsync(file.fileno())
                 if last.exists():
@@ -167,10 +167,10 @@ class SaveLast(pl.Callback):
         self.stop.training = False
 
 
-class Leave(pl.Callback):
+class CheckpointOnExit(pl.Callback):
     """Must stand first in the list of callbacks: on the way out saving comes before others wait for a dashboard."""
 
-    def __init__(self, save: SaveLast) -> None:
+    def __init__(self, save: Checkpoint) -> None:
         self.save = save
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

@@ -16,7 +16,7 @@ from sparse_lab.sparsity.masks import Masks, layers
 from sparse_lab.training.lightning_module import Classifier
 
 if TYPE_CHECKING:
-    from sparse_lab.sparse_cpu.sparse_weights import Live
+    from sparse_lab.sparse_cpu.sparse_weights import SparseWeight
 
 FILE = "gradients"
 
@@ -60,7 +60,7 @@ class GradientNorms(pl.Callback):
 
 
 @torch.no_grad()
-def part_norms(network: nn.Module, masks: Masks | None, live: Mapping[nn.Parameter, Live]) -> dict[str, Tensor]:
+def part_norms(network: nn.Module, masks: Masks | None, live: Mapping[nn.Parameter, SparseWeight]) -> dict[str, Tensor]:
     """L2 norm of the gradient of each part that the network has, as 0-D tensors in float32. `live` is looked at where
     there is no dense gradient.
 

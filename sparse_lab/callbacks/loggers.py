@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from sparse_lab.callbacks.mask_logger import MaskLog
+from sparse_lab.callbacks.mask_logger import MaskLogger
 from sparse_lab.callbacks.rounds import Rounds
 from sparse_lab.loggers import About, Board, Feed, close_all, left_out, reason
 
@@ -16,7 +16,7 @@ LEVEL = ("level", "sparsity", "kept", "validation_accuracy", "test_accuracy")
 SUMMARY = ("test_accuracy", "validation_accuracy", "kept", "sparsity")
 
 
-class Dashboards(pl.Callback):
+class Loggers(pl.Callback):
     """One row an epoch: that of metrics.csv, what the masks are, the levels that were passed; at the end all levels as
     a table, and the last one as the summary. Closed whatever happens.
 
@@ -29,7 +29,7 @@ class Dashboards(pl.Callback):
         about: About,
         row: Callable[[], dict[str, Any]],
         rounds: Rounds,
-        mask_log: MaskLog,
+        mask_log: MaskLogger,
         say: Callable[[str], None],
     ) -> None:
         self.factories = factories

@@ -17,13 +17,13 @@ from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.connectivity import Connectivity, connectivity
 from sparse_lab.sparsity.flops import layer_costs
-from sparse_lab.sparsity.masks import Masks, kept_in, layers
+from sparse_lab.sparsity.masks import Masks, count_kept, layers
 
 FILE = "updates"
 EXCHANGES = ("rewire", "cycle", "mutate")
 
 
-class MaskLog(pl.Callback):
+class MaskLogger(pl.Callback):
     """Called after each mask change by the callback that made it.
 
     Paths are those of weights alone. While DyReLU stands it links the channels of a layer with each other, so a network
@@ -100,7 +100,7 @@ class MaskLog(pl.Callback):
         """Share of the weights that were ever alive; None where it is not followed."""
         if self.masks is None or not self.ever:
             return None
-        return sum(kept_in(self.ever).values()) / self.masks.unique()
+        return sum(count_kept(self.ever).values()) / self.masks.unique()
 
     def __call__(self, change: str, asked: int) -> None:
         """Write down what `change` has left, where the schedule asked for `asked` kept weights.

@@ -11,7 +11,7 @@ from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.sparsity.clock import Clock
 
 
-class History(pl.Callback):
+class MetricsCsv(pl.Callback):
     """Writes `row()`, as it stands at the end of an epoch."""
 
     def __init__(self, folder: RunFolder, clock: Clock, row: Callable[[], dict[str, Any]]) -> None:

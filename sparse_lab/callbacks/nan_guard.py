@@ -11,7 +11,7 @@ from torch import Tensor
 from sparse_lab.errors import UserError
 
 
-class StopWhenDiverged(pl.Callback):
+class NanGuard(pl.Callback):
     """Keeps the first bad step on the device; reads it every step on a CPU, once an epoch elsewhere (no sync in a
     step).
     """

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparse_lab.errors import UserError
 from sparse_lab.sparsity.clock import Clock
-from sparse_lab.sparsity.optimizer_state import forget
+from sparse_lab.sparsity.optimizer_state import reset_state
 from sparse_lab.training.evaluate import accuracy
 from sparse_lab.training.lightning_module import Classifier
 
@@ -71,7 +71,7 @@ class Rounds(pl.Callback):
     ) -> None:
         if self.clock.step_in_round == 0:
             for optimizer in trainer.optimizers:
-                forget(optimizer)
+                reset_state(optimizer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)

@@ -22,7 +22,7 @@ BFLOAT16_FLAGS = {"avx512_bf16", "amx_tile"}
 
 
 @dataclass(frozen=True)
-class Choice:
+class BackendChoice:
     """`line`: what there is to say about it, if it is not what was asked for word by word."""
 
     compute: str
@@ -30,7 +30,7 @@ class Choice:
     line: str | None = None
 
 
-def settled(config: Config) -> Config:
+def resolve_backend(config: Config) -> Config:
     """`config` as it is run and recorded: compute is dense or sparse, and the precision is that of the arithmetic."""
     chosen = choose(config)
     return replace(config, compute=chosen.compute, trainer=replace(config.trainer, precision=chosen.precision))
@@ -44,19 +44,21 @@ def _with_precision(config: Config) -> Config:
     return replace(config, trainer=replace(config.trainer, precision=precision))
 
 
-def choose(config: Config) -> Choice:
+def choose(config: Config) -> BackendChoice:
     """The arithmetic of this very run; the runs that it starts from choose for themselves."""
     config = _with_precision(config)
     precision = config.trainer.precision
     if config.compute == "auto":
         return _pick(config)
     if config.compute == "dense":
-        return Choice("dense", precision)
+        return BackendChoice("dense", precision)
     if not config.method.prunes:
-        return Choice("dense", precision, "compute=dense, for nothing is pruned here")
+        return BackendChoice("dense", precision, "compute=dense, for nothing is pruned here")
     if precision == "bf16-mixed":
-        return Choice("sparse", "32-true", "compute=sparse works in float32, not in trainer.precision=bf16-mixed")
-    return Choice("sparse", precision)
+        return BackendChoice(
+            "sparse", "32-true", "compute=sparse works in float32, not in trainer.precision=bf16-mixed"
+        )
+    return BackendChoice("sparse", precision)
 
 
 def check(config: Config, here: bool) -> None:
@@ -85,16 +87,18 @@ def hindrance(config: Config, here: bool) -> str | None:
     return None
 
 
-def _pick(config: Config) -> Choice:
+def _pick(config: Config) -> BackendChoice:
     """compute=auto: sparse where that is possible and pays, else the faster dense arithmetic."""
     sparsity, asked = phases.final_sparsity(config), config.trainer.precision
     against = _against(config, sparsity)
     if against is None:
         precision = "32-true" if asked == "bf16-mixed" else asked
-        return Choice("sparse", precision, f"compute=auto picks sparse: {100 * sparsity:.6g}% of the weights are to go")
+        return BackendChoice(
+            "sparse", precision, f"compute=auto picks sparse: {100 * sparsity:.6g}% of the weights are to go"
+        )
     if asked == "32-true" and not _gpu(config.trainer.accelerator) and _fast_bfloat16():
-        return Choice("dense", "bf16-mixed", f"compute=auto picks dense in bf16-mixed: {against}")
-    return Choice("dense", asked, f"compute=auto picks dense: {against}")
+        return BackendChoice("dense", "bf16-mixed", f"compute=auto picks dense in bf16-mixed: {against}")
+    return BackendChoice("dense", asked, f"compute=auto picks dense: {against}")
 
 
 def _against(config: Config, sparsity: float) -> str | None:

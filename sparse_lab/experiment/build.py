@@ -18,21 +18,21 @@ from torch import Tensor, nn
 from sparse_lab import loggers, models
 from sparse_lab.algorithms.after_step import AfterStep
 from sparse_lab.algorithms.cyclic import CyclicSparsity
-from sparse_lab.algorithms.drop_and_grow import Mutate, Rewire
+from sparse_lab.algorithms.drop_and_grow import DropAndGrow, ElasticMutation
 from sparse_lab.algorithms.dyrelu_phasing import DyReLUPhasing
-from sparse_lab.algorithms.enforce import KeepMasks
+from sparse_lab.algorithms.enforce import EnforceMasks
 from sparse_lab.algorithms.hypersphere import Hypersphere
 from sparse_lab.algorithms.prune import Prune
 from sparse_lab.algorithms.regrow import Regrow, check_layers
-from sparse_lab.algorithms.selectors import Choice, Filters, Weights
-from sparse_lab.algorithms.structured.compaction import Compacting
+from sparse_lab.algorithms.selectors import FilterSelector, Selector, WeightSelector
+from sparse_lab.algorithms.structured.compaction import Compaction
 from sparse_lab.callbacks.activations import Activations
-from sparse_lab.callbacks.checkpoint import Leave, SaveLast
+from sparse_lab.callbacks.checkpoint import Checkpoint, CheckpointOnExit
 from sparse_lab.callbacks.gradient_norms import GradientNorms
-from sparse_lab.callbacks.loggers import Dashboards
-from sparse_lab.callbacks.mask_logger import MaskLog
-from sparse_lab.callbacks.metrics_csv import History
-from sparse_lab.callbacks.nan_guard import StopWhenDiverged
+from sparse_lab.callbacks.loggers import Loggers
+from sparse_lab.callbacks.mask_logger import MaskLogger
+from sparse_lab.callbacks.metrics_csv import MetricsCsv
+from sparse_lab.callbacks.nan_guard import NanGuard
 from sparse_lab.callbacks.progress import Progress
 from sparse_lab.callbacks.rounds import Rounds
 from sparse_lab.config import Config
@@ -56,16 +56,16 @@ from sparse_lab.records.redaction import redact
 from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.flops import layer_costs
-from sparse_lab.sparsity.masks import Masks, count, kept_for
-from sparse_lab.sparsity.paths import connected_start
+from sparse_lab.sparsity.masks import Masks, count, num_kept
+from sparse_lab.sparsity.paths import connected_init
 from sparse_lab.sparsity.schedules import Constant, Cubic, EpochEnds, Schedule
 from sparse_lab.sparsity.structured import channels
-from sparse_lab.training.checkpoint_io import into, load_network
+from sparse_lab.training.checkpoint_io import load_into, load_network
 from sparse_lab.training.device import device_of, layout_of
 from sparse_lab.training.lightning_module import Classifier
 from sparse_lab.training.processes import rank
 from sparse_lab.training.signals import StopRequest
-from sparse_lab.training.step import TrainingStep, way
+from sparse_lab.training.step import TrainingStep, resolve_compile_mode
 
 if TYPE_CHECKING:
     from sparse_lab.sparse_cpu.engine import SparseArithmetic
@@ -80,7 +80,7 @@ class Parts:
     clock: Clock
     module: Classifier
     rounds: Rounds
-    log: MaskLog
+    log: MaskLogger
     callbacks: list[pl.Callback]
 
 
@@ -188,19 +188,19 @@ def assemble(
         _measure(model, masks, log),
         say,
     )
-    keep: list[pl.Callback] = [log] if masks is None else [KeepMasks(masks), log]
+    keep: list[pl.Callback] = [log] if masks is None else [EnforceMasks(masks), log]
     phasing = [DyReLUPhasing(*phasing_of(config, clock), clock, say)] if config.method.dyrelu else []
     changes = _mask_changes(config, data, masks, clock, starts, log, rewind, say)
     diagnostics = _diagnostics(config, folder, data, masks)
-    history = History(folder, clock, lambda: {**rounds.row, **_kept(model, masks)})
+    history = MetricsCsv(folder, clock, lambda: {**rounds.row, **_kept(model, masks)})
     factories = loggers.factories(config.logger, folder.path.parents[1])
-    boards = Dashboards(factories, about(config, folder), history.row, rounds, log, say)
-    save = SaveLast(folder, config.trainer.checkpoint_every, lambda: clock.finished, _scores_next(changes), stop)
+    boards = Loggers(factories, about(config, folder), history.row, rounds, log, say)
+    save = Checkpoint(folder, config.trainer.checkpoint_every, lambda: clock.finished, _scores_next(changes), stop)
     progress = [Progress(label, rounds, lambda: _kept(model, masks), console)] if config.trainer.progress else []
     for line in idle(config, clock):
         say(f"WARNING: {line}")
-    watch = [StopWhenDiverged(), *diagnostics, history, boards, *progress]
-    order = [Leave(save), rounds, *keep, *phasing, *changes, *watch, save]
+    watch = [NanGuard(), *diagnostics, history, boards, *progress]
+    order = [CheckpointOnExit(save), rounds, *keep, *phasing, *changes, *watch, save]
     return Parts(model, masks, clock, module, rounds, log, order)
 
 
@@ -212,7 +212,7 @@ def _network(
     rewind = _rewinding(config, model, starts)
     if "parent" in starts:
         Masks(model)  # the parent may be pruned already: its masks are loaded with it
-        into(model, load_network(starts["parent"]), starts["parent"])
+        load_into(model, load_network(starts["parent"]), starts["parent"])
     return alter(model, config).to(memory_format=layout_of(device)), rewind  # type: ignore[call-overload]
 
 
@@ -224,9 +224,9 @@ def _log(
     folder: RunFolder,
     device: torch.device,
     say: Callable[[str], None],
-) -> MaskLog:
+) -> MaskLogger:
     every_time = config.diagnostics.layers or config.sparsity.require_connected
-    return MaskLog(
+    return MaskLogger(
         model,
         masks,
         clock,
@@ -242,7 +242,7 @@ def _log(
 
 def _step(config: Config, model: nn.Module, device: torch.device, say: Callable[[str], None]) -> TrainingStep | None:
     """What makes a dense training step of one process fast; None: eager."""
-    how = way(config.trainer.compile, device)
+    how = resolve_compile_mode(config.trainer.compile, device)
     if how == "off" or config.compute != "dense":
         return None
     # float16: the loss is scaled between the forward and the backward pass
@@ -285,7 +285,7 @@ def _mask_changes(
     masks: Masks | None,
     clock: Clock,
     starts: dict[str, Path],
-    log: MaskLog,
+    log: MaskLogger,
     rewind: dict[str, Tensor] | None,
     say: Callable[[str], None],
 ) -> list[pl.Callback]:
@@ -295,9 +295,9 @@ def _mask_changes(
     if method.regrows:
         return [_regrowth(config, data, masks, clock, starts, log)]
     choice = _choice(config, data, masks, log.model)
-    if isinstance(choice, Filters) and method.compactors:
+    if isinstance(choice, FilterSelector) and method.compactors:
         begin = steps_of(method.compacting.begin, method.compacting.unit, clock)
-        return [Compacting(method.compacting, begin, choice, config.sparsity.target, clock, log, say)]
+        return [Compaction(method.compacting, begin, choice, config.sparsity.target, clock, log, say)]
     start = _start(config, clock)
     prune = Prune(choice, start, masks, clock, config.seed, log, iterations=method.prune.iterations, rewind=rewind)
     if method.hypersphere:
@@ -312,7 +312,7 @@ def _mask_changes(
     return changes
 
 
-def _choice(config: Config, data: Data, masks: Masks, model: nn.Module) -> Choice:
+def _choice(config: Config, data: Data, masks: Masks, model: nn.Module) -> Selector:
     """What stays when the method prunes."""
     chosen, image_size = config.method.prune, config.dataset.image_size
     per_class = chosen.per_class
@@ -323,9 +323,9 @@ def _choice(config: Config, data: Data, masks: Masks, model: nn.Module) -> Choic
         groups = filter_groups(config)
         uses = {cost.name: cost.macs // cost.total for cost in layer_costs(model, image_size)}
         layerwise = config.schedule.name == "layerwise"
-        return Filters(chosen, config.method.filters, masks, groups, uses, layerwise, batches)
-    reserve = partial(connected_start, model, image_size) if config.sparsity.connect else None
-    return Weights(chosen, masks, batches, image_size, reserve)
+        return FilterSelector(chosen, config.method.filters, masks, groups, uses, layerwise, batches)
+    reserve = partial(connected_init, model, image_size) if config.sparsity.connect else None
+    return WeightSelector(chosen, masks, batches, image_size, reserve)
 
 
 def _scores_next(changes: list[pl.Callback]) -> Callable[[], bool]:
@@ -344,19 +344,21 @@ def _start(config: Config, clock: Clock) -> Schedule:
     return schedule_of(config, clock)
 
 
-def _rewiring(config: Config, clock: Clock) -> Rewire | Mutate:
+def _rewiring(config: Config, clock: Clock) -> DropAndGrow | ElasticMutation:
     chosen = config.method.rewire
     if chosen.low:
-        return Mutate(bounds_of(config, clock), config.sparsity.target, chosen.allocation)
+        return ElasticMutation(bounds_of(config, clock), config.sparsity.target, chosen.allocation)
     schedule = schedule_of(config, clock)
-    return Rewire(rewiring_of(config, clock), schedule if isinstance(schedule, Cubic) else None, chosen.allocation)
+    return DropAndGrow(rewiring_of(config, clock), schedule if isinstance(schedule, Cubic) else None, chosen.allocation)
 
 
-def _regrowth(config: Config, data: Data, masks: Masks, clock: Clock, starts: dict[str, Path], log: MaskLog) -> Regrow:
+def _regrowth(
+    config: Config, data: Data, masks: Masks, clock: Clock, starts: dict[str, Path], log: MaskLogger
+) -> Regrow:
     regrow = config.method.regrow
     dense_model = build_model(config)
     check_layers(regrow, dense_model)
-    into(dense_model, load_network(starts["dense"]), starts["dense"])
+    load_into(dense_model, load_network(starts["dense"]), starts["dense"])
     reference = None
     if "reference" in starts:
         state = load_network(starts["reference"])
@@ -387,7 +389,7 @@ def _at_target(config: Config, model: nn.Module, masks: Masks | None, clock: Clo
         first, last = clock.round * clock.steps_a_round, (clock.round + 1) * clock.steps_a_round - 1
         if config.method.prunes_filters:  # whole filters leave a few weights fewer than asked for, or what rates say
             return schedule.sparsity(first + clock.step_in_round - 1) == schedule.sparsity(last)
-        return masks is None or masks.kept() == kept_for(schedule.sparsity(last), masks.total())
+        return masks is None or masks.kept() == num_kept(schedule.sparsity(last), masks.total())
 
     return at_target
 
@@ -398,7 +400,7 @@ def _kept(model: nn.Module, masks: Masks | None) -> dict[str, Any]:
     return {"sparsity": 1.0 - kept / total, "kept": kept}
 
 
-def _measure(model: nn.Module, masks: Masks | None, log: MaskLog) -> Callable[[], dict[str, Any]]:
+def _measure(model: nn.Module, masks: Masks | None, log: MaskLogger) -> Callable[[], dict[str, Any]]:
     return lambda: {**_kept(model, masks), "effective": log.look().as_dict()}
 
 
@@ -448,7 +450,7 @@ def make_trainer(config: Config, parts: Parts, folder: RunFolder) -> pl.Trainer:
         profiler = kind(dirpath=folder.path, filename="profile")
     device = device_of(trainer.accelerator)
     on_gpu = device.type == "cuda"
-    _only_deterministic(trainer.deterministic, device, compiles=way(trainer.compile, device) == "full")
+    _only_deterministic(trainer.deterministic, device, compiles=resolve_compile_mode(trainer.compile, device) == "full")
     # a pass over every new tensor, for nothing: none is read before it is written
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     for callback in parts.callbacks:

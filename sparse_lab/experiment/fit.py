@@ -13,13 +13,13 @@ from sparse_lab import data
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
 from sparse_lab.experiment.build import assemble, make_trainer
-from sparse_lab.experiment.result import outcome, removed
+from sparse_lab.experiment.result import make_result, remove_channels_of
 from sparse_lab.models.weight_sharing import unshared
 from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.records.system import reset_peak_memory
-from sparse_lab.training.checkpoint_io import load, save_network
+from sparse_lab.training.checkpoint_io import load_checkpoint, save_network
 from sparse_lab.training.device import device_of
-from sparse_lab.training.processes import agreed, rank
+from sparse_lab.training.processes import broadcast_from_rank0, rank
 from sparse_lab.training.signals import StopRequest
 
 RESUMABLE = {"state_dict", "callbacks", "optimizer_states", "random_state", "pytorch-lightning_version"}
@@ -47,19 +47,19 @@ def fit(
     batches = data.build(config.dataset, config.training, config.seed, device, rank(), processes)
     parts = assemble(config, batches, folder, starts, console, label, stop, device)
     trainer = make_trainer(config, parts, folder)
-    resume = agreed(folder.newest())
-    if resume is not None and not load(resume).keys() >= RESUMABLE:
+    resume = broadcast_from_rank0(folder.newest())
+    if resume is not None and not load_checkpoint(resume).keys() >= RESUMABLE:
         raise UserError(f"{resume} is not a checkpoint of this run: remove it and start the same command again")
     stop.say(f"goes on from {resume.name}" if resume else f"started{f' from {parent}' if parent else ''}")
     trainer.fit(parts.module, batches.train, batches.validation, ckpt_path=resume, weights_only=True)
     stop.line = f"saved at step {trainer.global_step:,}, the last one; start the same command again for the result"
-    result = outcome(config, parts, batches, folder, parent, command)
+    result = make_result(config, parts, batches, folder, parent, command)
     if rank() == 0:
         about = {"run": folder.name, **{key: result[key] for key in ("sparsity", "kept", "kept_with_reuse")}}
         # loads into a plain network, or through models.surgery.match
         save_network(unshared(parts.model), folder.best, about)
         if config.method.prunes_filters:
-            small, result["small"] = removed(config, parts, batches)
+            small, result["small"] = remove_channels_of(config, parts, batches)
             save_network(small, folder.small, about)
         folder.finish(result)
     trainer.strategy.barrier()  # the other processes of this run go on from what was just written

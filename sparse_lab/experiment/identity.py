@@ -13,7 +13,7 @@ from typing import Any
 
 from sparse_lab.config import Config, MethodConfig
 from sparse_lab.experiment import phases
-from sparse_lab.experiment.backend import settled
+from sparse_lab.experiment.backend import resolve_backend
 
 SCHEDULE_KEYS = {
     "one_shot": (),
@@ -33,7 +33,7 @@ def identity(config: Config) -> dict[str, Any]:
     A file that a run starts from counts by its content, compute=auto as what it picks here. Dense arithmetic and
     clipping over all positions go without saying: they were there before there was a choice.
     """
-    config = settled(config)
+    config = resolve_backend(config)
     plain = _matters(config)
     if config.compute == "dense":
         del plain["compute"]

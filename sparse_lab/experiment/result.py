@@ -24,7 +24,7 @@ from sparse_lab.training.device import device_of
 SELECTED_ON = {"validation_best": "validation", "last": "last epoch", "test_best": "test"}
 
 
-def outcome(
+def make_result(
     config: Config, parts: Parts, data: Data, folder: RunFolder, start: str | None, command: str
 ) -> dict[str, Any]:
     """The whole record, plain values only. Accuracies in percent, times in seconds, memory in MiB."""
@@ -69,11 +69,11 @@ def outcome(
     }
 
 
-def removed(config: Config, parts: Parts, data: Data) -> tuple[nn.Module, dict[str, Any]]:
+def remove_channels_of(config: Config, parts: Parts, data: Data) -> tuple[nn.Module, dict[str, Any]]:
     """The network without the channels that are gone, and what it is: parameters (biases and BatchNorm too), FLOPs,
     the largest difference of its logits to the masked network's on a batch of training images, and the shares that
     went. Papers on filters count the filters alone (`removed_filters`); really gone are also the weights that read
-    them (`removed`).
+    them (`remove_channels_of`).
     """
     image_size = config.dataset.image_size
     small = thin(parts.model, image_size)

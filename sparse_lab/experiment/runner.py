@@ -18,7 +18,7 @@ from sparse_lab.errors import UserError
 from sparse_lab.experiment import backend, phases
 from sparse_lab.records.redaction import redact
 from sparse_lab.records.run_dir import RunFolder
-from sparse_lab.training.processes import agreed, rank
+from sparse_lab.training.processes import broadcast_from_rank0, rank
 from sparse_lab.training.signals import Stopped, StopRequest
 
 
@@ -36,7 +36,7 @@ def run(config: Config, command: str, console: Console, label: str = "", wait: b
             console.print(redact(f"{label}: {line}"), highlight=False, soft_wrap=True, markup=False)
 
     with folder.claim(say, wait) if rank() == 0 else nullcontext(), StopRequest(say) as stop:
-        done = agreed(folder.result())
+        done = broadcast_from_rank0(folder.result())
         if done is not None:
             if rank() == 0:
                 folder.settle()

@@ -19,10 +19,10 @@ from sparse_lab.experiment.build import alter, plain_network
 from sparse_lab.experiment.timeline import clock_of, recipe_of
 from sparse_lab.experiment.validate_structured import check_filters
 from sparse_lab.models import weight_sharing
-from sparse_lab.sparsity.distributions import CLAIMS
-from sparse_lab.sparsity.masks import count, kept_for, layers
-from sparse_lab.sparsity.scores import OF_WEIGHTS, OWN_PASSES, SCORES, find
-from sparse_lab.training.checkpoint_io import load
+from sparse_lab.sparsity.distributions import DISTRIBUTIONS
+from sparse_lab.sparsity.masks import count, layers, num_kept
+from sparse_lab.sparsity.scores import OF_WEIGHTS, OWN_PASSES, SCORES, find_score
+from sparse_lab.training.checkpoint_io import load_checkpoint
 from sparse_lab.training.device import device_of
 
 
@@ -70,7 +70,7 @@ def check_request(config: Config) -> None:
     check_regrowth(config)
     backend.check(config, here=False)
     if config.model.weights not in (None, "torchvision"):
-        load(str(config.model.weights))
+        load_checkpoint(str(config.model.weights))
     for name, numbers in (("mean", config.dataset.mean), ("std", config.dataset.std)):
         if len(numbers) != 3 or (name == "std" and min(numbers) <= 0):
             raise UserError(f"dataset.{name}={list(numbers)}: three numbers, one a channel, std above 0")
@@ -155,7 +155,7 @@ def check_pruning(config: Config) -> None:
     if method.prunes_filters:
         check_filters(config)
         return
-    find(prune.score)
+    find_score(prune.score)
     if schedule.name == "layerwise":
         raise UserError("schedule=layerwise is for whole filters: use method=hrank with method.filters.rates=[...]")
 
@@ -250,7 +250,7 @@ def _check_together(config: Config) -> None:
 
 def _check_scores(group: str, scores: RewireConfig | CyclesConfig) -> None:
     for name in (scores.drop, scores.grow):
-        find(name)
+        find_score(name)
         if name == "reference":
             raise UserError(f"{group} cannot look at a reference network: choose another score than reference")
         if name in OWN_PASSES:
@@ -276,11 +276,13 @@ def _check_bounds(config: Config) -> None:
         raise UserError(f"method.rewire.milestones={ends}: shares of the training, above 0, below 1 and rising")
     if config.method.cyclic or config.schedule.name != "constant":
         raise UserError("method.rewire.low and .high say how sparse the network is: schedule=constant, cyclic=false")
-    if chosen.allocation not in CLAIMS:
-        raise UserError(f"method.rewire.allocation={chosen.allocation}: with low and high one of {', '.join(CLAIMS)}")
+    if chosen.allocation not in DISTRIBUTIONS:
+        raise UserError(
+            f"method.rewire.allocation={chosen.allocation}: with low and high one of {', '.join(DISTRIBUTIONS)}"
+        )
     size, density = counted(config), 1.0 - config.sparsity.target
     for times, word in ((min(low), "empties a layer"), (max(high), "is more than there is")):
-        kept = kept_for(1.0 - times * density, size.total)
+        kept = num_kept(1.0 - times * density, size.total)
         if not size.layers <= kept <= size.unique:
             raise UserError(f"method.rewire: {times:g} times the target's density, {kept:,} weights, {word}")
 
@@ -294,14 +296,14 @@ def _check_cycles(config: Config) -> None:
         raise UserError(
             f"{listed}: together as long as the training ({epochs} epochs) or longer, but its end must be at the target"
         )
-    if config.method.prune.allocation not in CLAIMS:
+    if config.method.prune.allocation not in DISTRIBUTIONS:
         raise UserError(
             f"method.cyclic=true splits each density anew: method.prune.allocation={config.method.prune.allocation} "
-            f"must be one of {', '.join(CLAIMS)}"
+            f"must be one of {', '.join(DISTRIBUTIONS)}"
         )
     size = counted(config)
     density = 1.0 - config.sparsity.target
-    most = kept_for(1.0 - cycles.multiplier * density, size.total)
+    most = num_kept(1.0 - cycles.multiplier * density, size.total)
     if most > size.unique:
         highest = math.floor(1000 * size.unique / (density * size.total)) / 1000
         raise UserError(
@@ -334,7 +336,7 @@ def check_counts(config: Config) -> None:
             f"down to sparsity.target={target:g} "
             f"would have to start at {start:g}: use a smaller method.regrow.budget or a lower sparsity.target"
         )
-    kept = kept_for(start, size.total)
+    kept = num_kept(start, size.total)
     # rounded to the side on which the hint holds when it is taken at its word
     highest = math.floor(1e6 * (1 - size.layers / size.total)) / 1e6
     lowest = math.ceil(1e6 * (1 - size.unique / size.total)) / 1e6
@@ -388,13 +390,13 @@ def check_regrowth(config: Config) -> None:
                 "use method.regrow.score_on=dense, or score=gradient"
             )
     if regrow.reference is not None:
-        load(regrow.reference)
+        load_checkpoint(regrow.reference)
     model = plain_network(config.model.name, config.dataset.num_classes, config.model.width, config.dataset.image_size)
     check_layers(regrow, model)
     if regrow.layers == "given":
         sizes = {name: module.weight.numel() for name, module in layers(model).items()}
-        growth = kept_for(config.sparsity.target, sum(sizes.values()))
-        growth -= kept_for(phases.regrowth_start(config), sum(sizes.values()))
+        growth = num_kept(config.sparsity.target, sum(sizes.values()))
+        growth -= num_kept(phases.regrowth_start(config), sum(sizes.values()))
         room = sum(sizes[name] for name in set(regrow.given))
         if room < growth:
             raise UserError(

@@ -13,7 +13,7 @@ from sparse_lab.errors import UserError
 from sparse_lab.experiment.build import filter_groups
 from sparse_lab.experiment.timeline import recipe_of
 from sparse_lab.sparsity.flops import layer_costs
-from sparse_lab.sparsity.masks import kept_for, layers
+from sparse_lab.sparsity.masks import layers, num_kept
 from sparse_lab.sparsity.structured import channels
 from sparse_lab.sparsity.structured.filter_scores import find_filter_score
 
@@ -94,7 +94,7 @@ def _check_channels(config: Config) -> None:
         if chosen.coupled or config.method.compactors
         else "; method.filters.coupled=true lets residual trunks go too"
     )
-    if kept_for(config.sparsity.target, total) < sum(fewest.values()):
+    if num_kept(config.sparsity.target, total) < sum(fewest.values()):
         highest = math.floor(1e6 * (1 - sum(fewest.values()) / total)) / 1e6
         raise UserError(
             f"sparsity.target={config.sparsity.target:g} takes the last filter of a layer: by filters the highest "

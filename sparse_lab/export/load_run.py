@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparse_lab import models
 from sparse_lab.errors import UserError
 from sparse_lab.models.offsets import folded
-from sparse_lab.models.surgery import match
+from sparse_lab.models.surgery import rebuild_structure
 from sparse_lab.sparsity.structured.remove_channels import rebuild
 from sparse_lab.training.checkpoint_io import load_network
 
@@ -65,7 +65,7 @@ def _plain(network: dict[str, Tensor], build: dict[str, Any]) -> nn.Module:
     """The network as plain layers: what some methods keep beside a weight is added to it."""
     model = models.build(**build)
     if any(name.endswith((".alpha", ".mean")) for name in network):
-        match(model, network)
+        rebuild_structure(model, network)
         model.load_state_dict(network, strict=False)  # masks that a plain layer has no place for
         return folded(model)
     return rebuild(model, {name: value for name, value in network.items() if not name.endswith(".mask")})

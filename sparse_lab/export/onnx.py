@@ -21,7 +21,7 @@ from sparse_lab import __version__
 from sparse_lab.errors import UserError
 from sparse_lab.export import latency
 from sparse_lab.export.graph import Conv, Graph, MaxPool, dense
-from sparse_lab.records.atomic_io import whole
+from sparse_lab.records.atomic_io import atomic_write
 
 OPSET = 18
 IR_VERSION = 9
@@ -45,7 +45,7 @@ def save(graph: Graph, about: Mapping[str, Any], path: Path, multiple: int = 1) 
     """
     onnx = library()
     content = _Writer(onnx, graph, multiple).model(about).SerializeToString()
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
 

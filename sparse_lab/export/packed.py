@@ -21,7 +21,7 @@ from sparse_lab.errors import UserError
 from sparse_lab.export import rice_coding
 from sparse_lab.export.graph import AveragePool, Conv, Graph, Map, MaxPool, Node, check
 from sparse_lab.export.runtime import SparseNetwork
-from sparse_lab.records.atomic_io import whole
+from sparse_lab.records.atomic_io import atomic_write
 
 KEY = "sparse_lab"
 FORMAT = 1
@@ -44,7 +44,7 @@ def save(graph: Graph, about: Mapping[str, Any], path: Path, values: Precision =
     text = json.dumps(head, separators=(",", ":"), allow_nan=False)
     content = serialise(parts.tensors(), {KEY: text})
     digest = hashlib.sha256(content).hexdigest().encode()
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content.replace(UNKNOWN.encode(), digest, 1))
 
 

@@ -11,7 +11,7 @@ from sparse_lab import models
 from sparse_lab.errors import UserError
 from sparse_lab.export.load_run import Finished
 from sparse_lab.sparsity.structured.remove_channels import rebuild
-from sparse_lab.training.checkpoint_io import load, save_whole
+from sparse_lab.training.checkpoint_io import load_checkpoint, save_checkpoint
 
 FORMAT = "sparse_lab export 1"
 
@@ -25,13 +25,13 @@ def save(run: Finished, path: Path) -> dict[str, Any]:
         "about": run.about(),
         "state_dict": run.model.state_dict(),
     }
-    save_whole(payload, path)
+    save_checkpoint(payload, path)
     return payload
 
 
 def read(path: Path) -> torch.nn.Module:
     """The exported network, in evaluation mode. Raises UserError for any other file."""
-    payload = load(path)
+    payload = load_checkpoint(path)
     if payload.get("format") != FORMAT:
         raise UserError(f"{path} is not a torch network that `sparse-lab export` wrote")
     model = models.build(**payload["build"])

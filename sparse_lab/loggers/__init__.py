@@ -1,5 +1,5 @@
-"""Dashboards beside the records on disk: one file each, all with the same few methods (`Board`), each fed from a
-thread of its own (`Feed`) so that none can block or hurt a run. Their SDKs are imported only when they are asked for.
+"""Loggers beside the records on disk: one file each, all with the same few methods (`RunLogger`), each in a thread of
+its own (`LoggerThread`) so that none can block or hurt a run. Their SDKs are imported only when they are asked for.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from sparse_lab.config import LoggerConfig
 from sparse_lab.errors import UserError
-from sparse_lab.loggers.base import About, Board
-from sparse_lab.loggers.thread import Feed, close_all, left_out, reason
+from sparse_lab.loggers.base import RunInfo, RunLogger
+from sparse_lab.loggers.thread import LoggerThread, close_all, left_out, reason
 
 INSTALL = {
     "wandb": "pip install wandb",
@@ -21,7 +21,18 @@ INSTALL = {
     "trackio": "pip install 'sparse_lab[trackio]'",
 }
 
-__all__ = ["INSTALL", "About", "Board", "Feed", "check", "chosen", "close_all", "factories", "left_out", "reason"]
+__all__ = [
+    "INSTALL",
+    "LoggerThread",
+    "RunInfo",
+    "RunLogger",
+    "check",
+    "chosen",
+    "close_all",
+    "factories",
+    "left_out",
+    "reason",
+]
 
 
 def chosen(logger: LoggerConfig) -> list[str]:
@@ -42,14 +53,14 @@ def check(logger: LoggerConfig) -> None:
         )
 
 
-def factories(logger: LoggerConfig, outputs: Path) -> dict[str, Callable[[], Board]]:
+def factories(logger: LoggerConfig, outputs: Path) -> dict[str, Callable[[], RunLogger]]:
     """How to make the dashboards that are asked for; each imports its SDK when it is made."""
     from sparse_lab.loggers.mlflow import Mlflow
     from sparse_lab.loggers.tensorboard import Tensorboard
     from sparse_lab.loggers.trackio import Trackio
     from sparse_lab.loggers.wandb import Wandb
 
-    known: dict[str, Callable[[], Board]] = {
+    known: dict[str, Callable[[], RunLogger]] = {
         "wandb": Wandb,
         "tensorboard": Tensorboard,
         "mlflow": Mlflow,

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
-class About:
+class RunInfo:
     """A run, as its dashboards know it. `step`: optimizer steps that an earlier start of the run has done.
 
     config: what matters in the run's config, plain values; nothing of the environment is in it.
@@ -26,13 +26,13 @@ class About:
     step: int = 0
 
 
-class Board(Protocol):
+class RunLogger(Protocol):
     """One dashboard. Made in the main thread (where its SDK is imported), used in a thread of its own.
 
     Whatever it raises leaves it out from there on; `close` may follow an `open` that failed.
     """
 
-    def open(self, about: About) -> None:
+    def open(self, about: RunInfo) -> None:
         """Find the run of an earlier start, or make a new one."""
 
     def log(self, row: dict[str, float], step: int) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sparse_lab.loggers.base import About, flat
+from sparse_lab.loggers.base import RunInfo, flat
 
 HASH = "sparse_lab.hash"
 MOST_PARAMS, LONGEST_PARAM = 100, 6000  # of one request, of one value: MLflow's own limits
@@ -43,7 +43,7 @@ class Mlflow:
         self.run = ""
         self.last = -1
 
-    def open(self, about: About) -> None:
+    def open(self, about: RunInfo) -> None:
         uri = about.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
         artifacts = None if uri else (about.outputs / "mlflow-artifacts").resolve().as_uri()
         client = self.mlflow.MlflowClient(uri or f"sqlite:///{(about.outputs / 'mlflow.db').resolve()}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sparse_lab.loggers.base import About, flat
+from sparse_lab.loggers.base import RunInfo, flat
 
 
 class Tensorboard:
@@ -20,7 +20,7 @@ class Tensorboard:
         self.tensorboard = tensorboard
         self.writer: Any = None
 
-    def open(self, about: About) -> None:
+    def open(self, about: RunInfo) -> None:
         self.config = flat(about.config)
         self.writer = self.tensorboard.SummaryWriter(about.folder / "tensorboard", purge_step=about.step + 1)
 

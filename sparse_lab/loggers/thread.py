@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from sparse_lab.loggers.base import About, Board
+from sparse_lab.loggers.base import RunInfo, RunLogger
 from sparse_lab.records.redaction import redact
 
 WAITING = 1000  # rows that may wait for a dashboard that does not answer
@@ -16,14 +16,14 @@ PATIENCE = 30.0  # seconds that a finished run gives its dashboards to take the 
 PATIENCE_FAILED = 10.0  # a run that was stopped or has failed gives them less: its machine may be about to go
 
 
-class Feed:
+class LoggerThread:
     """Calls `board` from a daemon thread, in order. `say` is called at most once, when it is left out.
 
     Nothing here waits but `close_all`, and that not for long. A thread that hangs in an SDK is left behind; being a
     daemon it does not keep the process.
     """
 
-    def __init__(self, name: str, board: Board, about: About, say: Callable[[str], None]) -> None:
+    def __init__(self, name: str, board: RunLogger, about: RunInfo, say: Callable[[str], None]) -> None:
         self.name = name
         self.board = board
         self.about = about
@@ -77,7 +77,7 @@ class Feed:
             self.leave(f"it has not taken everything within {patience:g} s")
 
 
-def close_all(feeds: Iterable[Feed], failed: bool) -> None:
+def close_all(feeds: Iterable[LoggerThread], failed: bool) -> None:
     """End every dashboard; all together get PATIENCE seconds (PATIENCE_FAILED when the run has failed)."""
     feeds, patience = list(feeds), PATIENCE_FAILED if failed else PATIENCE
     for feed in feeds:

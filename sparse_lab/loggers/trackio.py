@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse_lab.loggers.base import About
+from sparse_lab.loggers.base import RunInfo
 
 
 class Trackio:
@@ -32,7 +32,7 @@ class Trackio:
         self.run: dict[str, Any] = {}
         self.last = -1
 
-    def open(self, about: About) -> None:
+    def open(self, about: RunInfo) -> None:
         self.store.validate_project_name(about.project)
         self.run = {"project": about.project, "run": about.name, "run_id": about.hash}
         self.config: dict[str, Any] | None = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse_lab.loggers.base import About
+from sparse_lab.loggers.base import RunInfo
 
 FINISH_SECONDS = 20.0  # for uploads at the end; what is left stays on disk for `wandb sync`
 
@@ -29,7 +29,7 @@ class Wandb:
         self.wandb = wandb
         self.run: Any = None
 
-    def open(self, about: About) -> None:
+    def open(self, about: RunInfo) -> None:
         """Raises ConnectionError when it is to log online and nobody is logged in."""
         mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
         if mode == "online" and not self.wandb.login(prompt=False):

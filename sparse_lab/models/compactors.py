@@ -107,7 +107,7 @@ def fuse(model: nn.Module, keep: Mapping[str, Tensor]) -> list[nn.Parameter]:
     return _take_out(model)
 
 
-def match(model: nn.Module, names: Iterable[str]) -> None:
+def rebuild_structure(model: nn.Module, names: Iterable[str]) -> None:
     """Take the compactors out if a state dict with these names was written after they were gone.
 
     Nothing is folded: the weights are to be loaded from there.

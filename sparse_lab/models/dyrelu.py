@@ -100,7 +100,7 @@ def remove(model: nn.Module) -> list[nn.Parameter]:
     return gone
 
 
-def match(model: nn.Module, names: Iterable[str]) -> None:
+def rebuild_structure(model: nn.Module, names: Iterable[str]) -> None:
     """Remove the DyReLUs if a state dict with these names was written after they were gone."""
     known = set(names)
     if not any(entry.endswith(f"{name}.beta") for name in activations(model) for entry in known):

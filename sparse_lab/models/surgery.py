@@ -9,10 +9,10 @@ from torch import nn
 from sparse_lab.models import compactors, dyrelu, offsets
 
 
-def match(model: nn.Module, names: Iterable[str]) -> None:
+def rebuild_structure(model: nn.Module, names: Iterable[str]) -> None:
     """Bring `model` to the stage of its surgeries at which a state dict with these names was written."""
     known = list(names)
-    dyrelu.match(model, known)
-    compactors.match(model, known)
+    dyrelu.rebuild_structure(model, known)
+    compactors.rebuild_structure(model, known)
     offsets.match_dct(model, known)
     offsets.match_recovery(model, known)

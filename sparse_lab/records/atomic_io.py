@@ -23,7 +23,7 @@ END_OF_ZIP = struct.Struct("<4s16xH")  # the last record of an archive: its sign
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` to write to; it takes the place of `path` when the block ends well.
 
     A reader sees the old file or the new one, and a full disk or a kill leaves the old one as it was.
@@ -38,8 +38,8 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    with whole(path) as temporary:
+def write_text_atomic(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -75,10 +75,10 @@ def printable(plain: Any) -> Any:
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """A record as JSON, with its checksum, without secrets."""
     record = clean(record)
-    write_whole(path, json.dumps({**record, CHECKSUM: checksum(record)}, indent=2, allow_nan=False) + "\n")
+    write_text_atomic(path, json.dumps({**record, CHECKSUM: checksum(record)}, indent=2, allow_nan=False) + "\n")
 
 
-def seal(path: Path) -> None:
+def append_checksum(path: Path) -> None:
     """Give the zip archive its SHA-256 as a comment. Raises ValueError when it is none, or has a comment already."""
     with open(path, "r+b") as file:
         file.seek(-END_OF_ZIP.size, os.SEEK_END)
@@ -91,7 +91,7 @@ def seal(path: Path) -> None:
         file.write(struct.pack("<H", len(SEAL + digest)) + SEAL + digest)
 
 
-def seal_holds(path: Path) -> bool | None:
+def verify_checksum(path: Path) -> bool | None:
     """Is the archive what it was when it was sealed? None for a whole archive without a seal, and for other files."""
     comment = len(SEAL) + 64
     with open(path, "rb") as file:

@@ -21,9 +21,9 @@ from omegaconf import OmegaConf
 
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.backend import settled
+from sparse_lab.experiment.backend import resolve_backend
 from sparse_lab.experiment.identity import run_name
-from sparse_lab.records.atomic_io import CHECKSUM, damaged, seal_holds, write_record, write_whole
+from sparse_lab.records.atomic_io import CHECKSUM, damaged, verify_checksum, write_record, write_text_atomic
 from sparse_lab.records.redaction import clean, redact
 
 RESULT_KEYS = {"name", "test_accuracy", "kept", "total", "seconds"}
@@ -33,7 +33,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-class Elsewhere(UserError):
+class RunLocked(UserError):
     """Another process has this run."""
 
 
@@ -41,7 +41,7 @@ class RunFolder:
     """One run on disk: config.yaml, status.json, metrics.csv, result.json, checkpoints/."""
 
     def __init__(self, config: Config) -> None:
-        self.config = settled(config)
+        self.config = resolve_backend(config)
         self.name = run_name(self.config)
         self.path = Path(config.paths.outputs).expanduser().resolve() / "runs" / self.name
         self.last = self.path / "checkpoints" / "last.ckpt"
@@ -61,7 +61,7 @@ class RunFolder:
             result = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
             if not isinstance(result, dict) or damaged(result) or not result.keys() >= RESULT_KEYS:
                 return None
-            if seal_holds(self.best) is False:
+            if verify_checksum(self.best) is False:
                 return None
         except (OSError, ValueError):  # what is torn is no result: the run is finished again from its checkpoint
             return None
@@ -85,7 +85,7 @@ class RunFolder:
                 lock.seek(0)
                 holder = lock.read().strip() or "another process"
                 if not wait:
-                    raise Elsewhere(f"{holder} runs it already") from None
+                    raise RunLocked(f"{holder} runs it already") from None
                 say(f"waiting for {self.name}: {holder} runs it")
                 fcntl.flock(lock, fcntl.LOCK_EX)
             lock.truncate(0)
@@ -97,7 +97,7 @@ class RunFolder:
         """Rename checkpoints that are not what was saved, so that the one before them is used."""
         for path, sealed in ((self.last, True), (self.previous, True), (self.best, False), (self.small, False)):
             try:
-                holds = seal_holds(path)
+                holds = verify_checksum(path)
             except FileNotFoundError:
                 continue
             if holds is False or (sealed and holds is None):
@@ -111,7 +111,7 @@ class RunFolder:
 
     def begin(self) -> None:
         (self.path / "error.txt").unlink(missing_ok=True)
-        write_whole(
+        write_text_atomic(
             self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(clean(dataclasses.asdict(self.config))))
         )
         self.status = {
@@ -130,7 +130,7 @@ class RunFolder:
     def fail(self, error: str, details: str) -> None:
         """Mark the run failed: one line in status.json, the whole traceback in error.txt."""
         self.status.update(state="failed", error=error)
-        write_whole(self.path / "error.txt", redact(details))
+        write_text_atomic(self.path / "error.txt", redact(details))
         self._write_status()
 
     def settle(self) -> None:
@@ -156,7 +156,7 @@ class RunFolder:
 
     def _write_status(self) -> None:
         self.status["updated"] = now()
-        write_whole(self.path / "status.json", json.dumps(clean(self.status), indent=2) + "\n")
+        write_text_atomic(self.path / "status.json", json.dumps(clean(self.status), indent=2) + "\n")
 
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Append one epoch to metrics.csv (with a head line if it is new)."""
@@ -173,7 +173,7 @@ class RunFolder:
         path = self.path / "metrics.csv"
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_whole(path, "".join(lines[: epochs + 1] if epochs else []))
+            write_text_atomic(path, "".join(lines[: epochs + 1] if epochs else []))
             if not epochs:
                 path.unlink()
 
@@ -195,4 +195,4 @@ class RunFolder:
                 break
             if keep(number, row):
                 kept.append(line)
-        write_whole(path, "".join(kept))
+        write_text_atomic(path, "".join(kept))

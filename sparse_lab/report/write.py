@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparse_lab.errors import UserError
-from sparse_lab.records.atomic_io import printable, whole
+from sparse_lab.records.atomic_io import atomic_write, printable
 from sparse_lab.report.figures.registry import NAMES, Picture, pictures
 from sparse_lab.report.figures.save import FORMATS, put_all
 from sparse_lab.report.load.planned import gaps, unfinished
@@ -181,5 +181,5 @@ def _two_lines(head: str) -> str:
 
 
 def _whole(path: Path, put: Callable[[Path], object]) -> None:
-    with whole(path) as part:
+    with atomic_write(path) as part:
         put(part)

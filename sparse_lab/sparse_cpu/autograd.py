@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sparse_lab.sparse_cpu import norm_kernels
 from sparse_lab.sparse_cpu.layout import Buffer, Pool, Shape, fill, pack, unpack
-from sparse_lab.sparse_cpu.sparse_weights import Live
+from sparse_lab.sparse_cpu.sparse_weights import SparseWeight
 from sparse_lab.sparse_cpu.timers import timed
 
 
@@ -130,7 +130,7 @@ class Tape:
     def __init__(
         self,
         pool: Pool,
-        live: dict[torch.nn.Parameter, Live],
+        live: dict[torch.nn.Parameter, SparseWeight],
         dtype: np.dtype,
         recording: bool,
         wants_dense: bool,

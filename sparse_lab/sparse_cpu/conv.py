@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sparse_lab.sparse_cpu import conv_kernels
 from sparse_lab.sparse_cpu.autograd import Gradient, Tape, Value, accumulate
 from sparse_lab.sparse_cpu.layout import SPARE, Shape, unpack
-from sparse_lab.sparse_cpu.sparse_weights import Live, Order
+from sparse_lab.sparse_cpu.sparse_weights import Order, SparseWeight
 from sparse_lab.sparse_cpu.timers import timed
 
 NOTHING = np.empty(0)
@@ -62,7 +62,7 @@ class Conv:
         self,
         tape: Tape,
         x: Value,
-        live: Live,
+        live: SparseWeight,
         filter: Filter,
         bias: torch.nn.Parameter | None,
         factor: torch.nn.Parameter | None = None,

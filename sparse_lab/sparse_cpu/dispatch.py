@@ -1,7 +1,7 @@
 """What torch's own functions do when a network is handed images in the blocked layout.
 
-`Blocked` stands where a tensor would stand: torch's modules call torch's functions, which hand it over to the table
-below (the `__torch_function__` protocol). What is not in the table is computed by torch on an unpacked copy.
+`BatchInnermost` stands where a tensor would stand: torch's modules call torch's functions, which hand it over to the
+table below (the `__torch_function__` protocol). What is not in the table is computed by torch on an unpacked copy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sparse_lab.sparse_cpu.ops import Affine, DynamicReLU, MaxPool, Mean, Norm, 
 RELU = (0.0, float("inf"))
 
 
-class Blocked:
+class BatchInnermost:
     """(N, C, H, W) in the blocked layout; flat: to be read as (N, C * H * W)."""
 
     def __init__(self, tape: Tape, pending: Value | Conv | Norm, flat: bool = False) -> None:
@@ -86,7 +86,7 @@ class Blocked:
 class Positions:
     """(N, C, H * W): what can be averaged over its last dimension."""
 
-    def __init__(self, x: Blocked) -> None:
+    def __init__(self, x: BatchInnermost) -> None:
         self._x = x
 
     def mean(self, dim: int) -> Tensor:
@@ -135,7 +135,7 @@ def densely(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     every = [
         one for value in (*args, *kwargs.values()) for one in (value if isinstance(value, list | tuple) else [value])
     ]
-    found = [one for one in every if isinstance(one, Blocked)]
+    found = [one for one in every if isinstance(one, BatchInnermost)]
     tape = found[0].tape
     if not known:
         name = getattr(function, "__name__", str(function))
@@ -158,7 +158,7 @@ def densely(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     shape = Shape(number, channels, height, width, found[0].value().shape.block)
     value = Value(shape, tape.packed(whole.detach(), shape), tape.recording)
     tape.record(_ToTensor(tape, value, result))
-    return Blocked(tape, value, flat=result.dim() == 2)
+    return BatchInnermost(tape, value, flat=result.dim() == 2)
 
 
 def _with(leaves: dict[int, Tensor], values: Iterable[Any]) -> list[Any]:
@@ -170,7 +170,7 @@ def _with(leaves: dict[int, Tensor], values: Iterable[Any]) -> list[Any]:
 
 
 def _conv2d(
-    input: Blocked,
+    input: BatchInnermost,
     weight: Tensor,
     bias: Any = None,
     stride: Any = 1,
@@ -185,21 +185,21 @@ def _conv2d(
     z = filter.output(input.pending.shape)
     if input.shape[1] != weight.shape[1] * groups or min(z.height, z.width) < 1:
         return NotImplemented  # for torch to refuse in its own words
-    return Blocked(input.tape, Conv(input.tape, input.value(), live, filter, bias))
+    return BatchInnermost(input.tape, Conv(input.tape, input.value(), live, filter, bias))
 
 
-def _linear(input: Blocked, weight: Tensor, bias: Any = None) -> Any:
+def _linear(input: BatchInnermost, weight: Tensor, bias: Any = None) -> Any:
     """On a flattened map: a convolution whose kernel is the map."""
     live = input.tape.live.get(weight) if isinstance(weight, torch.nn.Parameter) else None
     if live is None or not input.flat or input.shape[1] != weight.shape[1]:
         return NotImplemented
     x = input.value()
     filter = Filter((weight.shape[0], x.shape.channels, x.shape.height, x.shape.width))
-    return Blocked(input.tape, Conv(input.tape, x, live, filter, bias), flat=True)
+    return BatchInnermost(input.tape, Conv(input.tape, x, live, filter, bias), flat=True)
 
 
 def _batch_norm(
-    input: Blocked,
+    input: BatchInnermost,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Any = None,
@@ -224,7 +224,7 @@ def _batch_norm(
     deviation = 1.0 / np.sqrt(moments.variance + eps)
     numbers, scale = tape.numbers, deviation * _double(weight)
     affine = Affine(numbers(moments.mean), numbers(scale), numbers(bias), deviation, training, weight, bias)
-    return Blocked(tape, Norm(tape, z, affine))
+    return BatchInnermost(tape, Norm(tape, z, affine))
 
 
 def _double(numbers: Tensor) -> NDArray[np.float64]:
@@ -241,46 +241,50 @@ def _follow(running_mean: Tensor, running_var: Tensor, moments: Moments, shape: 
 
 
 def _activation(ends: tuple[float, float]) -> Callable[..., Any]:
-    def activation(input: Blocked, inplace: bool = False) -> Any:
+    def activation(input: BatchInnermost, inplace: bool = False) -> Any:
         pending = input.pending
         if not isinstance(pending, Norm) or pending.ends is not None or pending.pools:
             pending = plain(input.tape, input.value())
-        return Blocked(input.tape, joined(pending, ends=ends), input.flat)
+        return BatchInnermost(input.tape, joined(pending, ends=ends), input.flat)
 
     return activation
 
 
-def _hardtanh(input: Blocked, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Any:
+def _hardtanh(input: BatchInnermost, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Any:
     return _activation((min_val, max_val))(input)
 
 
 def _add(input: Any, other: Any, *, alpha: float = 1) -> Any:
-    if not (isinstance(input, Blocked) and isinstance(other, Blocked)) or alpha != 1 or input.shape != other.shape:
+    if (
+        not (isinstance(input, BatchInnermost) and isinstance(other, BatchInnermost))
+        or alpha != 1
+        or input.shape != other.shape
+    ):
         return NotImplemented
     first, second = (input, other) if _is_open(input) else (other, input)
     residual = second.value()
     norm = first.pending if _is_open(first) else plain(first.tape, first.value())
     assert isinstance(norm, Norm)
-    return Blocked(input.tape, joined(norm, residual=residual), input.flat)
+    return BatchInnermost(input.tape, joined(norm, residual=residual), input.flat)
 
 
-def _is_open(x: Blocked) -> bool:
+def _is_open(x: BatchInnermost) -> bool:
     return isinstance(x.pending, Norm) and x.pending.open
 
 
 def _mul(input: Any, other: Any) -> Any:
     """A scalar parameter times a convolution: the scale of a shared weight."""
-    factor, x = (other, input) if isinstance(input, Blocked) else (input, other)
+    factor, x = (other, input) if isinstance(input, BatchInnermost) else (input, other)
     pending = x.pending
     scalar = isinstance(factor, torch.nn.Parameter) and factor.dim() == 0
     if not scalar or not isinstance(pending, Conv) or pending.factor is not None or pending.bias is not None:
         return NotImplemented
     scaled = Conv(pending.tape, pending.x, pending.live, pending.filter, None, factor)
-    return Blocked(x.tape, scaled, x.flat)
+    return BatchInnermost(x.tape, scaled, x.flat)
 
 
 def _max_pool2d(
-    input: Blocked,
+    input: BatchInnermost,
     kernel_size: Any,
     stride: Any = None,
     padding: Any = 0,
@@ -295,34 +299,34 @@ def _max_pool2d(
     pending, square = input.pending, (kernel, step, pad) == ((2, 2), (2, 2), (0, 0))
     square = square and min(pending.shape.height, pending.shape.width) > 1
     if square and isinstance(pending, Norm) and pending.residual is None and not pending.pools:
-        return Blocked(input.tape, joined(pending, pools=True))
-    return Blocked(input.tape, MaxPool(input.tape, input.value(), kernel, step, pad).out)
+        return BatchInnermost(input.tape, joined(pending, pools=True))
+    return BatchInnermost(input.tape, MaxPool(input.tape, input.value(), kernel, step, pad).out)
 
 
-def _adaptive_avg_pool2d(input: Blocked, output_size: Any) -> Any:
+def _adaptive_avg_pool2d(input: BatchInnermost, output_size: Any) -> Any:
     size = _pair(output_size)
     if size == tuple(input.shape[2:]):
         return input
-    return Blocked(input.tape, Mean(input.tape, input.value()).out) if size == (1, 1) else NotImplemented
+    return BatchInnermost(input.tape, Mean(input.tape, input.value()).out) if size == (1, 1) else NotImplemented
 
 
-def _flatten(input: Blocked, start_dim: int = 0, end_dim: int = -1) -> Any:
+def _flatten(input: BatchInnermost, start_dim: int = 0, end_dim: int = -1) -> Any:
     if input.flat and start_dim == 1:
         return input
     if input.flat or end_dim not in (-1, 3) or start_dim not in (1, 2):
         return NotImplemented
-    return Blocked(input.tape, input.pending, flat=True) if start_dim == 1 else Positions(input)
+    return BatchInnermost(input.tape, input.pending, flat=True) if start_dim == 1 else Positions(input)
 
 
-def _dropout(input: Blocked, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+def _dropout(input: BatchInnermost, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     """By torch, so that the same positions drop as in dense arithmetic."""
     if not training or p == 0.0:
         return input
     return densely(functional.dropout, (input,), {"p": p, "training": True}, known=True)
 
 
-def _dynamic_relu(x: Blocked, coefficients: Tensor) -> Any:
-    return NotImplemented if x.flat else Blocked(x.tape, DynamicReLU(x.tape, x.value(), coefficients).out)
+def _dynamic_relu(x: BatchInnermost, coefficients: Tensor) -> Any:
+    return NotImplemented if x.flat else BatchInnermost(x.tape, DynamicReLU(x.tape, x.value(), coefficients).out)
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sparse_lab.sparse_cpu.autograd import Tape, Value
-from sparse_lab.sparse_cpu.dispatch import Blocked
+from sparse_lab.sparse_cpu.dispatch import BatchInnermost
 from sparse_lab.sparse_cpu.layout import Pool, Shape, block_size
-from sparse_lab.sparse_cpu.sparse_weights import live_weights
+from sparse_lab.sparse_cpu.sparse_weights import sparse_weights
 
 DENSE_ABOVE = 0.25  # share of weights that live: beyond it torch's dense kernels are faster in any network measured
 
@@ -31,7 +31,7 @@ class SparseArithmetic:
 
     def __init__(self, model: nn.Module, say: Callable[[str], None] = lambda line: None) -> None:
         self.model = model
-        self.live = live_weights(model)
+        self.live = sparse_weights(model)
         self.dense_gradients = False
         self._pool = Pool()
         self._say = say
@@ -49,7 +49,7 @@ class SparseArithmetic:
         tape = Tape(self._pool, self.live, dtype, recording, self.dense_gradients, self._say_once)
         number, channels, height, width = images.shape
         shape = Shape(number, channels, height, width, block_size(number))
-        logits = self.model(Blocked(tape, Value(shape, tape.packed(images, shape), needs_gradient=False)))
+        logits = self.model(BatchInnermost(tape, Value(shape, tape.packed(images, shape), needs_gradient=False)))
         if not recording:
             return logits.tensor()
         anchor = torch.zeros((), dtype=images.dtype, requires_grad=True)
@@ -70,7 +70,7 @@ class _Whole(torch.autograd.Function):
     """The network as torch's autograd sees it: one function, whose backward pass walks the tape."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, tape: Tape, logits: Blocked) -> Tensor:
+    def forward(ctx: Any, anchor: Tensor, tape: Tape, logits: BatchInnermost) -> Tensor:
         ctx.tape, ctx.value, ctx.spent = tape, logits.value(), False
         return logits.tensor()
 

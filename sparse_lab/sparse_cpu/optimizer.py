@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sparse_lab.sparse_cpu import optimizer_kernels as kernels
-from sparse_lab.sparse_cpu.sparse_weights import Live
+from sparse_lab.sparse_cpu.sparse_weights import SparseWeight
 
 
 class LiveOptimizer(torch.optim.Optimizer):
@@ -27,12 +27,12 @@ class LiveOptimizer(torch.optim.Optimizer):
     Raises TypeError for another optimizer, and ValueError for options of torch's that recipes do not set.
     """
 
-    def __init__(self, rest: torch.optim.Optimizer, live: Mapping[nn.Parameter, Live]) -> None:
+    def __init__(self, rest: torch.optim.Optimizer, live: Mapping[nn.Parameter, SparseWeight]) -> None:
         for group in rest.param_groups:
             unknown = [name for name in ("dampening", "maximize", "amsgrad") if group.get(name)]
             if unknown:
                 raise ValueError(f"live weights know no {unknown[0]}={group[unknown[0]]}")
-        moves: dict[type, Callable[[Tensor, Live, dict[str, Any], Any], None]] = {
+        moves: dict[type, Callable[[Tensor, SparseWeight, dict[str, Any], Any], None]] = {
             torch.optim.SGD: _sgd,
             torch.optim.Adam: _adam,
             torch.optim.AdamW: _adam,
@@ -74,7 +74,7 @@ class LiveOptimizer(torch.optim.Optimizer):
             live.gradient = None
 
 
-def _sgd(weight: Tensor, live: Live, group: dict[str, Any], states: Any) -> None:
+def _sgd(weight: Tensor, live: SparseWeight, group: dict[str, Any], states: Any) -> None:
     flat, gradient = _flat(weight), live.gradient
     number = flat.dtype.type
     lr, decay = number(group["lr"]), number(group["weight_decay"])
@@ -89,7 +89,7 @@ def _sgd(weight: Tensor, live: Live, group: dict[str, Any], states: Any) -> None
     kernels.sgd_momentum(flat, velocity, live.positions, gradient, lr, decay, momentum, bool(group["nesterov"]), first)
 
 
-def _adam(weight: Tensor, live: Live, group: dict[str, Any], states: Any) -> None:
+def _adam(weight: Tensor, live: SparseWeight, group: dict[str, Any], states: Any) -> None:
     state = states[weight]
     if not state:
         state["step"] = torch.zeros((), dtype=torch.get_default_dtype())

@@ -28,7 +28,7 @@ class Order:
     channels: NDArray[np.int64]
 
 
-class Live:
+class SparseWeight:
     """One counted weight: what its mask keeps, and the gradient there.
 
     positions: int64 [kept], flat and ascending. gradient: [kept] in the weight's dtype, or None before a backward pass.
@@ -124,10 +124,10 @@ def _buckets(bucket, number):  # type: ignore[no-untyped-def]
     return first, entries
 
 
-def live_weights(model: nn.Module) -> dict[nn.Parameter, Live]:
+def sparse_weights(model: nn.Module) -> dict[nn.Parameter, SparseWeight]:
     """Every weight of `model` that has a mask beside it."""
     return {
-        module.weight: Live(module)
+        module.weight: SparseWeight(module)
         for module in model.modules()
         if isinstance(getattr(module, "mask", None), Tensor) and isinstance(module.weight, nn.Parameter)
     }

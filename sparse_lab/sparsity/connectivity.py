@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_lab.sparsity.masks import COUNTED, Counted, kept_in, layers
+from sparse_lab.sparsity.masks import COUNTED, Counted, count_kept, layers
 
 # replaced for the sweep: on non-negative numbers, only these could stop or redirect a path
 PASSED = (nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.ReLU6, nn.Dropout, nn.Identity)
@@ -47,14 +47,14 @@ def connectivity(model: nn.Module, image_size: int) -> Connectivity:
     crossed, links, logits = _sweep(model, image_size, masks)
     alive = {name: mask | links[name] if name in links else mask for name, mask in crossed.items()}
     convs = [mask.flatten(1).any(1) for mask in alive.values() if mask.dim() > 2]
-    effective = kept_in(crossed)
+    effective = count_kept(crossed)
     live = int(logits.sum())
     return Connectivity(
-        kept=sum(kept_in(masks).values()),
+        kept=sum(count_kept(masks).values()),
         effective=sum(effective.values()),
         channels=sum(channels.numel() for channels in convs),
         dead_channels=sum(channels.numel() for channels in convs) - int(sum(channels.sum() for channels in convs)),
-        dead_layers=[name for name, number in kept_in(alive).items() if not number],
+        dead_layers=[name for name, number in count_kept(alive).items() if not number],
         logits=logits.numel(),
         live_logits=live,
         connected=live > 0,

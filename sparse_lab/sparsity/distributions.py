@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.sparsity import scores as scoring
-from sparse_lab.sparsity.masks import kept_in
+from sparse_lab.sparsity.masks import count_kept
 from sparse_lab.sparsity.topk import global_counts
 
 
@@ -76,7 +76,7 @@ def equal(shapes: Mapping[str, Sequence[int]]) -> dict[str, float]:
     return dict.fromkeys(shapes, 1.0)
 
 
-CLAIMS: dict[str, Callable[[Mapping[str, Sequence[int]]], dict[str, float]]] = {
+DISTRIBUTIONS: dict[str, Callable[[Mapping[str, Sequence[int]]], dict[str, float]]] = {
     "uniform": uniform,
     "er": er,
     "erk": erk,
@@ -84,7 +84,7 @@ CLAIMS: dict[str, Callable[[Mapping[str, Sequence[int]]], dict[str, float]]] = {
 }
 
 
-def allocate(
+def distribute(
     name: str, kept: int, weights: Mapping[str, Tensor], scores: Mapping[str, Tensor], alive: Mapping[str, Tensor]
 ) -> dict[str, int]:
     """Number of kept weights of each layer, adding up to exactly `kept`, none zero and none above what is alive.
@@ -104,10 +104,10 @@ def allocate(
             layer: scoring.lamp_of(weight).masked_fill(~alive[layer], -torch.inf) for layer, weight in weights.items()
         }
         return global_counts(lamp, kept)
-    if name not in CLAIMS:
-        raise UserError(f"unknown allocation {name!r}; {nearest(name, [*CLAIMS, 'global', 'lamp'])}")
-    claims = CLAIMS[name]({layer: tuple(weight.shape) for layer, weight in weights.items()})
-    most = kept_in(alive)
+    if name not in DISTRIBUTIONS:
+        raise UserError(f"unknown allocation {name!r}; {nearest(name, [*DISTRIBUTIONS, 'global', 'lamp'])}")
+    claims = DISTRIBUTIONS[name]({layer: tuple(weight.shape) for layer, weight in weights.items()})
+    most = count_kept(alive)
     counts = share_out(kept, list(claims.values()), [1] * len(claims), [most[layer] for layer in claims])
     return dict(zip(claims, counts, strict=True))
 

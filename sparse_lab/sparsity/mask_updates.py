@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sparse_lab.errors import UserError
-from sparse_lab.sparsity.distributions import allocate, share_out
-from sparse_lab.sparsity.masks import Masks, kept_in
+from sparse_lab.sparsity.distributions import distribute, share_out
+from sparse_lab.sparsity.masks import Masks, count_kept
 from sparse_lab.sparsity.topk import top_k, top_k_each
 
 
@@ -34,7 +34,7 @@ def prune_to(
     if kept > masks.kept():
         raise UserError(f"cannot prune to {kept} weights: only {masks.kept()} are alive; regrowth is what adds weights")
     ranked = {name: _only(score, alive[name]) for name, score in scores.items()}
-    counts = allocate(allocation, kept, masks.weights(), ranked, alive)
+    counts = distribute(allocation, kept, masks.weights(), ranked, alive)
     if first is not None:
         reserved = first(counts)
         ranked = {name: score.masked_fill(reserved[name] & alive[name], torch.inf) for name, score in ranked.items()}
@@ -86,7 +86,7 @@ def move_to(
     """
     alive = masks.masks()
     counts = _counts_anew(masks, kept, drop, allocation)
-    new, numbers = {}, kept_in(alive)
+    new, numbers = {}, count_kept(alive)
     for name, mask in alive.items():
         change = counts[name] - numbers[name]
         if change >= 0:
@@ -110,7 +110,7 @@ def drop_and_grow(
     more than it has pruned positions to offer. What was dropped does not come back in the same change. `chance` as in
     `move_to`.
     """
-    new, numbers = {}, kept_in(alive)
+    new, numbers = {}, count_kept(alive)
     for name, mask in alive.items():
         kept = numbers[name]
         # 0.1 * 30 is a hair above 3
@@ -134,7 +134,7 @@ def drop_then_grow(
     """
     alive = masks.masks()
     fewest, most = (_counts_anew(masks, kept, drop, allocation) for kept in (low, high))
-    new, numbers = {}, kept_in(alive)
+    new, numbers = {}, count_kept(alive)
     for name, mask in alive.items():
         pruned = mask.numel() - numbers[name]
         # a layer without pruned positions enough for what it is to hold keeps more of its own
@@ -148,7 +148,7 @@ def drop_then_grow(
 def _counts_anew(masks: Masks, kept: int, scores: Mapping[str, Tensor], allocation: str) -> dict[str, int]:
     """How many weights each layer is to keep, whatever is alive in it now."""
     everything = {name: torch.ones_like(mask) for name, mask in masks.masks().items()}
-    return allocate(allocation, kept, masks.weights(), scores, everything)
+    return distribute(allocation, kept, masks.weights(), scores, everything)
 
 
 def _only(score: Tensor, allowed: Tensor) -> Tensor:

@@ -47,12 +47,12 @@ def count(model: nn.Module) -> int:
     return sum(times * found[name].weight.numel() for name, times in uses(model).items())
 
 
-def kept_for(sparsity: float, total: int) -> int:
+def num_kept(sparsity: float, total: int) -> int:
     """Number of weights that `sparsity` leaves of `total`: round((1 - sparsity) * total)."""
     return round((1.0 - sparsity) * total)
 
 
-def kept_in(masks: Mapping[str, Tensor]) -> dict[str, int]:
+def count_kept(masks: Mapping[str, Tensor]) -> dict[str, int]:
     """How many positions of each mask are True: asked of the device all at once, for every answer waits for it."""
     if not masks:
         return {}
@@ -91,7 +91,7 @@ class Masks:
         return sum(self.kept_by_layer().values())
 
     def kept_by_layer(self) -> dict[str, int]:
-        return kept_in(self.masks())
+        return count_kept(self.masks())
 
     def kept_with_reuse(self) -> int:
         """Number of kept weights where each shared one counts as often as it is used."""

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 
-def forget(optimizer: torch.optim.Optimizer) -> None:
+def reset_state(optimizer: torch.optim.Optimizer) -> None:
     """Fresh optimizer state: momentum, moments and step counts start again."""
     optimizer.state.clear()
 
 
-def take_out(optimizer: torch.optim.Optimizer, gone: Iterable[nn.Parameter]) -> None:
+def remove_params(optimizer: torch.optim.Optimizer, gone: Iterable[nn.Parameter]) -> None:
     """The optimizer forgets parameters that the network no longer has, and groups that are empty then."""
     dead = {id(parameter) for parameter in gone}
     for group in optimizer.param_groups:

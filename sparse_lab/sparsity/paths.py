@@ -20,7 +20,7 @@ from sparse_lab.sparsity.masks import Counted, layers
 IMAGE = 3  # channels of an image
 
 
-def connected_start(
+def connected_init(
     model: nn.Module, image_size: int, generator: torch.Generator, counts: Mapping[str, int]
 ) -> dict[str, Tensor]:
     """Bool masks (shape of each counted weight) of positions to keep first: at most `counts` in a layer, at least one,

@@ -133,7 +133,7 @@ def score(
     return function
 
 
-def find(name: str) -> Callable[[View], Scores]:
+def find_score(name: str) -> Callable[[View], Scores]:
     """The score of that name. Raises UserError with the nearest known one."""
     if name not in SCORES:
         raise UserError(f"unknown score {name!r}; {nearest(name, list(SCORES))}")

@@ -102,7 +102,7 @@ class Task:
         """{"run", "outcome", "said", "value"}; and "stopped", the exception, where a signal stopped it."""
         from sparse_lab.experiment.compose import to_config
         from sparse_lab.experiment.runner import run
-        from sparse_lab.records.run_dir import Elsewhere, RunFolder
+        from sparse_lab.records.run_dir import RunFolder, RunLocked
         from sparse_lab.sweep.plan import check_run
         from sparse_lab.training.signals import Stopped
 
@@ -118,7 +118,7 @@ class Task:
             before = _written(result)
             record = run(config, self.command, self._console(), label)
             again = before is not None and before == _written(result)
-        except Elsewhere as error:
+        except RunLocked as error:
             return {**about, "outcome": "skipped", "said": str(error), "elsewhere": True}
         except Stopped as error:
             return {**about, "outcome": "stopped", "said": str(error), "stopped": error}

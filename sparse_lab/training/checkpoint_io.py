@@ -12,25 +12,25 @@ import torch
 from safetensors import SafetensorError
 
 from sparse_lab.errors import UserError
-from sparse_lab.records.atomic_io import seal, seal_holds, whole
+from sparse_lab.records.atomic_io import append_checksum, atomic_write, verify_checksum
 
 FORMAT = "sparse_lab network 1"
 
 
-def save_whole(payload: dict[str, Any], path: Path) -> None:
+def save_checkpoint(payload: dict[str, Any], path: Path) -> None:
     """torch.save with a seal: a reader sees the old file or the new one, and can tell whether it is damaged."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         with open(temporary, "wb") as file:  # to a path torch writes itself, and a full disk has no errno then
             torch.save(payload, file)
-        seal(temporary)
+        append_checksum(temporary)
 
 
-def load(path: str | Path) -> dict[str, Any]:
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint as a dict, with weights_only. Raises UserError when it is missing, corrupt or foreign."""
     path = Path(path)
     try:
-        if seal_holds(path) is False:
+        if verify_checksum(path) is False:
             raise UserError(f"{path} is damaged (its content is not what was saved): remove it or name another")
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -52,18 +52,18 @@ def load(path: str | Path) -> dict[str, Any]:
 def save_network(model: torch.nn.Module, path: Path, about: dict[str, Any]) -> None:
     """The network alone: weights, buffers and masks, with plain facts about it."""
     state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-    save_whole({"format": FORMAT, "about": about, "network": state}, path)
+    save_checkpoint({"format": FORMAT, "about": about, "network": state}, path)
 
 
 def load_network(path: str | Path) -> dict[str, torch.Tensor]:
     """The state dict that `save_network` wrote. Raises UserError for anything else."""
-    payload = load(path)
+    payload = load_checkpoint(path)
     if payload.get("format") != FORMAT or not isinstance(payload.get("network"), dict):
         raise UserError(f"{path} is not a network that sparse_lab saved (no {FORMAT!r} mark)")
     return payload["network"]
 
 
-def into(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> None:
+def load_into(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> None:
     """Load `state` into `model`; masks that the state lacks stay as they are. Raises UserError when it does not fit."""
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from sparse_lab.sparse_cpu.sparse_weights import Live
+    from sparse_lab.sparse_cpu.sparse_weights import SparseWeight
 
 
 def masks_of(model: nn.Module) -> dict[Tensor, Tensor]:
@@ -21,7 +21,7 @@ def masks_of(model: nn.Module) -> dict[Tensor, Tensor]:
 @torch.no_grad()
 def clip(
     parameters: Iterable[nn.Parameter],
-    live: Mapping[nn.Parameter, Live],
+    live: Mapping[nn.Parameter, SparseWeight],
     largest: float,
     masks: Mapping[Tensor, Tensor] | None,
 ) -> None:
@@ -53,7 +53,7 @@ def _alike(tensors: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype], 
 
 
 def _measured(
-    parameters: list[nn.Parameter], live: Mapping[nn.Parameter, Live], masks: Mapping[Tensor, Tensor] | None
+    parameters: list[nn.Parameter], live: Mapping[nn.Parameter, SparseWeight], masks: Mapping[Tensor, Tensor] | None
 ) -> Iterator[Tensor]:
     for parameter in parameters:
         own = live.get(parameter)

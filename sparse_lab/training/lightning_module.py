@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_lab.config import RecipeConfig
-from sparse_lab.models.surgery import match
+from sparse_lab.models.surgery import rebuild_structure
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.training.clipping import clip, masks_of
 from sparse_lab.training.optimizers import learning_rate, make_optimizer, parameter_groups
@@ -19,7 +19,7 @@ from sparse_lab.training.step import TrainingStep, compute
 
 if TYPE_CHECKING:
     from sparse_lab.sparse_cpu.engine import SparseArithmetic
-    from sparse_lab.sparse_cpu.sparse_weights import Live
+    from sparse_lab.sparse_cpu.sparse_weights import SparseWeight
 
 
 class Classifier(pl.LightningModule):
@@ -55,7 +55,7 @@ class Classifier(pl.LightningModule):
         return self.model(images) if self.arithmetic is None else self.arithmetic(images)
 
     @property
-    def live(self) -> Mapping[nn.Parameter, Live]:
+    def live(self) -> Mapping[nn.Parameter, SparseWeight]:
         """What sparse arithmetic knows of each masked weight; nothing in dense arithmetic."""
         return {} if self.arithmetic is None else self.arithmetic.live
 
@@ -94,7 +94,7 @@ class Classifier(pl.LightningModule):
         checkpoint["sums"] = {stage: self._over_ranks(one) for stage, one in self.sums.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        match(self.model, [name.removeprefix("model.") for name in checkpoint["state_dict"]])
+        rebuild_structure(self.model, [name.removeprefix("model.") for name in checkpoint["state_dict"]])
         # within an epoch the sums over all ranks are saved; each image counts once
         self.sums = dict(checkpoint["sums"]) if self.trainer.is_global_zero else {}
 

@@ -14,7 +14,7 @@ def rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def agreed(seen: T) -> T:
+def broadcast_from_rank0(seen: T) -> T:
     """What the first process of a DDP run has `seen` on disk: the others may look too early, or while it waits.
 
     Before the first training nothing is agreed: the others are started by it, and find what it has found.

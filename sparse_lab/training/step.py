@@ -16,7 +16,7 @@ Computed = tuple[Tensor, Tensor]  # loss and figures
 WARM = 3  # passes before a graph is recorded: kernels are chosen and workspaces made in the first ones
 
 
-def way(asked: str, device: torch.device) -> str:
+def resolve_compile_mode(asked: str, device: torch.device) -> str:
     """trainer.compile as it is on this device: auto is 'full' on a GPU and 'off' on a CPU."""
     if asked != "auto":
         return asked

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from sparse_lab.algorithms.enforce import KeepMasks
+from sparse_lab.algorithms.enforce import EnforceMasks
 from sparse_lab.callbacks.rounds import Rounds
 from sparse_lab.config import RecipeConfig
 from sparse_lab.sparsity.clock import Clock
@@ -48,7 +48,7 @@ def fit(recipe: RecipeConfig, precision: str, keep: bool, epochs: int = 4):
     clock = Clock(1, epochs, len(data))
     rounds = Rounds(clock, "last", None, data, lambda: True, lambda: {"sparsity": 0.9, "kept": 1}, lambda line: None)
     watch = Watch(masks)
-    callbacks = [rounds, *([KeepMasks(masks)] if keep else []), watch]
+    callbacks = [rounds, *([EnforceMasks(masks)] if keep else []), watch]
     trainer = pl.Trainer(
         max_epochs=epochs, precision=precision, accelerator="cpu", callbacks=callbacks, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,

@@ -82,14 +82,14 @@ def test_bf16_is_known_without_torch_as_torch_knows_it():
 def test_sparse_takes_float32_where_a_recipe_asks_for_bf16_and_says_so():
     asked = config("trainer.precision=bf16-mixed", "compute=sparse")
     assert "float32" in backend.choose(asked).line
-    settled = backend.settled(asked)
+    settled = backend.resolve_backend(asked)
     assert (settled.compute, settled.trainer.precision) == ("sparse", "32-true")
-    assert backend.settled(settled) == settled and backend.choose(settled).line is None
+    assert backend.resolve_backend(settled) == settled and backend.choose(settled).line is None
 
 
 def test_dense_is_what_it_was():
     asked = config("trainer.precision=bf16-mixed")
-    assert backend.settled(asked) == asked and backend.choose(asked).line is None
+    assert backend.resolve_backend(asked) == asked and backend.choose(asked).line is None
 
 
 @pytest.mark.every(2)
@@ -99,4 +99,4 @@ def test_the_quick_experiment_computes_sparsely_as_it_stands(method, compute, bf
     """Its file asks for bf16 and clips gradients."""
     asked = copy.deepcopy(composed("experiment=east_quick", f"method={method}", f"compute={compute}", "trainer=cpu"))
     backend.check(asked, here=True)
-    assert asked.training.clip_norm is not None and backend.settled(asked).compute == "sparse"
+    assert asked.training.clip_norm is not None and backend.resolve_backend(asked).compute == "sparse"

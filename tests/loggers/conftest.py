@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sparse_lab.callbacks.checkpoint import SaveLast
+from sparse_lab.callbacks.checkpoint import Checkpoint
 from sparse_lab.config import Config
 from sparse_lab.records.run_dir import RunFolder
 
@@ -46,14 +46,14 @@ def updates() -> Callable[[Config], list[dict[str, Any]]]:
 @pytest.fixture
 def plug(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """plug(2): a run fails right after it has saved its second epoch. plug(0): runs go through again."""
-    original = SaveLast.on_train_epoch_end
+    original = Checkpoint.on_train_epoch_end
 
     def pull(epochs: int) -> None:
-        def save_and_fail(self: SaveLast, trainer: Any, module: Any) -> None:
+        def save_and_fail(self: Checkpoint, trainer: Any, module: Any) -> None:
             original(self, trainer, module)
             if trainer.current_epoch + 1 == epochs:
                 raise RuntimeError("somebody pulled the plug")
 
-        monkeypatch.setattr(SaveLast, "on_train_epoch_end", save_and_fail)
+        monkeypatch.setattr(Checkpoint, "on_train_epoch_end", save_and_fail)
 
     return pull

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sparse_lab.callbacks.metrics_csv import History
+from sparse_lab.callbacks.metrics_csv import MetricsCsv
 from sparse_lab.experiment.identity import identity
 from sparse_lab.experiment.runner import run
 from sparse_lab.loggers import thread
@@ -110,14 +110,14 @@ def seen_pruned(runs) -> str:
 
 def test_a_server_that_dies_in_the_middle_is_said_once(server, compose, monkeypatch, capsys, metrics):
     address, process = server
-    original = History.on_train_epoch_end
+    original = MetricsCsv.on_train_epoch_end
 
     def kill_after_the_first(self, trainer, module):
         if trainer.current_epoch == 1:
             stop(process)
         original(self, trainer, module)
 
-    monkeypatch.setattr(History, "on_train_epoch_end", kill_after_the_first)
+    monkeypatch.setattr(MetricsCsv, "on_train_epoch_end", kill_after_the_first)
     config = compose("method=dense", "training.epochs=6", "logger=mlflow", f"logger.mlflow_uri={address}")
     result = run(config, "x", Console(width=300))
     assert result["levels"][0]["epochs"] == 6 and len(metrics(config)) == 6

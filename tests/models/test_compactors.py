@@ -421,16 +421,16 @@ def test_matching_a_state_dict_from_before_and_from_after() -> None:
     plain_names = list(plain.state_dict())
     model = _compacted("resnet50")
     with_compactors = list(model.state_dict())
-    compactors.match(model, with_compactors)
+    compactors.rebuild_structure(model, with_compactors)
     assert len(compactors.compactors(model)) == 53
-    compactors.match(model, iter([f"network.{name}" for name in with_compactors]))
+    compactors.rebuild_structure(model, iter([f"network.{name}" for name in with_compactors]))
     assert len(compactors.compactors(model)) == 53
     weights = {name: value.clone() for name, value in model.state_dict().items() if name in plain_names}
-    compactors.match(model, iter(plain_names))
+    compactors.rebuild_structure(model, iter(plain_names))
     assert compactors.compactors(model) == {}
     assert list(model.state_dict()) == plain_names
     assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())
     model.load_state_dict(plain.state_dict())
     assert torch.equal(model.eval()(_images()), plain.eval()(_images()))
-    compactors.match(model, plain_names)
+    compactors.rebuild_structure(model, plain_names)
     assert list(model.state_dict()) == plain_names

@@ -226,14 +226,14 @@ def test_matching_a_state_dict_from_before_and_from_after() -> None:
     plain_names = list(model.state_dict())
     dyrelu.install(model, 32)
     with_dyrelu = list(model.state_dict())
-    dyrelu.match(model, with_dyrelu)
+    dyrelu.rebuild_structure(model, with_dyrelu)
     assert len(dyrelu.activations(model)) == 13
-    dyrelu.match(model, iter([f"network.{name}" for name in with_dyrelu]))
+    dyrelu.rebuild_structure(model, iter([f"network.{name}" for name in with_dyrelu]))
     assert len(dyrelu.activations(model)) == 13
-    dyrelu.match(model, iter(plain_names))
+    dyrelu.rebuild_structure(model, iter(plain_names))
     assert dyrelu.activations(model) == {}
     assert list(model.state_dict()) == plain_names
-    dyrelu.match(model, plain_names)
+    dyrelu.rebuild_structure(model, plain_names)
     assert list(model.state_dict()) == plain_names
 
 

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 import torch
 
-from sparse_lab.records.atomic_io import damaged, seal, seal_holds, whole, write_record
+from sparse_lab.records.atomic_io import append_checksum, atomic_write, damaged, verify_checksum, write_record
 
 
 @pytest.fixture
@@ -21,9 +21,9 @@ def archive(tmp_path):
 
 def test_a_sealed_checkpoint_is_read_by_torch_and_by_zipfile(archive):
     bare = archive.read_bytes()
-    assert seal_holds(archive) is None
-    seal(archive)
-    assert seal_holds(archive) is True
+    assert verify_checksum(archive) is None
+    append_checksum(archive)
+    assert verify_checksum(archive) is True
     loaded = torch.load(archive, weights_only=True)
     assert torch.equal(loaded["weight"], torch.arange(1000.0)) and loaded["step"] == 3
     comment = zipfile.ZipFile(archive).comment.decode()
@@ -31,34 +31,34 @@ def test_a_sealed_checkpoint_is_read_by_torch_and_by_zipfile(archive):
 
 
 def test_every_flipped_bit_and_every_cut_is_found(archive):
-    seal(archive)
+    append_checksum(archive)
     sealed = archive.read_bytes()
     for place in range(0, len(sealed), 97):
         archive.write_bytes(sealed[:place] + bytes([sealed[place] ^ 4]) + sealed[place + 1 :])
-        assert seal_holds(archive) is not True, place
+        assert verify_checksum(archive) is not True, place
         archive.write_bytes(sealed[:place])
-        assert seal_holds(archive) is not True, place
+        assert verify_checksum(archive) is not True, place
     for place in range(4, len(sealed) - 90, 97):  # the archive itself, its seal still there
         archive.write_bytes(sealed[:place] + bytes([sealed[place] ^ 4]) + sealed[place + 1 :])
-        assert seal_holds(archive) is False, place
+        assert verify_checksum(archive) is False, place
     archive.write_bytes(sealed[:-1])
-    assert seal_holds(archive) is False
+    assert verify_checksum(archive) is False
 
 
 def test_only_an_archive_without_a_comment_is_sealed(archive, tmp_path):
-    seal(archive)
+    append_checksum(archive)
     with pytest.raises(ValueError, match="zip archive"):
-        seal(archive)
+        append_checksum(archive)
     (tmp_path / "text").write_text("no archive, but long enough to look at its end")
     with pytest.raises(ValueError, match="zip archive"):
-        seal(tmp_path / "text")
-    assert seal_holds(tmp_path / "text") is None
+        append_checksum(tmp_path / "text")
+    assert verify_checksum(tmp_path / "text") is None
 
 
 def test_what_fails_half_way_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(RuntimeError), whole(path) as temporary:
+    with pytest.raises(RuntimeError), atomic_write(path) as temporary:
         temporary.write_text("half of the n")
         raise RuntimeError
     assert path.read_text() == "old" and [entry.name for entry in tmp_path.iterdir()] == ["file"]

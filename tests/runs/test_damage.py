@@ -11,13 +11,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from sparse_lab.callbacks.nan_guard import StopWhenDiverged
+from sparse_lab.callbacks.nan_guard import NanGuard
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
 from sparse_lab.experiment.runner import run
-from sparse_lab.records.atomic_io import seal_holds
-from sparse_lab.records.run_dir import Elsewhere, RunFolder
-from sparse_lab.training.checkpoint_io import load, load_network
+from sparse_lab.records.atomic_io import verify_checksum
+from sparse_lab.records.run_dir import RunFolder, RunLocked
+from sparse_lab.training.checkpoint_io import load_checkpoint, load_network
 
 REQUEST = ("method=static", "sparsity.target=0.9", "training.epochs=5")
 
@@ -38,7 +38,7 @@ def twice(compose_under, tmp_path_factory) -> tuple[Path, Path]:
             raise RuntimeError("pulled the plug")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StopWhenDiverged, "on_train_batch_end", pull_the_plug)
+        patch.setattr(NanGuard, "on_train_batch_end", pull_the_plug)
         with pytest.raises(RuntimeError, match="pulled"):
             run(compose_under(killed, *REQUEST), "x", Console(quiet=True))
     return whole, killed
@@ -50,7 +50,7 @@ def killed(twice, compose) -> Config:
     config = compose(*REQUEST)
     folder = RunFolder(config)
     shutil.copytree(twice[1] / "runs", folder.path.parent)
-    assert load(folder.last)["global_step"] == 6 and load(folder.previous)["global_step"] == 4
+    assert load_checkpoint(folder.last)["global_step"] == 6 and load_checkpoint(folder.previous)["global_step"] == 4
     return config
 
 
@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(damage, kil
     run(killed, "x", wide)
     said = capsys.readouterr().out
     assert f"{folder.last} is damaged" in said and "goes on from previous.ckpt" in said
-    assert folder.last.with_name("last.ckpt.damaged").is_file() and seal_holds(folder.last)
+    assert folder.last.with_name("last.ckpt.damaged").is_file() and verify_checksum(folder.last)
     first, second = load_network(reference / "checkpoints" / "best.ckpt"), load_network(folder.best)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert (reference / "metrics.csv").read_bytes() == (folder.path / "metrics.csv").read_bytes()
@@ -155,7 +155,7 @@ def test_a_reference_file_that_is_damaged_is_refused(dense):
 
 def test_one_process_runs_and_the_other_says_so_and_leaves(killed, quiet):
     folder = RunFolder(killed)
-    with folder.claim(print, wait=False), pytest.raises(Elsewhere, match=f"process {os.getpid()} on .* runs it"):
+    with folder.claim(print, wait=False), pytest.raises(RunLocked, match=f"process {os.getpid()} on .* runs it"):
         run(killed, "x", quiet)
     assert run(killed, "x", quiet)["levels"]
 

@@ -17,18 +17,18 @@ import pytest
 import torch
 
 from sparse_lab import models
-from sparse_lab.algorithms.enforce import KeepMasks
-from sparse_lab.callbacks.checkpoint import SaveLast
-from sparse_lab.callbacks.nan_guard import StopWhenDiverged
+from sparse_lab.algorithms.enforce import EnforceMasks
+from sparse_lab.callbacks.checkpoint import Checkpoint
+from sparse_lab.callbacks.nan_guard import NanGuard
 from sparse_lab.experiment.runner import run
 from sparse_lab.models import offsets
 from sparse_lab.models.offsets import folded
-from sparse_lab.models.surgery import match
+from sparse_lab.models.surgery import rebuild_structure
 from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.report.load.records import read
 from sparse_lab.report.load.traces import traces
 from sparse_lab.report.tables.aggregate import levels, long
-from sparse_lab.training.checkpoint_io import load, load_network
+from sparse_lab.training.checkpoint_io import load_checkpoint, load_network
 from sparse_lab.training.signals import Stopped
 
 OFTEN = ("method.rewire.every=2",)
@@ -117,7 +117,7 @@ def watched(monkeypatch) -> dict[int, str]:
     steps: dict[int, str] = {}
 
     def last_of_all(self, trainer, module) -> None:
-        masks = next((callback.masks for callback in trainer.callbacks if isinstance(callback, KeepMasks)), None)
+        masks = next((callback.masks for callback in trainer.callbacks if isinstance(callback, EnforceMasks)), None)
         trainer.optimizers[0].register_step_post_hook(partial(after, trainer, module, masks))
 
     def after(trainer, module, masks, optimizer, *_) -> None:
@@ -126,7 +126,7 @@ def watched(monkeypatch) -> dict[int, str]:
         seen = tensors([module.model.state_dict(), optimizer.state_dict()["state"]])
         steps[trainer.global_step + 1] = hash_of(dict(seen))
 
-    monkeypatch.setattr(SaveLast, "on_fit_start", last_of_all)
+    monkeypatch.setattr(Checkpoint, "on_fit_start", last_of_all)
     return steps
 
 
@@ -206,11 +206,11 @@ def interrupted(config, end: End, quiet, monkeypatch) -> dict:
             end.how()
 
     with monkeypatch.context() as patch:
-        patch.setattr(StopWhenDiverged, "on_train_batch_end", interrupt)
+        patch.setattr(NanGuard, "on_train_batch_end", interrupt)
         with pytest.raises(RuntimeError if end.how is die else Stopped) as caught:
             run(config, "x", quiet)
     status = json.loads((RunFolder(config).path / "status.json").read_text())
-    checkpoint = load(RunFolder(config).last)
+    checkpoint = load_checkpoint(RunFolder(config).last)
     if end.how is die:
         assert status["state"] == "failed" and "pulled the plug" in status["error"]
     else:
@@ -224,7 +224,7 @@ def check_same(whole, broken) -> None:
     first, second = (load_network(RunFolder(config).best) for config in (whole, broken))
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
     parts = ("state_dict", "optimizer_states", "random_state")
-    lasts = (load(RunFolder(config).last) for config in (whole, broken))
+    lasts = (load_checkpoint(RunFolder(config).last) for config in (whole, broken))
     first, second = (dict(tensors({key: last[key] for key in parts})) for last in lasts)
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
     for name in ("metrics.csv", "updates.jsonl", "gradients.jsonl"):
@@ -328,7 +328,7 @@ def with_a_channel_more(masks: dict[str, np.ndarray]) -> int:
 
 def check_the_plain_network_of(state: dict[str, torch.Tensor], plain: torch.nn.Module) -> None:
     """`state` holds offsets: it loads once `plain` follows it, and what is folded is sparse weights plus offsets."""
-    match(plain, state)
+    rebuild_structure(plain, state)
     wrong = plain.load_state_dict(state, strict=False)
     assert not wrong.missing_keys and all(name.endswith(".mask") for name in wrong.unexpected_keys)
     flat = folded(plain).eval()

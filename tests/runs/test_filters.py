@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparse_lab import data, models
 from sparse_lab.algorithms.prune import Prune
-from sparse_lab.algorithms.structured.compaction import Compacting
+from sparse_lab.algorithms.structured.compaction import Compaction
 from sparse_lab.cli.main import main
 from sparse_lab.errors import UserError
 from sparse_lab.experiment import phases
@@ -26,7 +26,7 @@ from sparse_lab.export import export
 from sparse_lab.models import compactors, registry
 from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.sparsity.structured.remove_channels import rebuild
-from sparse_lab.training.checkpoint_io import load, load_network
+from sparse_lab.training.checkpoint_io import load_checkpoint, load_network
 
 TOTAL = 57_884  # VGG16 at a sixteenth of its width
 ROWS = [4, 4, 8, 8, 16, 16, 16, 32, 32, 32, 32, 32, 32]
@@ -260,10 +260,10 @@ def test_compactors_change_no_answer_at_first_and_have_a_recipe_of_their_own(com
 
     config = with_starts(compose("method=resrep", "sparsity.target=0.6", *COMPACTING))
     dense = RunFolder(phases.parent(config)).best
-    monkeypatch.setattr(Compacting, "on_train_batch_start", look, raising=False)
+    monkeypatch.setattr(Compaction, "on_train_batch_start", look, raising=False)
     run(config, "x", quiet)
     assert seen
-    (group,) = load(RunFolder(config).last)["optimizer_states"][0]["param_groups"]
+    (group,) = load_checkpoint(RunFolder(config).last)["optimizer_states"][0]["param_groups"]
     assert len(group["params"]) == sum(1 for _ in models.build("vgg16").parameters())
 
 
@@ -295,8 +295,8 @@ def test_rows_are_given_up_a_few_more_at_each_look_the_shortest_first(compose, q
             wanted = torch.where(c.alive.view(-1, 1, 1, 1), before[name], 0.0) + pull
             assert torch.allclose(c.weight.grad, wanted, atol=1e-7)
 
-    original, add_penalty = Compacting._give_up, compactors.add_penalty
-    monkeypatch.setattr(Compacting, "_give_up", spied)
+    original, add_penalty = Compaction._give_up, compactors.add_penalty
+    monkeypatch.setattr(Compaction, "_give_up", spied)
     monkeypatch.setattr("sparse_lab.algorithms.structured.compaction.compactors.add_penalty", penalised)
     rows = ("method.compacting.channels=3", "method.compacting.penalty=0.5", "training.finetune.epochs=12")
     run(with_starts(compose("method=resrep", "sparsity.target=0.3", *COMPACTING, *rows)), "x", quiet)
@@ -322,8 +322,8 @@ def folding(monkeypatch) -> list[float]:
             moved.append(float((network(images) - before).abs().max()))
         network.train(training)
 
-    original = Compacting._fuse
-    monkeypatch.setattr(Compacting, "_fuse", spied)
+    original = Compaction._fuse
+    monkeypatch.setattr(Compaction, "_fuse", spied)
     return moved
 
 

@@ -14,11 +14,11 @@ from torch.nn import functional
 
 from sparse_lab import data, models
 from sparse_lab.algorithms.after_step import AfterStep
-from sparse_lab.algorithms.drop_and_grow import Mutate
-from sparse_lab.algorithms.enforce import KeepMasks
+from sparse_lab.algorithms.drop_and_grow import ElasticMutation
+from sparse_lab.algorithms.enforce import EnforceMasks
 from sparse_lab.algorithms.hypersphere import Hypersphere
 from sparse_lab.algorithms.prune import Prune
-from sparse_lab.callbacks.checkpoint import SaveLast
+from sparse_lab.callbacks.checkpoint import Checkpoint
 from sparse_lab.errors import UserError
 from sparse_lab.experiment.runner import run
 from sparse_lab.experiment.validate import check
@@ -186,7 +186,7 @@ def epochs(monkeypatch) -> dict[str, list[dict[str, torch.Tensor]]]:
     caught: dict[str, list[dict[str, torch.Tensor]]] = {}
 
     def look(self, trainer, module, validation):
-        saves = next(callback for callback in trainer.callbacks if isinstance(callback, SaveLast))
+        saves = next(callback for callback in trainer.callbacks if isinstance(callback, Checkpoint))
         name = saves.folder.name
         caught.setdefault(name, []).append({k: v.clone() for k, v in module.model.state_dict().items()})
         original(self, trainer, module, validation)
@@ -304,8 +304,8 @@ def test_elastic_mutation_drops_and_grows_to_the_bounds(method, compose, quiet, 
         assert kept == high
         return kept, [new]
 
-    original = Mutate.change
-    monkeypatch.setattr(Mutate, "change", spied)
+    original = ElasticMutation.change
+    monkeypatch.setattr(ElasticMutation, "change", spied)
     config = compose(f"method={method}", "sparsity.target=0.9", "training.epochs=8", "method.rewire.every=1")
     result = run(config, "x", quiet)
     # 16 steps, two an epoch: the first stage ends at step 9, the second at step 12
@@ -414,8 +414,8 @@ def test_dense_and_sparse_by_turns(compose, quiet, monkeypatch):
                 assert mask.all() and not trainer.optimizers[0].state
                 assert not self.masks.weights()[name].detach()[fresh].any()
 
-    original, begins = KeepMasks._after_step, Prune.on_train_batch_start
-    monkeypatch.setattr(KeepMasks, "_after_step", after)
+    original, begins = EnforceMasks._after_step, Prune.on_train_batch_start
+    monkeypatch.setattr(EnforceMasks, "_after_step", after)
     monkeypatch.setattr(Prune, "on_train_batch_start", spied)
     # 40 steps: 4 dense, turns of 4, 6 dense from 28 to 34, then sparse
     config = compose(

@@ -105,14 +105,14 @@ def test_two_runs_with_one_seed_are_equal(compose, quiet, tmp_path):
 def test_automatic_precision_is_that_of_the_device(compose, monkeypatch):
     config = compose("trainer=auto", "method=rigl")
     assert config.trainer.precision == "auto"
-    assert backend.settled(config).trainer.precision == "32-true"
+    assert backend.resolve_backend(config).trainer.precision == "32-true"
     names = [RunFolder(config).name, RunFolder(compose("trainer=cpu", "method=rigl")).name]
     assert names[0] == names[1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(backend, "GPU_FILES", ("null",))  # every machine has this device
-    assert backend.settled(config).trainer.precision == "bf16-mixed"
+    assert backend.resolve_backend(config).trainer.precision == "bf16-mixed"
     assert RunFolder(config).name != names[0]
-    assert backend.settled(compose("trainer=cpu", "method=rigl")).trainer.precision == "32-true"
+    assert backend.resolve_backend(compose("trainer=cpu", "method=rigl")).trainer.precision == "32-true"
 
 
 @pytest.mark.full

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_lab.training.checkpoint_io import load
+from sparse_lab.training.checkpoint_io import load_checkpoint
 
 # long enough to be hit
 SIZE = ("dataset.train_limit=128", "dataset.eval_limit=100", "training.batch_size=64")
@@ -194,7 +194,7 @@ def compare(whole: dict[str, Path], killed: dict[str, Path]) -> None:
     assert whole.keys() == killed.keys()
     for name, path in whole.items():
         for file in ("checkpoints/last.ckpt", "checkpoints/best.ckpt"):
-            first, second = (dict(plain(load(run / file))) for run in (path, killed[name]))
+            first, second = (dict(plain(load_checkpoint(run / file))) for run in (path, killed[name]))
             assert first == second, f"{name}/{file}"
         for file in ("metrics.csv", "updates.jsonl"):
             assert (path / file).exists() == (killed[name] / file).exists()
@@ -230,7 +230,7 @@ def test_sigterm_saves_within_the_epoch_and_leaves_with_its_own_status(lab, tmp_
     assert process.returncode == 143, said
     assert "stopped by SIGTERM: saved at step" in said and "Traceback" not in said
     status = json.loads((folder / "status.json").read_text())
-    step = load(folder / "checkpoints/last.ckpt")["global_step"]
+    step = load_checkpoint(folder / "checkpoints/last.ckpt")["global_step"]
     assert status["state"] == "interrupted" and f"saved at step {step};" in status["error"]
     assert 10 <= step < 256
     lab.finish(request, "stopped")
@@ -273,13 +273,13 @@ def test_a_full_disk_is_one_line_and_earlier_files_stay_whole(lab, tmp_path):
         said = process.communicate(timeout=120)[0]
         assert process.returncode == 1 and "the disk is full" in said and "Traceback" not in said, said
         assert not list(folder.rglob("*.tmp"))
-        step = load(folder / "checkpoints" / "last.ckpt")["global_step"]
+        step = load_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"]
         (disk / "ballast").unlink()
         again = lab.start(("method=dense", "training.epochs=200"), "disk")
         wait_for_training(again)
         again.terminate()
         again.communicate(timeout=60)
-        assert load(folder / "checkpoints" / "last.ckpt")["global_step"] >= step > 0
+        assert load_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] >= step > 0
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
@@ -297,6 +297,6 @@ def test_two_processes_of_one_run_stop_together_and_go_on_to_the_same_bits(lab):
     process.terminate()
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 143 and "Traceback" not in said, said
-    assert 10 <= load(folder / "checkpoints/last.ckpt")["global_step"] < 64, "not within the first epoch"
+    assert 10 <= load_checkpoint(folder / "checkpoints/last.ckpt")["global_step"] < 64, "not within the first epoch"
     lab.finish(two, "stopped")
     compare(lab.runs("whole"), lab.runs("stopped"))

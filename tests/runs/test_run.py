@@ -19,21 +19,21 @@ from sparse_lab.training.checkpoint_io import load_network
 @pytest.mark.full
 def test_vgg16_at_98_85_keeps_the_exact_number_before_and_after_a_save_and_load(tmp_path):
     from sparse_lab.sparsity.mask_updates import prune_to
-    from sparse_lab.sparsity.masks import Masks, kept_for
+    from sparse_lab.sparsity.masks import Masks, num_kept
     from sparse_lab.sparsity.scores import View, lamp
-    from sparse_lab.training.checkpoint_io import into, save_network
+    from sparse_lab.training.checkpoint_io import load_into, save_network
 
     torch.manual_seed(0)
     model = models.build("vgg16")
     masks = Masks(model)
-    masks.set(prune_to(masks, kept_for(0.9885, masks.total()), lamp(View(model)), "global"))
+    masks.set(prune_to(masks, num_kept(0.9885, masks.total()), lamp(View(model)), "global"))
     wanted = round((1 - 0.9885) * 14_715_584)
     assert wanted == 169_229
     assert sum(int(torch.count_nonzero(w)) for w in masks.weights().values()) == wanted
     save_network(model, tmp_path / "best.ckpt", {})
     other = models.build("vgg16")
     loaded = Masks(other)
-    into(other, load_network(tmp_path / "best.ckpt"), "best.ckpt")
+    load_into(other, load_network(tmp_path / "best.ckpt"), "best.ckpt")
     assert loaded.kept() == wanted
     assert sum(int(torch.count_nonzero(w)) for w in loaded.weights().values()) == wanted
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sparse_lab.callbacks.checkpoint import SaveLast
-from sparse_lab.callbacks.nan_guard import StopWhenDiverged
+from sparse_lab.callbacks.checkpoint import Checkpoint
+from sparse_lab.callbacks.nan_guard import NanGuard
 from sparse_lab.errors import UserError
 from sparse_lab.experiment import backend, phases
 from sparse_lab.experiment.compose import to_config
@@ -20,7 +20,7 @@ from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.sparse_cpu.optimizer import LiveOptimizer
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sweep.plan import Request
-from sparse_lab.training.checkpoint_io import load, load_network
+from sparse_lab.training.checkpoint_io import load_checkpoint, load_network
 
 OFTEN = ("method.rewire.every=2",)
 # density moves across the quarter from which on torch computes
@@ -78,7 +78,7 @@ def test_every_method_ends_with_the_masks_and_weights_of_dense_arithmetic(method
         assert records[0]["start"] == records[1]["start"]
     first, second = (load_network(RunFolder(config).best) for config in (dense, sparse))
     same(first, second)
-    optimizers = [load(RunFolder(config).last)["optimizer_states"][0]["state"] for config in (dense, sparse)]
+    optimizers = [load_checkpoint(RunFolder(config).last)["optimizer_states"][0]["state"] for config in (dense, sparse)]
     assert [state.keys() for state in optimizers[0].values()] == [state.keys() for state in optimizers[1].values()]
     same(*(dict(tensors(state)) for state in optimizers))
     assert records[0]["explored"] == records[1]["explored"]
@@ -148,7 +148,7 @@ def test_dense_gradients_are_computed_in_the_steps_that_need_them_alone(asked, s
         assert seen[-1] or all(weight.grad is None for weight in weights)
 
     monkeypatch.setattr(
-        SaveLast, "on_fit_start", lambda self, trainer, *_: trainer.optimizers[0].register_step_post_hook(watch)
+        Checkpoint, "on_fit_start", lambda self, trainer, *_: trainer.optimizers[0].register_step_post_hook(watch)
     )
     run(compose(*COMMON, *asked, "compute=sparse"), "x", quiet)
     assert [number for number, dense in enumerate(seen) if dense] == steps
@@ -193,10 +193,10 @@ def test_a_run_that_died_twice_goes_on_to_the_same_bits(method, compose, quiet, 
                 raise RuntimeError("pulled the plug")
 
         with monkeypatch.context() as patch:
-            patch.setattr(StopWhenDiverged, "on_train_batch_end", die)
+            patch.setattr(NanGuard, "on_train_batch_end", die)
             with pytest.raises(RuntimeError, match="pulled the plug"):
                 run(broken, "x", quiet)
-        assert load(RunFolder(broken).last)["global_step"] == {4: 2, 5: 4}[step]
+        assert load_checkpoint(RunFolder(broken).last)["global_step"] == {4: 2, 5: 4}[step]
         if step == 5:  # the checkpoint of step 4 is of after the first death
             assert_same_rows(whole, broken, epochs=2)
     run(broken, "x", quiet)
@@ -215,7 +215,7 @@ def assert_same_rows(whole, broken, epochs: int) -> None:
 
 
 def state_of(config) -> dict[str, torch.Tensor]:
-    last = load(RunFolder(config).last)
+    last = load_checkpoint(RunFolder(config).last)
     return dict(tensors({"network": last["state_dict"], "optimizer": dict(enumerate(last["optimizer_states"]))}))
 
 

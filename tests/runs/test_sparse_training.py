@@ -13,13 +13,13 @@ from torch.nn import functional
 
 from sparse_lab import models
 from sparse_lab.algorithms.after_step import AfterStep
-from sparse_lab.algorithms.drop_and_grow import Rewire
-from sparse_lab.algorithms.enforce import KeepMasks
+from sparse_lab.algorithms.drop_and_grow import DropAndGrow
+from sparse_lab.algorithms.enforce import EnforceMasks
 from sparse_lab.experiment.identity import run_name
 from sparse_lab.experiment.runner import run
 from sparse_lab.models.dyrelu import DyReLU
 from sparse_lab.records.run_dir import RunFolder
-from sparse_lab.training.checkpoint_io import load, load_network
+from sparse_lab.training.checkpoint_io import load_checkpoint, load_network
 
 NARROW = ("model=resnet34", "sparsity.target=0.9", "training.epochs=10")  # 20 steps, 83,468 weights
 
@@ -114,9 +114,9 @@ def test_growth_sees_the_dense_gradients_of_the_training_step(compose, quiet, mo
         caught["compared"] = True
         return original(self, masks, steps_done, drop, grow, chance)
 
-    original = Rewire.change
+    original = DropAndGrow.change
     monkeypatch.setattr(AfterStep, "on_train_batch_start", remember)
-    monkeypatch.setattr(Rewire, "change", compare)
+    monkeypatch.setattr(DropAndGrow, "change", compare)
     exact = ("trainer.precision=64-true", "training.epochs=2")  # in float32 flips of ReLUs move gradients by percents
     run(compose("method=rigl", "sparsity.target=0.9", "method.rewire.every=1", *exact), "x", quiet)
     assert caught["compared"]
@@ -131,8 +131,8 @@ def test_gradients_are_taken_after_clipping_or_before_it(when, clipped, compose,
         norms.append(math.sqrt(sum(float(score.double().square().sum()) for score in grow.values())))
         return original(self, masks, steps_done, drop, grow, chance)
 
-    original = Rewire.change
-    monkeypatch.setattr(Rewire, "change", spied)
+    original = DropAndGrow.change
+    monkeypatch.setattr(DropAndGrow, "change", spied)
     overrides = ("training.clip_norm=1e-3", f"method.gradients={when}", "method.rewire.every=2", "training.epochs=4")
     run(compose("method=rigl", "sparsity.target=0.9", *overrides), "x", quiet)
     assert norms and all((norm <= 1e-3 * (1 + 1e-4)) is clipped for norm in norms)
@@ -146,8 +146,8 @@ def test_explored_is_the_share_of_weights_that_were_ever_alive(compose, quiet, m
         for name, mask in self.masks.masks().items():
             ever[name] = mask.clone() | ever.get(name, mask)
 
-    original = KeepMasks._after_step
-    monkeypatch.setattr(KeepMasks, "_after_step", watched)
+    original = EnforceMasks._after_step
+    monkeypatch.setattr(EnforceMasks, "_after_step", watched)
     result = run(compose("method=set", "sparsity.target=0.9", "training.epochs=5", "method.rewire.every=3"), "x", quiet)
     share = sum(int(mask.sum()) for mask in ever.values()) / result["total"]
     assert 0.1 < share == pytest.approx(result["explored"], abs=1e-12)
@@ -225,7 +225,7 @@ def test_no_epoch_with_dyrelu_counts_as_best_and_nothing_of_it_is_left(compose, 
     config = compose("method=static", *NARROW, "training.epochs=5", "method.dyrelu=true", "method.phasing.end=0.8")
     result = run(config, "x", quiet)
     assert result["selected_on"] == "validation" and result["levels"][0]["best_epoch"] == 5
-    checkpoint = load(RunFolder(config).last)
+    checkpoint = load_checkpoint(RunFolder(config).last)
     network = models.build("resnet34", width=0.0625)
     parameters = sum(1 for _ in network.parameters())
     assert len(checkpoint["optimizer_states"][0]["param_groups"][0]["params"]) == parameters

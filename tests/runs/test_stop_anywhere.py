@@ -19,15 +19,15 @@ import pytest
 import torch
 
 from sparse_lab.callbacks import activations, mask_logger, rounds
-from sparse_lab.callbacks.checkpoint import SaveLast
-from sparse_lab.callbacks.nan_guard import StopWhenDiverged
+from sparse_lab.callbacks.checkpoint import Checkpoint
+from sparse_lab.callbacks.nan_guard import NanGuard
 from sparse_lab.callbacks.rounds import Rounds
 from sparse_lab.experiment import fit
 from sparse_lab.experiment.runner import run
 from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.sparse_cpu import engine
 from sparse_lab.sparsity import scores
-from sparse_lab.training.checkpoint_io import load
+from sparse_lab.training.checkpoint_io import load_checkpoint
 from sparse_lab.training.lightning_module import Classifier
 from sparse_lab.training.signals import Stopped
 from sparse_lab.training.step import TrainingStep
@@ -113,7 +113,7 @@ def check_where_it_goes_on(folder: RunFolder, moment: Moment) -> None:
     where = f"saved at step {moment.step}" if moment.step else "nothing was trained yet"
     assert status["state"] == "interrupted" and where in status["error"], f"{moment}: {status['error']}"
     if moment.step:
-        assert load(folder.last)["global_step"] == moment.step, moment
+        assert load_checkpoint(folder.last)["global_step"] == moment.step, moment
     else:
         assert not folder.last.exists(), moment
     assert not list(folder.path.rglob("*.tmp"))
@@ -121,7 +121,7 @@ def check_where_it_goes_on(folder: RunFolder, moment: Moment) -> None:
 
 def compare(whole: RunFolder, left: RunFolder) -> None:
     for name in ("checkpoints/last.ckpt", "checkpoints/best.ckpt"):
-        assert dict(plain(load(whole.path / name))) == dict(plain(load(left.path / name))), name
+        assert dict(plain(load_checkpoint(whole.path / name))) == dict(plain(load_checkpoint(left.path / name))), name
     files = [{path.name for path in folder.path.iterdir()} for folder in (whole, left)]
     assert files[0] == files[1] and "activations.jsonl" in files[0]
     for name in sorted(name for name in files[0] if name.endswith((".csv", ".jsonl"))):
@@ -203,9 +203,9 @@ def test_within_the_last_step_of_an_epoch(compose, quiet, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         save(self, *arguments)
 
-    save = SaveLast.leave
-    monkeypatch.setattr(SaveLast, "leave", leave)
-    monkeypatch.setattr(StopWhenDiverged, "on_train_batch_end", preempt)
+    save = Checkpoint.leave
+    monkeypatch.setattr(Checkpoint, "leave", leave)
+    monkeypatch.setattr(NanGuard, "on_train_batch_end", preempt)
     validation = Moment(Classifier, "validation_step", 3, step=6)
     validation.comes(monkeypatch)  # two batches in the first epoch, and none in the second
     with pytest.raises(Stopped):

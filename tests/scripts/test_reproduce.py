@@ -30,7 +30,7 @@ from keep_records import keep_run
 from reproduce import main
 from reproduce_table import TABLES, Run, Table, merged, plan, request_of
 
-from sparse_lab.callbacks.nan_guard import StopWhenDiverged
+from sparse_lab.callbacks.nan_guard import NanGuard
 from sparse_lab.cli import main as cli
 from sparse_lab.errors import UserError
 from sparse_lab.records.atomic_io import damaged
@@ -93,13 +93,13 @@ class PlayedUntilStopped(Played):
     def __init__(self, command: list[str], stdout: Any, **_: Any) -> None:
         with pytest.MonkeyPatch.context() as patch:
             if "method=oneshot" in command:
-                patch.setattr(StopWhenDiverged, "on_train_batch_end", stop_at_the_fifth_step)
+                patch.setattr(NanGuard, "on_train_batch_end", stop_at_the_fifth_step)
             super().__init__(command, stdout)
         if self.returncode == 143:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def stop_at_the_fifth_step(self: StopWhenDiverged, trainer: Any, *_: Any) -> None:
+def stop_at_the_fifth_step(self: NanGuard, trainer: Any, *_: Any) -> None:
     if trainer.global_step == 5:
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -15,7 +15,7 @@ from sparse_lab.cli.main import main
 from sparse_lab.config import DatasetConfig, TrainingConfig
 from sparse_lab.errors import UserError
 from sparse_lab.experiment.runner import run
-from sparse_lab.records.atomic_io import seal
+from sparse_lab.records.atomic_io import append_checksum
 from sparse_lab.records.run_dir import RunFolder
 
 KINDS = ("zip", "legacy", "pickle")
@@ -35,7 +35,7 @@ def test_a_checkpoint_to_go_on_from(name, traps, compose, quiet):
     config = compose("method=dense")
     path = getattr(RunFolder(config), name)
     traps.write(path, "zip")
-    seal(path)
+    append_checksum(path)
     line = refused(traps, lambda: run(config, "test", quiet))
     assert str(path) in line and "not unpickled" in line
 
@@ -60,7 +60,7 @@ def test_a_network_to_start_from(how, traps, compose, quiet):
     run(dense, "test", quiet)
     traps.write(RunFolder(dense).best, how)
     if how == "zip":
-        seal(RunFolder(dense).best)
+        append_checksum(RunFolder(dense).best)
     line = refused(traps, lambda: run(config, "test", quiet))
     assert str(RunFolder(dense).best) in line
 
@@ -97,7 +97,7 @@ def test_a_run_to_export(how, traps, compose, quiet, tmp_path, capsys):
     run(config, "test", quiet)
     traps.write(RunFolder(config).best, how)
     if how == "zip":
-        seal(RunFolder(config).best)
+        append_checksum(RunFolder(config).best)
     assert main(["export", str(RunFolder(config).path), "--out", str(tmp_path / "net.pt")]) == 2
     assert not traps.sprung and not (tmp_path / "net.pt").exists()
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sparse_lab.sparse_cpu.optimizer import LiveOptimizer
-from sparse_lab.sparse_cpu.sparse_weights import live_weights
+from sparse_lab.sparse_cpu.sparse_weights import sparse_weights
 from sparse_lab.sparsity.masks import Masks
 
 OPTIMIZERS = {
@@ -37,7 +37,7 @@ class Pair:
         self.masks, self.live_masks = Masks(self.dense), Masks(self.sparse)
         self.draw()
         self.torch = kind(self.dense.parameters(), **options)
-        self.live = live_weights(self.sparse)
+        self.live = sparse_weights(self.sparse)
         self.ours = LiveOptimizer(kind(self.sparse.parameters(), **options), self.live)
 
     def draw(self, *, state: bool = False) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from sparse_lab.models import dyrelu, weight_sharing
 from sparse_lab.models.registry import build
-from sparse_lab.sparse_cpu.sparse_weights import Live, live_weights
+from sparse_lab.sparse_cpu.sparse_weights import SparseWeight, sparse_weights
 from sparse_lab.sparsity.masks import Masks
 
 
@@ -35,13 +35,13 @@ def test_every_weight_with_a_mask_is_live_and_no_other() -> None:
     weight_sharing.share(model)
     dyrelu.install(model, 16)
     masks = Masks(model)
-    assert list(live_weights(model)) == list(masks.weights().values())
+    assert list(sparse_weights(model)) == list(masks.weights().values())
 
 
 def test_positions_and_values_are_those_of_the_mask() -> None:
     model, _ = masked(nn.Conv2d(5, 7, 3), nn.Linear(40, 9))
     for layer in model:
-        live = Live(layer)
+        live = SparseWeight(layer)
         assert live.positions.dtype == np.int64
         assert live.positions.tolist() == wanted(layer)
         assert np.array_equal(live.values, layer.weight.detach()[layer.mask].numpy())
@@ -67,7 +67,7 @@ def test_both_orders_hold_each_kept_weight_once_and_sorted(
         "output": (kept[:, 0] * rows + kept[:, 2], shape[0] * rows, channel_in),
         "input": (channel_in * rows + rows - 1 - kept[:, 2], inputs * groups * rows, kept[:, 0]),
     }
-    live = Live(layer)
+    live = SparseWeight(layer)
     for side, (bucket, number, other) in buckets.items():
         order = live.order(side, shape, groups)
         entries = np.argsort(bucket, kind="stable")
@@ -116,7 +116,7 @@ CHANGES: dict[str, Callable[[nn.Module, Masks], None]] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_mask_is_noticed_and_other_layers_keep_their_index(name: str) -> None:
     model, masks = masked(nn.Conv2d(5, 7, 3), nn.Conv2d(7, 6, 3), nn.Linear(40, 9))
-    first, *rest = (Live(layer) for layer in model)
+    first, *rest = (SparseWeight(layer) for layer in model)
     old = first.positions
     kept = [live.positions for live in rest]
     orders = [live.order("output", tuple(live.weight.shape) + (1,) * (4 - live.weight.dim()), 1) for live in rest]
@@ -133,7 +133,7 @@ def test_a_changed_mask_is_noticed_and_other_layers_keep_their_index(name: str) 
 
 def test_an_unchanged_mask_that_is_set_again_keeps_index_and_gradient() -> None:
     model, masks = masked(nn.Conv2d(5, 7, 3))
-    live = Live(model[0])
+    live = SparseWeight(model[0])
     positions, order = live.positions, live.order("input", (7, 5, 3, 3), 1)
     live.gradient = gradient = np.ones(len(positions), np.float32)
     masks.set(copy.deepcopy(masks.masks()))
@@ -144,7 +144,7 @@ def test_an_unchanged_mask_that_is_set_again_keeps_index_and_gradient() -> None:
 
 def test_masks_that_come_and_go_unseen_are_not_mistaken_for_one_another() -> None:
     model, _ = masked(nn.Conv2d(5, 7, 3))
-    live = Live(model[0])
+    live = SparseWeight(model[0])
     assert live.positions.tolist() == wanted(model[0])
     for _ in range(50):  # memory, and with it identity, is soon used again
         model[0].mask = flipped(model[0].mask.clone())
@@ -169,7 +169,7 @@ def test_a_step_after_a_change_uses_the_new_positions(twins: type) -> None:
 
 def test_gradients_of_two_uses_add_up_until_they_are_cleared() -> None:
     model, _ = masked(nn.Conv2d(5, 7, 3))
-    live = Live(model[0])
+    live = SparseWeight(model[0])
     live.add(np.arange(3.0))
     live.add(np.arange(3.0))
     assert live.gradient is not None

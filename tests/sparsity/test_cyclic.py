@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparse_lab.errors import UserError
 from sparse_lab.sparsity.mask_updates import move_to
-from sparse_lab.sparsity.masks import Masks, kept_for
+from sparse_lab.sparsity.masks import Masks, num_kept
 from sparse_lab.sparsity.schedules import Cyclic, DropFraction
 
 LENGTHS = [(10,), (1,), (7, 13), (50, 100), (8, 0, 8), (0, 5), (5, 0), (0, 0), (1, 1, 1), (12, 30, 5, 9)]
@@ -218,7 +218,7 @@ def test_every_move_of_two_cycles(target: float, multiplier: float, shape: str, 
     assert masks.total() == total
     start, _ = _scores(masks, 99, ties)
     alive = {name: torch.ones_like(mask) for name, mask in masks.masks().items()}
-    first = move_to(masks, kept_for(target, total), start, start, "erk")
+    first = move_to(masks, num_kept(target, total), start, start, "erk")
     assert all(torch.equal(mask, alive[name]) for name, mask in masks.masks().items()), "only answers, changes nothing"
     masks.set(first)
     schedule = Cyclic(target, (20, 31), multiplier, every=3, shape=shape)
@@ -239,7 +239,7 @@ def test_every_move_of_two_cycles(target: float, multiplier: float, shape: str, 
         saturated |= any(count == size for count, size in zip(counts, sizes, strict=True))
         masks.set(new)
         assert masks.kept() == kept
-    assert masks.kept() == kept_for(target, total)
+    assert masks.kept() == num_kept(target, total)
     assert saturated == (multiplier * (1 - target) > 0.45)
 
 

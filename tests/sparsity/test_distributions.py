@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparse_lab.errors import UserError
 from sparse_lab.models import build
-from sparse_lab.sparsity.distributions import allocate, share_out
+from sparse_lab.sparsity.distributions import distribute, share_out
 
 NETWORKS = ("vgg16", "resnet34", "resnet50")
 DENSITIES = (0.5, 0.2, 0.01, 1e-3, 1e-4)
@@ -103,7 +103,7 @@ HAND = {"conv": (4, 2, 3, 3), "point": (8, 4, 1, 1), "linear": (10, 8)}
 def _allocate(name: str, kept: int, shapes: dict[str, tuple[int, ...]]) -> list[int]:
     weights = {layer: torch.empty(shape, device="meta") for layer, shape in shapes.items()}
     alive = {layer: torch.ones(1, dtype=torch.bool).expand(shape) for layer, shape in shapes.items()}
-    counts = allocate(name, kept, weights, {}, alive)
+    counts = distribute(name, kept, weights, {}, alive)
     assert list(counts) == list(shapes)
     return list(counts.values())
 
@@ -219,29 +219,29 @@ def test_lamp_and_global_by_hand() -> None:
     weights = _tensors({"a": [1.0, -2.0], "b": [10.0, 20.0, -30.0]})
     magnitudes = {name: weight.abs() for name, weight in weights.items()}
     alive = _all_alive(weights)
-    assert allocate("lamp", 3, weights, magnitudes, alive) == {"a": 1, "b": 2}
-    assert allocate("lamp", 4, weights, magnitudes, alive) == {"a": 2, "b": 2}
-    assert allocate("global", 4, weights, magnitudes, alive) == {"a": 1, "b": 3}
-    assert allocate("global", 3, weights, magnitudes, alive) == {"a": 1, "b": 2}, "a is not emptied"
+    assert distribute("lamp", 3, weights, magnitudes, alive) == {"a": 1, "b": 2}
+    assert distribute("lamp", 4, weights, magnitudes, alive) == {"a": 2, "b": 2}
+    assert distribute("global", 4, weights, magnitudes, alive) == {"a": 1, "b": 3}
+    assert distribute("global", 3, weights, magnitudes, alive) == {"a": 1, "b": 2}, "a is not emptied"
 
 
 def test_lamp_ranks_lamp_scores_whatever_the_scores_say() -> None:
     weights = _tensors({"a": [1.0, -2.0], "b": [10.0, 20.0, -30.0]})
     upside_down = {name: -weight.abs() for name, weight in weights.items()}
-    assert allocate("lamp", 4, weights, upside_down, _all_alive(weights)) == {"a": 2, "b": 2}
+    assert distribute("lamp", 4, weights, upside_down, _all_alive(weights)) == {"a": 2, "b": 2}
 
 
 def test_lamp_does_not_count_what_is_dead() -> None:
     weights = _tensors({"a": [1.0, -2.0, 0.0], "b": [10.0, 0.0, -30.0]})
     alive = {"a": torch.tensor([True, True, False]), "b": torch.tensor([True, False, True])}
-    assert allocate("lamp", 4, weights, {}, alive) == {"a": 2, "b": 2}
+    assert distribute("lamp", 4, weights, {}, alive) == {"a": 2, "b": 2}
 
 
 def test_lamp_tells_a_living_zero_from_a_dead_one() -> None:
     """Weights that have just regrown at zero are alive; they go before what is dead, wherever they stand."""
     weights = _tensors({"a": [0.0, 0.0, 3.0], "b": [5.0, 0.0]})
     alive = {"a": torch.tensor([False, False, True]), "b": torch.tensor([True, True])}
-    assert allocate("lamp", 3, weights, {}, alive) == {"a": 1, "b": 2}
+    assert distribute("lamp", 3, weights, {}, alive) == {"a": 1, "b": 2}
 
 
 @pytest.mark.parametrize("name", ["uniform", "er", "erk"])
@@ -249,7 +249,7 @@ def test_a_layer_keeps_no_more_than_is_alive_in_it(name: str) -> None:
     weights = {layer: torch.ones(shape) for layer, shape in HAND.items()}
     alive = _all_alive(weights)
     alive["linear"] = torch.arange(80).reshape(10, 8) < 5
-    counts = allocate(name, 60, weights, {}, alive)
+    counts = distribute(name, 60, weights, {}, alive)
     assert counts["linear"] == 5
     assert sum(counts.values()) == 60
 
@@ -263,4 +263,4 @@ def test_unknown_allocation_names_the_nearest() -> None:
 def test_fewer_weights_than_layers_are_refused(name: str) -> None:
     weights = {layer: torch.ones(shape) for layer, shape in HAND.items()}
     with pytest.raises(UserError, match="2 kept weights would empty a layer"):
-        allocate(name, 2, weights, weights, _all_alive(weights))
+        distribute(name, 2, weights, weights, _all_alive(weights))

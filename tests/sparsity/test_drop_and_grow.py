@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparse_lab.sparsity.mask_updates import drop_and_grow
 from sparse_lab.sparsity.masks import Masks
-from sparse_lab.sparsity.scores import Batches, View, find
+from sparse_lab.sparsity.scores import Batches, View, find_score
 
 SIZES = {"0": 30, "1": 12, "2": 1, "3": 60}
 
@@ -200,9 +200,9 @@ def test_gradients_at_hand_need_no_batch() -> None:
     for name, weight in masks.weights().items():
         key, w = f"layers.{name}", weight.detach().double()
         g = before[name].double()
-        assert torch.equal(find("gradient")(view)[key].double(), g.abs())
-        assert torch.equal(find("magnitude")(view)[key].double(), w.abs())
-        torch.testing.assert_close(find("taylor")(view)[key].double(), g * g * w * w, rtol=1e-6, atol=0.0)
+        assert torch.equal(find_score("gradient")(view)[key].double(), g.abs())
+        assert torch.equal(find_score("magnitude")(view)[key].double(), w.abs())
+        torch.testing.assert_close(find_score("taylor")(view)[key].double(), g * g * w * w, rtol=1e-6, atol=0.0)
         torch.testing.assert_close(view.gradients(power=3)[key].double(), g**3, rtol=1e-6, atol=0.0)
         assert torch.equal(grads[name], before[name])
     assert list(view.gradients()) == list(taken)
@@ -216,8 +216,8 @@ def test_gradients_at_hand_are_those_of_a_batch() -> None:
     nn.functional.cross_entropy(model(images), labels).backward()
     taken = {name: model.get_submodule(name).weight.grad for name in ("1", "3")}
     for score in ("gradient", "taylor"):
-        without = find(score)(View(model, [(images, labels)]))
-        with_them = find(score)(View(model, _no_batches, taken=taken))
+        without = find_score(score)(View(model, [(images, labels)]))
+        with_them = find_score(score)(View(model, _no_batches, taken=taken))
         for name, value in without.items():
             torch.testing.assert_close(with_them[name], value, rtol=1e-6, atol=1e-9)
 
@@ -225,9 +225,9 @@ def test_gradients_at_hand_are_those_of_a_batch() -> None:
 def test_without_batches_and_without_gradients_a_score_says_so() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="needs batches"):
-        find("gradient")(View(model))
+        find_score("gradient")(View(model))
     with pytest.raises(AssertionError, match="no batch"):
-        find("gradient")(View(model, _no_batches))
+        find_score("gradient")(View(model, _no_batches))
 
 
 def test_where_every_gradient_is_zero_chance_decides_not_the_index():

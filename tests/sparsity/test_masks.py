@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from sparse_lab.models import build
 from sparse_lab.sparsity.mask_updates import prune_to
-from sparse_lab.sparsity.masks import Masks, count, kept_for, layers
-from sparse_lab.sparsity.scores import View, find
+from sparse_lab.sparsity.masks import Masks, count, layers, num_kept
+from sparse_lab.sparsity.scores import View, find_score
 
 VGG16 = 14_715_584
 # the optimizers' own names for what they hold a weight
@@ -80,9 +80,9 @@ def test_vgg16_has_as_many_counted_weights_as_the_paper() -> None:
 @pytest.mark.parametrize("total", [VGG16, 21_265_088, 1000, 7])
 def test_kept_is_the_rounded_share(sparsity: str, total: int) -> None:
     exact = (1 - Decimal(sparsity)) * total
-    kept = kept_for(float(sparsity), total)
+    kept = num_kept(float(sparsity), total)
     assert abs(Decimal(kept) - exact) <= Decimal("0.5")
-    assert kept_for(0.9885, VGG16) == 169_229  # 0.0115 * 14,715,584 = 169,229.2
+    assert num_kept(0.9885, VGG16) == 169_229  # 0.0115 * 14,715,584 = 169,229.2
 
 
 def test_counts_follow_the_masks() -> None:
@@ -119,7 +119,7 @@ def test_kept_is_exact_after_pruning_again_and_again(allocation: str, score: str
     masks = Masks(net)
     for sparsity in (0.0, 0.3, 0.9, 0.97, 0.9885, 1 - 3 / 804):
         before = {name: mask.clone() for name, mask in masks.masks().items()}
-        masks.set(prune_to(masks, kept_for(sparsity, masks.total()), find(score)(View(net)), allocation))
+        masks.set(prune_to(masks, num_kept(sparsity, masks.total()), find_score(score)(View(net)), allocation))
         assert masks.kept() == round((1 - sparsity) * 804)
         assert sum(int((module.weight != 0).sum()) for module in layers(net).values()) == masks.kept()
         assert min(masks.kept_by_layer().values()) >= 1

@@ -18,10 +18,10 @@ from sparse_lab.models import build, dyrelu
 from sparse_lab.models.weight_sharing import share
 from sparse_lab.sparsity import paths
 from sparse_lab.sparsity.connectivity import connectivity, on_paths
-from sparse_lab.sparsity.distributions import allocate
+from sparse_lab.sparsity.distributions import distribute
 from sparse_lab.sparsity.mask_updates import prune_to
-from sparse_lab.sparsity.masks import Masks, kept_for, layers
-from sparse_lab.sparsity.paths import connected_start
+from sparse_lab.sparsity.masks import Masks, layers, num_kept
+from sparse_lab.sparsity.paths import connected_init
 
 Map = np.ndarray[Any, np.dtype[np.bool_]]  # (channels, rows, columns): can a path be here?
 ROUNDS = 60  # more sweeps over a network than any start should need
@@ -196,11 +196,11 @@ def _build(name: str, width: float, image_size: int, sharing: bool) -> nn.Module
 def _counts(model: nn.Module, kept: int) -> dict[str, int]:
     weights = {name: module.weight for name, module in layers(model).items()}
     alive = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
-    return allocate("erk", kept, weights, weights, alive)
+    return distribute("erk", kept, weights, weights, alive)
 
 
 def _start(model: nn.Module, counts: Mapping[str, int], seed: int, image_size: int) -> dict[str, Tensor]:
-    return connected_start(model, image_size, torch.Generator().manual_seed(seed), counts)
+    return connected_init(model, image_size, torch.Generator().manual_seed(seed), counts)
 
 
 @pytest.fixture
@@ -331,7 +331,7 @@ def test_pruning_with_a_connected_start_first(sharing: bool) -> None:
     masks = Masks(model)
     generator = torch.Generator().manual_seed(0)
     scores = {name: torch.rand(weight.shape, generator=generator) for name, weight in masks.weights().items()}
-    kept = kept_for(0.999, masks.total())
+    kept = num_kept(0.999, masks.total())
     told: dict[str, int] = {}
     reserved: dict[str, Tensor] = {}
 
@@ -456,4 +456,4 @@ def test_grouped_convolutions_are_refused_and_not_searched_for_ever() -> None:
     counts = {name: 8 for name in layers(model)}
     with pytest.raises(UserError, match="grouped"):
         for seed in range(20):
-            connected_start(model, 16, torch.Generator().manual_seed(seed), counts)
+            connected_init(model, 16, torch.Generator().manual_seed(seed), counts)

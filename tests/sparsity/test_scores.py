@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparse_lab.errors import UserError
-from sparse_lab.sparsity.scores import SCORES, View, find, lamp_of
+from sparse_lab.sparsity.scores import SCORES, View, find_score, lamp_of
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -55,7 +55,7 @@ def _gradients(net: Net, batches: Batches) -> dict[str, list[Tensor]]:
 
 def test_magnitude() -> None:
     net = _net()
-    scores = find("magnitude")(View(net))
+    scores = find_score("magnitude")(View(net))
     assert list(scores) == ["conv", "fc"]
     assert torch.equal(scores["conv"], net.conv.weight.detach().abs())
     assert not scores["fc"].requires_grad
@@ -105,7 +105,7 @@ def test_lamp_adds_up_in_float64() -> None:
 
 def test_lamp_score_covers_every_layer() -> None:
     net = _net()
-    scores = find("lamp")(View(net))
+    scores = find_score("lamp")(View(net))
     assert scores["conv"].shape == net.conv.weight.shape
     assert scores["fc"].flatten().tolist() == pytest.approx(_slow_lamp(net.fc.weight.detach().flatten().tolist()))
     assert float(scores["fc"].max()) == 1.0
@@ -113,7 +113,7 @@ def test_lamp_score_covers_every_layer() -> None:
 
 def test_gradient_is_the_absolute_mean_over_batches() -> None:
     batches = _batches()
-    scores = find("gradient")(View(_net(), batches))
+    scores = find_score("gradient")(View(_net(), batches))
     for name, grads in _gradients(_net(), batches).items():
         torch.testing.assert_close(scores[name], torch.stack(grads).mean(0).abs(), rtol=1e-10, atol=1e-15)
 
@@ -121,7 +121,7 @@ def test_gradient_is_the_absolute_mean_over_batches() -> None:
 def test_taylor_is_the_mean_of_squares_and_not_the_square_of_the_mean() -> None:
     batches = _batches()
     net = _net()
-    scores = find("taylor")(View(net, batches))
+    scores = find_score("taylor")(View(net, batches))
     for name, grads in _gradients(_net(), batches).items():
         weight = net.get_submodule(name).weight.detach()
         expected = torch.stack([(grad * weight) ** 2 for grad in grads]).mean(0)
@@ -142,14 +142,16 @@ def test_gradient_of_a_linear_classifier_is_the_closed_form() -> None:
         error = logits.exp() / logits.exp().sum(1, keepdim=True)
         error[torch.arange(6), labels] -= 1
         parts.append(error.T @ x / 6)
-    torch.testing.assert_close(find("gradient")(View(net, batches))["1"], (sum(parts) / 3).abs(), rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(
+        find_score("gradient")(View(net, batches))["1"], (sum(parts) / 3).abs(), rtol=1e-9, atol=1e-14
+    )
 
 
 def test_gradients_reach_pruned_positions() -> None:
     net = _net()
     with torch.no_grad():
         net.fc.weight[:, ::2] = 0.0
-    scores = find("gradient")(View(net, _batches()))
+    scores = find_score("gradient")(View(net, _batches()))
     assert (scores["fc"][:, ::2] > 0).any()
 
 
@@ -187,12 +189,12 @@ def test_gradients_work_where_gradients_are_switched_off() -> None:
 
 def test_scores_with_gradients_need_batches() -> None:
     with pytest.raises(ValueError, match="needs batches"):
-        find("taylor")(View(_net()))
+        find_score("taylor")(View(_net()))
 
 
 def test_random_follows_its_generator_only() -> None:
     def draw(seed: int) -> dict[str, Tensor]:
-        return find("random")(View(_net(), generator=torch.Generator().manual_seed(seed)))
+        return find_score("random")(View(_net(), generator=torch.Generator().manual_seed(seed)))
 
     torch.manual_seed(10)
     first = draw(5)
@@ -212,7 +214,7 @@ def test_reference_ranks_what_is_alive_there_then_the_rest() -> None:
     with torch.no_grad():
         net[0].weight.copy_(torch.tensor([[9.0, -8.0, 1.0, 3.0, 0.0, 100.0]]))
     there = torch.tensor([[0.0, 1e-6, -0.5, 0.0, 0.2, 0.0]])
-    scores = find("reference")(View(net, reference={"0": there}))["0"].flatten()
+    scores = find_score("reference")(View(net, reference={"0": there}))["0"].flatten()
     # alive there by |w| there: 2, 4, 1; then by |w| here: 5, 0, 3
     assert scores.argsort(descending=True).tolist() == [2, 4, 1, 5, 0, 3]
 
@@ -220,7 +222,7 @@ def test_reference_ranks_what_is_alive_there_then_the_rest() -> None:
 def test_reference_of_zeros_is_magnitude_here() -> None:
     net = _net()
     empty = {"conv": torch.zeros_like(net.conv.weight), "fc": torch.zeros_like(net.fc.weight)}
-    scores = find("reference")(View(net, reference=empty))
+    scores = find_score("reference")(View(net, reference=empty))
     for name in empty:
         here = net.get_submodule(name).weight.detach().abs().flatten()
         assert scores[name].flatten().argsort().tolist() == here.argsort().tolist()
@@ -229,19 +231,19 @@ def test_reference_of_zeros_is_magnitude_here() -> None:
 def test_reference_follows_the_network_to_its_device() -> None:
     """The reference comes from a file, on the CPU; the network may be elsewhere ('meta' stands in for a GPU)."""
     net = nn.Linear(4, 2, device="meta")
-    scores = find("reference")(View(net, reference={"": torch.ones(2, 4)}))
+    scores = find_score("reference")(View(net, reference={"": torch.ones(2, 4)}))
     assert scores[""].device == net.weight.device
     assert scores[""].shape == (2, 4)
 
 
 def test_reference_asks_for_one() -> None:
     with pytest.raises(UserError, match="reference network"):
-        find("reference")(View(_net()))
+        find_score("reference")(View(_net()))
 
 
 def test_unknown_score_names_the_nearest_and_all() -> None:
     with pytest.raises(UserError, match=r"unknown score 'magnitud'; did you mean 'magnitude'\?") as caught:
-        find("magnitud")
+        find_score("magnitud")
     assert all(name in str(caught.value) for name in SCORES)
 
 
@@ -249,7 +251,7 @@ def test_unknown_score_names_the_nearest_and_all() -> None:
 def test_every_score_has_the_weights_names_shapes_and_no_nan(name: str) -> None:
     net = _net().float()
     reference = {"conv": net.conv.weight.detach() * 2, "fc": net.fc.weight.detach() * 2}
-    scores = find(name)(View(net, _batches(), reference=reference, image_size=4))
+    scores = find_score(name)(View(net, _batches(), reference=reference, image_size=4))
     assert {layer: score.shape for layer, score in scores.items()} == {
         "conv": net.conv.weight.shape,
         "fc": net.fc.weight.shape,

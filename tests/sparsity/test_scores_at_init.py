@@ -15,7 +15,7 @@ from sparse_lab.errors import UserError
 from sparse_lab.models import dyrelu, weight_sharing
 from sparse_lab.sparsity.connectivity import connectivity
 from sparse_lab.sparsity.masks import Masks, layers
-from sparse_lab.sparsity.scores import Batches, View, batch_statistics, find
+from sparse_lab.sparsity.scores import Batches, View, batch_statistics, find_score
 from sparse_lab.sparsity.topk import global_counts
 
 
@@ -124,7 +124,7 @@ def test_snip_is_the_gradient_of_explicit_masks() -> None:
         loss = _loss(functional_call(twin, parameters, (images,)), labels)
         for name, grad in zip(names, torch.autograd.grad(loss, list(masks.values())), strict=True):
             means[name] += grad / len(batches)
-    scores = find("snip")(View(net, batches))
+    scores = find_score("snip")(View(net, batches))
     assert list(scores) == list(names)
     for name in names:
         torch.testing.assert_close(scores[name], means[name].abs(), rtol=1e-10, atol=1e-16)
@@ -133,7 +133,7 @@ def test_snip_is_the_gradient_of_explicit_masks() -> None:
 def test_snip_takes_gradients_at_hand() -> None:
     net = _net()
     taken = {name: torch.randn_like(module.weight) for name, module in layers(net).items()}
-    for name, score in find("snip")(View(net, taken=taken)).items():
+    for name, score in find_score("snip")(View(net, taken=taken)).items():
         assert torch.equal(score, (net.get_submodule(name).weight * taken[name]).abs())
 
 
@@ -158,7 +158,7 @@ def _differences(net: nn.Module, batches: Batches, step: float) -> dict[str, Ten
 
 def _assert_grasp(net: nn.Module, batches: Batches, step: float, within: float) -> None:
     before = _remember(net)
-    scores = find("grasp")(View(net, lambda: batches))
+    scores = find_score("grasp")(View(net, lambda: batches))
     _assert_untouched(net, before)
     for name, product in _differences(net, batches, step).items():
         expected = layers(net)[name].weight.detach() * product
@@ -197,7 +197,7 @@ def test_grasp_keeps_what_carries_the_gradient() -> None:
     p = float(torch.sigmoid(torch.tensor(50.0 / 200, dtype=torch.float64)))
     size = 2 * p * (1 - p) ** 2 / 200**3
     expected = torch.tensor([[-30.0 * size], [-20.0 * size]], dtype=torch.float64)
-    torch.testing.assert_close(find("grasp")(View(net, batches))["1"], expected, rtol=1e-10, atol=0.0)
+    torch.testing.assert_close(find_score("grasp")(View(net, batches))["1"], expected, rtol=1e-10, atol=0.0)
 
 
 def test_grasp_sees_the_same_batches_twice() -> None:
@@ -207,7 +207,7 @@ def test_grasp_sees_the_same_batches_twice() -> None:
         calls.append(1)
         return _batches()
 
-    find("grasp")(View(_net(), make))
+    find_score("grasp")(View(_net(), make))
     assert len(calls) == 1
 
 
@@ -215,12 +215,12 @@ def test_scores_that_need_batches_say_so() -> None:
     net = _net()
     taken = {name: module.weight.detach() for name, module in layers(net).items()}
     with pytest.raises(UserError, match="grasp needs batches"):
-        find("grasp")(View(net, _batches(), taken=taken))
+        find_score("grasp")(View(net, _batches(), taken=taken))
     with pytest.raises(UserError, match="grasp needs batches"):
-        find("grasp")(View(net))
+        find_score("grasp")(View(net))
     for name in ("snip", "mest"):
         with pytest.raises(ValueError, match="needs batches"):
-            find(name)(View(net))
+            find_score(name)(View(net))
 
 
 @pytest.mark.parametrize("name", ["snip", "grasp", "synflow", "mest"])
@@ -229,7 +229,7 @@ def test_scores_leave_the_network_as_it_was(name: str) -> None:
     net.bn1.eval()
     before = _remember(net)
     with torch.no_grad():
-        scores = find(name)(View(net, _batches(), image_size=8))
+        scores = find_score(name)(View(net, _batches(), image_size=8))
     _assert_untouched(net, before)
     assert not any(score.requires_grad for score in scores.values())
 
@@ -246,7 +246,7 @@ def test_synflow_of_two_layers_is_the_closed_form() -> None:
     nn.init.uniform_(norm.running_var, 0.5, 2.0)
     w1, w2 = first.weight.detach().double().abs(), second.weight.detach().double().abs()
     gain = norm.weight.detach().double().abs() / (norm.running_var.double() + norm.eps).sqrt()
-    scores = find("synflow")(View(net, image_size=2))
+    scores = find_score("synflow")(View(net, image_size=2))
     torch.testing.assert_close(scores["1"], w1 * (gain * w2.sum(0))[:, None], rtol=1e-12, atol=0.0)
     torch.testing.assert_close(scores["4"], w2 * (gain * w1.sum(1)), rtol=1e-12, atol=0.0)
 
@@ -256,7 +256,7 @@ def _equal(sums: list[float]) -> bool:
 
 
 def _synflow_sums(model: nn.Module) -> list[float]:
-    return [float(score.sum()) for score in find("synflow")(View(model)).values()]
+    return [float(score.sum()) for score in find_score("synflow")(View(model)).values()]
 
 
 def test_synflow_is_conserved_over_the_layers_of_vgg16() -> None:
@@ -271,7 +271,7 @@ def test_synflow_is_conserved_over_the_layers_of_vgg16() -> None:
     assert _synflow_sums(net)[0] != pytest.approx(fresh, rel=0.1), "BatchNorm's scales should have had a say"
     for module in layers(net).values():
         module.weight.data[torch.rand_like(module.weight) < 0.7] = 0.0
-    scores = find("synflow")(View(net))
+    scores = find_score("synflow")(View(net))
     assert _equal([float(score.sum()) for score in scores.values()])
     assert all(bool((scores[name][module.weight == 0] == 0).all()) for name, module in layers(net).items())
 
@@ -293,9 +293,9 @@ def test_synflow_of_shared_weights_adds_up_all_their_uses() -> None:
     weight_sharing.share(net)
     shared = [module for module in net.modules() if hasattr(module, "shares")]
     shared[0].scale.data.fill_(-0.7)
-    scores = find("synflow")(View(net))
+    scores = find_score("synflow")(View(net))
     plain = weight_sharing.unshared(net)
-    apart = find("synflow")(View(plain))
+    apart = find_score("synflow")(View(plain))
     names = {module: name for name, module in net.named_modules()}
     expected = {name: apart[name].clone() for name in scores}
     for module in shared:
@@ -308,9 +308,9 @@ def test_synflow_of_shared_weights_adds_up_all_their_uses() -> None:
 def test_synflow_passes_through_dynamic_activations() -> None:
     torch.manual_seed(0)
     net = models.build("resnet34", width=0.125)
-    plain = find("synflow")(View(net))
+    plain = find_score("synflow")(View(net))
     dyrelu.install(net, 32)
-    dynamic = find("synflow")(View(net))
+    dynamic = find_score("synflow")(View(net))
     assert list(dynamic) == list(plain)
     assert all(torch.equal(dynamic[name], plain[name]) for name in plain)
 
@@ -323,11 +323,11 @@ def test_mest_is_magnitude_and_gradient() -> None:
     images, labels = torch.randn(6, 3, 2, 2, dtype=torch.float64), torch.randint(0, 4, (6,))
     weight, x = net[1].weight.detach(), images.flatten(1)
     error = torch.softmax(x @ weight.T, 1) - torch.eye(4, dtype=torch.float64)[labels]
-    scores = find("mest")(View(net, [(images, labels)]))["1"]
+    scores = find_score("mest")(View(net, [(images, labels)]))["1"]
     torch.testing.assert_close(scores, weight.abs() + (error.T @ x / 6).abs(), rtol=1e-10, atol=1e-16)
     assert bool((scores[0] > 0).all()), "a weight just grown has only its gradient"
     taken = {"1": torch.full_like(weight, -3.0)}
-    assert torch.equal(find("mest")(View(net, taken=taken))["1"], weight.abs() + 3.0)
+    assert torch.equal(find_score("mest")(View(net, taken=taken))["1"], weight.abs() + 3.0)
 
 
 @pytest.mark.parametrize(
@@ -340,10 +340,10 @@ def test_global_ranking_empties_layers_of_vgg16_and_synflow_in_steps_does_not(wi
     masks = Masks(net)
     target = round(0.001 * masks.total())
     view = View(net, [(torch.randn(64, 3, 32, 32), torch.randint(0, 10, (64,)))])
-    counts = {name: global_counts(find(name)(view), target, least=0) for name in ("snip", "grasp", "magnitude")}
+    counts = {name: global_counts(find_score(name)(view), target, least=0) for name in ("snip", "grasp", "magnitude")}
     assert any(0 in count.values() for count in counts.values()), counts
     for step in range(1, 101):
-        _keep_best(masks, find("synflow")(view), round(0.001 ** (step / 100) * masks.total()))
+        _keep_best(masks, find_score("synflow")(view), round(0.001 ** (step / 100) * masks.total()))
     assert masks.kept() == target
     assert min(masks.kept_by_layer().values()) > 0
     assert connectivity(net, 32).connected

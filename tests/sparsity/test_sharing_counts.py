@@ -15,10 +15,10 @@ from sparse_lab.errors import UserError
 from sparse_lab.models import build, dyrelu
 from sparse_lab.models.weight_sharing import share
 from sparse_lab.sparsity.connectivity import connectivity, on_paths
-from sparse_lab.sparsity.distributions import allocate
+from sparse_lab.sparsity.distributions import distribute
 from sparse_lab.sparsity.flops import layer_costs
 from sparse_lab.sparsity.mask_updates import drop_and_grow, move_to, prune_to
-from sparse_lab.sparsity.masks import Masks, count, kept_for, layers, uses
+from sparse_lab.sparsity.masks import Masks, count, layers, num_kept, uses
 from sparse_lab.sparsity.schedules import Cyclic
 
 # name, classes, image size: weights before sharing, weights that exist after it
@@ -199,7 +199,7 @@ def _erk(kept: int, shapes: list[tuple[int, ...]]) -> list[int]:
 def _allocated(model: nn.Module, kept: int) -> dict[str, int]:
     alive = {name: torch.ones(module.weight.shape, dtype=torch.bool) for name, module in layers(model).items()}
     weights = {name: module.weight for name, module in layers(model).items()}
-    return allocate("erk", kept, weights, weights, alive)
+    return distribute("erk", kept, weights, weights, alive)
 
 
 @pytest.mark.parametrize("sharing", [False, True])
@@ -216,7 +216,7 @@ def test_erk_counts(name: str, sharing: bool) -> None:
         if kept > sum(math.prod(shape) for shape in shapes):
             continue
         counts = list(_allocated(model, kept).values())
-        assert sum(counts) == kept == kept_for(sparsity, count(model))
+        assert sum(counts) == kept == num_kept(sparsity, count(model))
         assert counts == _erk(kept, shapes)
         assert all(1 <= number <= math.prod(shape) for number, shape in zip(counts, shapes, strict=True))
 
@@ -259,7 +259,7 @@ def test_sparsity_counts_on_the_network_before_sharing() -> None:
     masks = Masks(model)
     total = masks.total()
     scores = {name: torch.rand(weight.shape) for name, weight in masks.weights().items()}
-    masks.set(prune_to(masks, kept_for(0.99, total), scores, "erk"))
+    masks.set(prune_to(masks, num_kept(0.99, total), scores, "erk"))
     shapes = [tuple(weight.shape) for weight in masks.weights().values()]
     schedule = Cyclic(0.99, (12, 8), 3.0, every=3)
     for step in range(1, 25):

@@ -13,7 +13,7 @@ from torch import nn
 
 from sparse_lab.errors import UserError
 from sparse_lab.sparsity.clock import Clock
-from sparse_lab.sparsity.distributions import allocate
+from sparse_lab.sparsity.distributions import distribute
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sparsity.schedules import Alternating, Bounds, EpochEnds
 from sparse_lab.sparsity.topk import kth_largest, top_k
@@ -129,7 +129,7 @@ def test_as_many_weights_in_every_layer(kept: int, dead: list[int], counts: list
     """Layers of 6, 54, 200 and 13 weights; all the same, but never more than a layer has."""
     weights, alive = _alive([(2, 3), (2, 3, 3, 3), (10, 20), (1, 13)], dead)
     have = [int(mask.sum()) for mask in alive.values()]
-    found = list(allocate("equal", kept, weights, weights, alive).values())
+    found = list(distribute("equal", kept, weights, weights, alive).values())
     assert found == counts and sum(found) == kept
     # nobody below the level of the others has anything left to give
     assert all(now == full or now >= max(found) - 1 for now, full in zip(found, have, strict=True))
@@ -138,7 +138,7 @@ def test_as_many_weights_in_every_layer(kept: int, dead: list[int], counts: list
 def test_equal_layers_refuse_what_cannot_be() -> None:
     weights, alive = _alive([(2, 3), (4, 5)], [0, 0])
     with pytest.raises(UserError, match="would empty a layer"):
-        allocate("equal", 1, weights, weights, alive)
+        distribute("equal", 1, weights, weights, alive)
 
 
 def _clock(**parts: int) -> Clock:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparse_lab.sparse_cpu.sparse_weights import live_weights
+from sparse_lab.sparse_cpu.sparse_weights import sparse_weights
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.training.clipping import clip, masks_of
 
@@ -33,7 +33,7 @@ def gradients(network: nn.Module) -> list[torch.Tensor]:
 
 def fill(network: nn.Module, keep_dense: bool):
     """Live gradients beside the dense ones, or in their place."""
-    live = live_weights(network)
+    live = sparse_weights(network)
     for weight, one in live.items():
         one.gradient = weight.grad.numpy().reshape(-1)[one.positions]
         if not keep_dense:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparse_lab.config import RecipeConfig
-from sparse_lab.sparsity.optimizer_state import forget
+from sparse_lab.sparsity.optimizer_state import reset_state
 from sparse_lab.training.optimizers import learning_rate, make_optimizer
 
 
@@ -53,5 +53,5 @@ def test_optimizers_take_the_recipes_numbers_and_forget_all_state(name, kind):
     parameter.sum().backward()
     optimizer.step()
     assert optimizer.state[parameter]
-    forget(optimizer)
+    reset_state(optimizer)
     assert not optimizer.state

@@ -11,18 +11,18 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from sparse_lab.algorithms.selectors import Filters
+from sparse_lab.algorithms.selectors import FilterSelector
 from sparse_lab.config import CompactingConfig
 from sparse_lab.models import compactors
 from sparse_lab.sparsity.clock import Clock
-from sparse_lab.sparsity.masks import kept_for
-from sparse_lab.sparsity.optimizer_state import take_out
+from sparse_lab.sparsity.masks import num_kept
+from sparse_lab.sparsity.optimizer_state import remove_params
 from sparse_lab.sparsity.structured import channels
 
 SHORT = 1e-2  # a row of this norm adds a hundredth of what it did; the paper cuts at 1e-5, after 180 epochs
 
 
-class Compacting(pl.Callback):
+class Compaction(pl.Callback):
     """A penalty pulls every row of every compactor to zero; rows that are given up follow nothing else.
 
     From step `begin` on, every `config.every` steps, the rows of the smallest norms are given up: `config.channels`
@@ -35,7 +35,7 @@ class Compacting(pl.Callback):
         self,
         config: CompactingConfig,
         begin: int,
-        filters: Filters,
+        filters: FilterSelector,
         sparsity: float,
         clock: Clock,
         changed: Callable[[str, int], None],
@@ -87,11 +87,11 @@ class Compacting(pl.Callback):
         longest = max(
             (float(norms[name][~alive].max()) for name, alive in stay.items() if not alive.all()), default=0.0
         )
-        take_out(optimizer, compactors.fuse(network, stay))
+        remove_params(optimizer, compactors.fuse(network, stay))
         masks = self.filters.masks
         shapes = {name: weight.shape for name, weight in masks.weights().items()}
         masks.set(channels.masks_of(self.filters.groups, stay, shapes), optimizer)
         gone = sum(int((~alive).sum()) for alive in stay.values())
         warning = "" if longest < SHORT else "WARNING: cut before they had shrunk to nothing: "
         self.say(f"{warning}{gone:,} filters are gone, the longest row of their compactors had norm {longest:.2g}")
-        self.changed("prune", kept_for(self.sparsity, masks.total()))
+        self.changed("prune", num_kept(self.sparsity, masks.total()))

@@ -117,7 +117,7 @@ def _arithmetic(configs: list[Config]) -> Iterator[Finding]:
             said[chosen.line] = True
     for line, good in said.items():
         yield Finding(good, line, needed=not good)
-    if any(backend.settled(config).compute == "sparse" for config in configs):
+    if any(backend.resolve_backend(config).compute == "sparse" for config in configs):
         yield from sparse_arithmetic(needed=True)
 
 

@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from sparse_lab.records.atomic_io import whole
+from sparse_lab.records.atomic_io import atomic_write
 from sparse_lab.report.figures.registry import Picture
 
 # The date would make the same report another file every time; zlib's best costs a quarter of the time for little.
@@ -50,7 +50,7 @@ def put(picture: Picture, out: Path) -> None:
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = picture.draw()
         for kind in FORMATS:
-            with whole(out / f"{picture.name}.{kind}") as path:
+            with atomic_write(out / f"{picture.name}.{kind}") as path:
                 figure.savefig(path, format=kind, **_SETTINGS[kind])
 
 

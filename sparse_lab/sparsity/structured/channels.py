@@ -101,7 +101,7 @@ def alive_of(groups: Sequence[Group], masks: Mapping[str, Tensor]) -> dict[str, 
     }
 
 
-def choose(
+def choose_channels(
     groups: Sequence[Group],
     scores: Mapping[str, Tensor],
     kept: int,

@@ -14,8 +14,16 @@ from torch import Tensor, nn
 from sparse_lab.errors import UserError
 from sparse_lab.models import build
 from sparse_lab.sparsity.flops import layer_costs
-from sparse_lab.sparsity.masks import kept_for, layers
-from sparse_lab.sparsity.structured.channels import Group, alive_of, by_rates, choose, groups, kept_weights, masks_of
+from sparse_lab.sparsity.masks import layers, num_kept
+from sparse_lab.sparsity.structured.channels import (
+    Group,
+    alive_of,
+    by_rates,
+    choose_channels,
+    groups,
+    kept_weights,
+    masks_of,
+)
 
 CONVS = [0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40]
 WIDTHS = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
@@ -278,7 +286,7 @@ def test_channels_go_one_by_one_until_few_enough_weights_are_left(
     if ties:
         scores = {name: (score * 3).round() for name, score in scores.items()}
     kept = max(_weights([1, 1, 1]), int(density * _weights(widths)))
-    chosen = choose(found, scores, kept, allocation, shapes)
+    chosen = choose_channels(found, scores, kept, allocation, shapes)
 
     left = dict(zip("abc", widths, strict=True))
     wanted = {name: set(range(channels)) for name, channels in left.items()}
@@ -306,8 +314,8 @@ def test_as_many_channels_stay_as_fit(name: str, allocation: str, coupled: bool)
     scores = {group.name: torch.rand(group.channels, generator=generator) for group in found}
     total = sum(shape.numel() for shape in shapes.values())
     for sparsity in (0.0, 0.3, 0.7):
-        kept = kept_for(sparsity, total)
-        chosen = choose(found, scores, kept, allocation, shapes)
+        kept = num_kept(sparsity, total)
+        chosen = choose_channels(found, scores, kept, allocation, shapes)
         left = {group: int(stays.sum()) for group, stays in chosen.items()}
         assert min(left.values()) >= 1
         assert kept_weights(found, left, shapes) <= kept
@@ -333,19 +341,19 @@ def test_too_high_a_sparsity_names_the_highest_that_holds() -> None:
     scores = {group.name: torch.arange(float(group.channels)) for group in found}
     total = sum(shape.numel() for shape in shapes.values())
     with pytest.raises(UserError) as caught:
-        choose(found, scores, total // 1000, "global", shapes)
+        choose_channels(found, scores, total // 1000, "global", shapes)
     assert "\n" not in str(caught.value)
     highest = float(re.findall(r"0\.\d+", str(caught.value))[0])
-    chosen = choose(found, scores, kept_for(highest, total), "global", shapes)
+    chosen = choose_channels(found, scores, num_kept(highest, total), "global", shapes)
     assert all(torch.nonzero(stays).flatten().tolist() == [len(stays) - 1] for stays in chosen.values())
     with pytest.raises(UserError):
-        choose(found, scores, kept_for(highest + 1e-6, total), "uniform", shapes)
+        choose_channels(found, scores, num_kept(highest + 1e-6, total), "uniform", shapes)
 
 
 def test_nan_scores_are_refused() -> None:
     found = [Group("a", 2, ("a",), (("b", 1),))]
     with pytest.raises(ValueError, match="NaN"):
-        choose(
+        choose_channels(
             found,
             {"a": torch.tensor([1.0, torch.nan])},
             2,
