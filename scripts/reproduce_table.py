@@ -7,7 +7,7 @@
     devices: {cpu: [trainer=cpu, compute=auto], gpu: [trainer=gpu]}
     cells:                                  # most valuable first
       - method=dense                        # overrides as on a command line; a list of them will do too
-      - {name: what its row is called, run: method=east, quarter: method.rewire.every=1000}
+      - {name: what its row is called, run: method=east, quarter: method.drop_and_grow.update_every=1000}
 
 A cell's `quarter` holds for that recipe alone. Of a key that is given twice the last value counts: always, device,
 recipe, cell, the cell's own for the recipe, command line.
@@ -235,10 +235,8 @@ def compose(lines: list[str], seed: int) -> Config:
     for key, values in request.axes.items():
         raise UserError(f"{key}={','.join(values)} is a sweep: a cell is one run, give it a cell a value")
     config = to_config(request.compose([]))
-    if config.method.goes_on and config.method.starts_from not in (known := request.source.choices("method")):
-        raise UserError(
-            f"method.starts_from={config.method.starts_from}: {nearest(str(config.method.starts_from), known)}"
-        )
+    if config.method.goes_on and config.method.init_from not in (known := request.source.choices("method")):
+        raise UserError(f"method.init_from={config.method.init_from}: {nearest(str(config.method.init_from), known)}")
     check_request(config)
     return config
 

@@ -39,7 +39,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "rigl, clipped": ("method=rigl", "training.clip_norm=0.5", *TABLE["METHODS"]["rigl"]),
     "rigl, clipped over live": ("method=rigl", "training.clip_norm=0.5", "training.clip_over=live", "compute=sparse"),
     "gmp, nesterov": ("method=gmp", "training.nesterov=true", "schedule.every=2"),
-    "oneshot_regrow, ssim": ("method=oneshot_regrow", "method.regrow.layers=ssim", "method.regrow.value=kaiming"),
+    "oneshot_regrow, ssim": ("method=oneshot_regrow", "method.regrow.distribution=ssim", "method.regrow.value=kaiming"),
     "oneshot_regrow, on sparse": (
         "method=oneshot_regrow", "method.regrow.score_on=sparse", "method.regrow.score=gradient",
     ),
@@ -58,7 +58,7 @@ OF_THE_MOMENT = {
     "name", "cell", "hash", "identity", "config", "command", "commit", "seconds", "started", "finished", "versions",
     "packages", "memory", "peak_memory_mib", "device", "checksum", "parent", "host", "small_seconds",
 }  # fmt: skip
-CHANGES = {"rewire": "drop_and_grow", "cycle": "cyclic", "mutate": "elastic_mutation"}
+CHANGES = {"drop_and_grow": "drop_and_grow", "cycle": "cyclic", "elastic_mutation": "elastic_mutation"}
 
 
 def main() -> int:

@@ -54,8 +54,8 @@ def key(
 OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_SCHEDULES = ("constant", "cosine", "step")
 SELECTIONS = ("validation_best", "last", "test_best")
-ALLOCATIONS = ("global", "uniform", "er", "erk", "equal", "lamp")
-PARTS = ((), ("prune",), ("prune", "rewire"), ("prune", "regrow"), ("prune", "finetune"))
+DISTRIBUTIONS = ("global", "uniform", "er", "erk", "equal", "lamp")
+PARTS = ((), ("prune",), ("prune", "drop_and_grow"), ("prune", "regrow"), ("prune", "finetune"))
 UNITS = ("share", "epochs")
 SCHEDULES = ("one_shot", "iterative", "cubic", "constant", "alternating", "soft", "layerwise", "at_end")
 KINDS = ("dense", "static", "dense to sparse", "bidirectional", "dynamic", "by turns", "structured", "penalty-driven")
@@ -140,7 +140,7 @@ class SparsityConfig:
     target: float = key(
         0.99, "share of conv and linear weights that are zero at the end", low=0.0, high=1.0, open_high=True
     )
-    connect: bool = key(
+    connected_init: bool = key(
         False, "a sparse start lays paths from the image to the logits first, as many as each layer's budget carries"
     )
     require_connected: bool = key(False, "fail, instead of warn, when a mask cuts the network from input to logits")
@@ -185,7 +185,7 @@ class PruneConfig:
         "lamp",
         "how good each weight is (sparse_lab/sparsity/scores.py), or each filter (structured/filter_scores.py)",
     )
-    allocation: str = key("global", "how the kept weights are split over layers", choices=ALLOCATIONS)
+    distribution: str = key("global", "how the kept weights are split over layers", choices=DISTRIBUTIONS)
     batches: int = key(10, "training batches that scores with gradients or feature maps average over", low=1)
     per_class: int | None = key(None, "scores look at so many images of each class instead of at `batches`", low=1)
     iterations: int = key(
@@ -232,11 +232,11 @@ class RegrowConfig:
         high=1.0,
     )
     steps: int = key(1, "number of regrowth steps; the start is sparsity.target + steps * budget", low=1)
-    layers: str = key(
+    distribution: str = key(
         "all", "all in proportion to their loss, lowest attention-map SSIM, or given", choices=("all", "ssim", "given")
     )
-    ssim_layers: int = key(4, "layers=ssim: how many of the least similar layers regrow", low=1)
-    given: list[str] = key(list, "layers=given: names of the layers")
+    ssim_layers: int = key(4, "distribution=ssim: how many of the least similar layers regrow", low=1)
+    given: list[str] = key(list, "distribution=given: names of the layers")
     score: str = key(
         "taylor", "which pruned weights come back first; 'none' regrows nothing and only fine-tunes (control)"
     )
@@ -247,27 +247,32 @@ class RegrowConfig:
 
 
 @dataclass
-class RewireConfig:
-    """Drop and grow: every so many steps each layer exchanges a fraction of its weights."""
+class DropAndGrowConfig:
+    """Drop and grow: at every mask update each layer drops a fraction of its weights and grows as many."""
 
     drop: str = key("magnitude", "the lowest by this score go")
     grow: str = key("gradient", "the highest pruned ones by this score come: gradient (RigL) or random (SET)")
-    fraction: float = key(0.3, "share of each layer's weights exchanged at first", low=0.0, high=1.0, open_low=True)
-    fraction_end: float = key(0.0, "the share when rewiring ends", low=0.0, high=1.0)
-    fraction_shape: str = key("cosine", "how the share falls from step 0 on", choices=("cosine", "linear", "constant"))
-    every: int = key(100, "steps or epochs between two exchanges", low=1)
-    unit: str = key("steps", "what `every` counts", choices=("steps", "epochs"))
-    allocation: str = key(
+    drop_fraction: float = key(
+        0.3, "share of each layer's weights that drop at first", low=0.0, high=1.0, open_low=True
+    )
+    drop_fraction_end: float = key(0.0, "the share at the last mask update", low=0.0, high=1.0)
+    drop_fraction_shape: str = key(
+        "cosine", "how the share falls from step 0 on", choices=("cosine", "linear", "constant")
+    )
+    update_every: int = key(100, "steps or epochs between two mask updates", low=1)
+    unit: str = key("steps", "what `update_every` counts", choices=("steps", "epochs"))
+    distribution: str = key(
         "global",
-        "schedule=cubic, and bounds: how what is pruned before the exchange is split over layers",
-        choices=ALLOCATIONS,
+        "schedule=cubic, and bounds: how what is pruned before an update is split over layers",
+        choices=DISTRIBUTIONS,
     )
     low: list[float] = key(
-        list, "an exchange drops to so many times the target's density, one number a stage (MEST); empty: by `fraction`"
+        list,
+        "an update drops to so many times the target's density, one number a stage (MEST); empty: by `drop_fraction`",
     )
     high: list[float] = key(list, "and grows to so many times it")
     milestones: list[float] = key(list, "where one stage ends and the next begins, as shares of the training")
-    end: float = key(0.75, "the last exchange lies before this share of the training", low=0.0, high=1.0, open_low=True)
+    end: float = key(0.75, "the last update lies before this share of the training", low=0.0, high=1.0, open_low=True)
 
 
 @dataclass
@@ -318,8 +323,8 @@ class MethodConfig:
     kind: str = key("dense to sparse", "which family it belongs to", choices=KINDS, identity=False)
     paper: str = key("", "authors, year, arXiv number", identity=False)
     summary: str = key("", "one line for the gallery", identity=False)
-    parts: list[str] = key(list, "what happens to the masks, in order: prune, then rewire, regrow or finetune")
-    starts_from: str | None = key(None, "the method whose run this one starts from; null: from scratch")
+    parts: list[str] = key(list, "what happens to the masks, in order: prune, then drop_and_grow, regrow or finetune")
+    init_from: str | None = key(None, "the method whose run this one starts from; null: from scratch")
     dyrelu: bool = key(False, "DyReLU at every ReLU early in training, fading as method.phasing says")
     sharing: bool = key(False, "blocks from the third of a residual stage on share the second block's convolutions")
     cyclic: bool = key(False, "density rises and falls in cycles first, as method.cycles says")
@@ -328,14 +333,14 @@ class MethodConfig:
     hypersphere: bool = key(False, "filters of unit norm and a penalty, as method.sphere says")
     gradients: str = key(
         "after_clipping",
-        "the step's gradients that rewiring and cycles see",
+        "the step's gradients that drop and grow and cycles see",
         choices=("after_clipping", "before_clipping"),
     )
     prune: PruneConfig = field(default_factory=PruneConfig)
     filters: FiltersConfig = field(default_factory=FiltersConfig)
     compacting: CompactingConfig = field(default_factory=CompactingConfig)
     sphere: SphereConfig = field(default_factory=SphereConfig)
-    rewire: RewireConfig = field(default_factory=RewireConfig)
+    drop_and_grow: DropAndGrowConfig = field(default_factory=DropAndGrowConfig)
     cycles: CyclesConfig = field(default_factory=CyclesConfig)
     phasing: PhasingConfig = field(default_factory=PhasingConfig)
     regrow: RegrowConfig = field(default_factory=RegrowConfig)
@@ -350,11 +355,11 @@ class MethodConfig:
 
     @property
     def from_scratch(self) -> bool:
-        return self.starts_from is None
+        return self.init_from is None
 
     @property
-    def rewires(self) -> bool:
-        return "rewire" in self.parts
+    def drops_and_grows(self) -> bool:
+        return "drop_and_grow" in self.parts
 
     @property
     def regrows(self) -> bool:

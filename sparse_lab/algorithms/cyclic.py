@@ -14,12 +14,12 @@ from sparse_lab.sparsity.scores import Scores
 
 @dataclass(frozen=True)
 class CyclicSparsity:
-    """A rule of `AfterStep`: when `schedule` is due, every layer moves to its share (by `allocation`) of the new
+    """A rule of `AfterStep`: when `schedule` is due, every layer moves to its share (by `distribution`) of the new
     number of weights: it grows its best pruned weights, or keeps the best that are alive.
     """
 
     schedule: Cyclic
-    allocation: str
+    distribution: str
     name: str = "cycle"
 
     def due(self, steps_done: int) -> bool:
@@ -29,4 +29,4 @@ class CyclicSparsity:
         self, masks: Masks, steps_done: int, drop: Scores, grow: Scores, chance: torch.Generator
     ) -> tuple[int, list[Scores]]:
         kept = num_kept(self.schedule.sparsity(steps_done), masks.total())
-        return kept, [move_to(masks, kept, drop, grow, self.allocation, chance)]
+        return kept, [move_to(masks, kept, drop, grow, self.distribution, chance)]

@@ -17,13 +17,13 @@ class DropAndGrow:
     """A rule of `AfterStep`: when `schedule` is due, every layer drops its worst weights and grows as many.
 
     pruning: how sparse the network becomes meanwhile, if it does; before each exchange the worst weights by `drop`,
-    split by `allocation`, go first (GraNet, arXiv 2106.10404).
+    split by `distribution`, go first (GraNet, arXiv 2106.10404).
     """
 
     schedule: DropFraction
     pruning: Cubic | None = None
-    allocation: str = "global"
-    name: str = "rewire"
+    distribution: str = "global"
+    name: str = "drop_and_grow"
 
     def due(self, steps_done: int) -> bool:
         return self.schedule.due(steps_done) or (self.pruning is not None and steps_done == self.pruning.end)
@@ -35,7 +35,7 @@ class DropAndGrow:
         if self.pruning is None:
             return masks.kept(), [drop_and_grow(masks.masks(), fraction, drop, grow, chance)]
         kept = min(masks.kept(), num_kept(self.pruning.sparsity(steps_done), masks.total()))
-        pruned = prune_to(masks, kept, drop, self.allocation)
+        pruned = prune_to(masks, kept, drop, self.distribution)
         # set by itself first: what is pruned may grow at once, and then it starts from zero
         return kept, [pruned, drop_and_grow(pruned, fraction, drop, grow, chance)]
 
@@ -48,8 +48,8 @@ class ElasticMutation:
 
     bounds: Bounds
     target: float
-    allocation: str
-    name: str = "mutate"
+    distribution: str
+    name: str = "elastic_mutation"
 
     def due(self, steps_done: int) -> bool:
         return self.bounds.due(steps_done)
@@ -60,4 +60,4 @@ class ElasticMutation:
         low, high = (
             num_kept(1.0 - times * (1.0 - self.target), masks.total()) for times in self.bounds.densities(steps_done)
         )
-        return high, [drop_then_grow(masks, low, high, drop, grow, self.allocation, chance)]
+        return high, [drop_then_grow(masks, low, high, drop, grow, self.distribution, chance)]

@@ -66,7 +66,7 @@ class Regrow(pl.Callback):
 
     def scores_next(self) -> bool:
         """Is a regrowth due before the next step that runs a network to score it or to choose layers?"""
-        passes = self.config.score not in WITHOUT_PASSES or self.config.layers not in ("all", "given")
+        passes = self.config.score not in WITHOUT_PASSES or self.config.distribution not in ("all", "given")
         return passes and self.schedule.due(self.clock.step)
 
     def to(self, sparsity: float, model: nn.Module, step: int, broadcast: Callable[[Any], Any] = lambda x: x) -> None:
@@ -93,9 +93,9 @@ class Regrow(pl.Callback):
     def _order(self, model: nn.Module) -> list[list[str]]:
         """Groups of layers, the first to grow first."""
         names = list(self.masks.layers)
-        if self.config.layers == "all":
+        if self.config.distribution == "all":
             return [names]
-        if self.config.layers == "given":
+        if self.config.distribution == "given":
             return [list(self.config.given)]
         batches = self.batches(self.config.batches)
         ranked = [
@@ -130,8 +130,8 @@ def start(
 def check_layers(config: RegrowConfig, model: nn.Module) -> None:
     """Raises UserError when a given layer is not one of the model's counted layers."""
     known = list(layers(model))
-    if config.layers == "given" and not config.given:
-        raise UserError("method.regrow.layers=given needs method.regrow.given=[LAYER, ...]")
+    if config.distribution == "given" and not config.given:
+        raise UserError("method.regrow.distribution=given needs method.regrow.given=[LAYER, ...]")
     for name in config.given:
         if name not in known:
             raise UserError(f"method.regrow.given: unknown layer {name!r}; {nearest(name, known)}")

@@ -39,7 +39,7 @@ class Selector(Protocol):
 
 @dataclass
 class WeightSelector:
-    """The best weights by `config.score`, split over layers by `config.allocation`.
+    """The best weights by `config.score`, split over layers by `config.distribution`.
 
     reserve: may name positions that come first, given the layers' counts.
     """
@@ -60,7 +60,7 @@ class WeightSelector:
         kept = num_kept(sparsity, self.masks.total())
         view = View(model, self.batches, generator, image_size=self.image_size)
         first = None if self.reserve is None else partial(self.reserve, generator)
-        return kept, prune_to(self.masks, kept, find_score(self.config.score)(view), self.config.allocation, first)
+        return kept, prune_to(self.masks, kept, find_score(self.config.score)(view), self.config.distribution, first)
 
 
 @dataclass
@@ -110,7 +110,7 @@ class FilterSelector:
         return {name: stay.to(alive[name].device) & alive[name] for name, stay in chosen.items()}
 
     def _choose(self, ranked: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
-        return channels.choose_channels(self.groups, ranked, kept, self.config.allocation, self._shapes())
+        return channels.choose_channels(self.groups, ranked, kept, self.config.distribution, self._shapes())
 
     def _within_flops(self, ranked: Mapping[str, Tensor], kept: int) -> dict[str, Tensor]:
         """As many channels as both the weights and the multiply-adds allow: fewer weights until these fit too."""

@@ -99,8 +99,10 @@ def _way(sparsities: Sequence[float]) -> list[float]:
 
 
 def _each(
-    model: nn.Module, sparsities: Sequence[float], scores: Mapping[str, Tensor], allocation: str
+    model: nn.Module, sparsities: Sequence[float], scores: Mapping[str, Tensor], distribution: str
 ) -> dict[float, Pattern]:
     masks = Masks(model)
     total = masks.total()
-    return {sparsity: prune_to(masks, num_kept(sparsity / 100.0, total), scores, allocation) for sparsity in sparsities}
+    return {
+        sparsity: prune_to(masks, num_kept(sparsity / 100.0, total), scores, distribution) for sparsity in sparsities
+    }

@@ -20,7 +20,7 @@ from sparse_lab.sparsity.flops import layer_costs
 from sparse_lab.sparsity.masks import Masks, count_kept, layers
 
 FILE = "updates"
-EXCHANGES = ("rewire", "cycle", "mutate")
+EXCHANGES = ("drop_and_grow", "cycle", "elastic_mutation")
 
 
 class MaskLogger(pl.Callback):

@@ -109,7 +109,7 @@ def needs(chosen: Chosen) -> list[str]:
 def _dense_gradients(chosen: Chosen) -> list[str]:
     """Where gradients are used of weights that are pruned, or about to be. Dropping looks at living weights alone."""
     method, schedule = chosen.method, chosen.schedule
-    grow = [method.rewire.grow] if method.rewires else []
+    grow = [method.drop_and_grow.grow] if method.drops_and_grows else []
     grow += [method.cycles.grow] if method.cyclic else []
     if any(score in FROM_GRADIENTS for score in grow):
         return ["dense gradients"]

@@ -44,10 +44,10 @@ from sparse_lab.experiment.timeline import (
     bounds_of,
     clock_of,
     cycles_of,
+    drop_fraction_of,
     idle,
     phasing_of,
     recipe_of,
-    rewiring_of,
     schedule_of,
     steps_of,
 )
@@ -234,7 +234,7 @@ def _log(
         say,
         image_size=config.dataset.image_size,
         require_connected=config.sparsity.require_connected,
-        explore=config.method.rewires or config.method.cyclic,
+        explore=config.method.drops_and_grows or config.method.cyclic,
         by_layer=config.diagnostics.layers,
         apart=0 if every_time or device.type != "cuda" else LOOKS_APART,
     )
@@ -305,10 +305,10 @@ def _mask_changes(
     after = (method.gradients, masks, clock, config.seed, log)
     changes: list[pl.Callback] = [prune]
     if method.cyclic:
-        cycles = CyclicSparsity(cycles_of(config, clock), method.prune.allocation)
+        cycles = CyclicSparsity(cycles_of(config, clock), method.prune.distribution)
         changes.append(AfterStep(cycles, method.cycles, *after))
-    if method.rewires:
-        changes.append(AfterStep(_rewiring(config, clock), method.rewire, *after))
+    if method.drops_and_grows:
+        changes.append(AfterStep(_drop_and_grow(config, clock), method.drop_and_grow, *after))
     return changes
 
 
@@ -324,7 +324,7 @@ def _choice(config: Config, data: Data, masks: Masks, model: nn.Module) -> Selec
         uses = {cost.name: cost.macs // cost.total for cost in layer_costs(model, image_size)}
         layerwise = config.schedule.name == "layerwise"
         return FilterSelector(chosen, config.method.filters, masks, groups, uses, layerwise, batches)
-    reserve = partial(connected_init, model, image_size) if config.sparsity.connect else None
+    reserve = partial(connected_init, model, image_size) if config.sparsity.connected_init else None
     return WeightSelector(chosen, masks, batches, image_size, reserve)
 
 
@@ -334,22 +334,24 @@ def _scores_next(changes: list[pl.Callback]) -> Callable[[], bool]:
 
 
 def _start(config: Config, clock: Clock) -> Schedule:
-    """The schedule of pruning alone: where cycles or rewiring change the sparsity, only how the run starts."""
+    """The schedule of pruning alone: where cycles or drop and grow change the sparsity, only how the run starts."""
     if config.method.cyclic:
         return Constant(config.sparsity.target)
-    if config.method.rewires and config.schedule.name == "cubic":
+    if config.method.drops_and_grows and config.schedule.name == "cubic":
         return Constant(config.schedule.initial)
-    if config.method.rewires and config.method.rewire.high:
-        return Constant(1.0 - config.method.rewire.high[0] * (1.0 - config.sparsity.target))
+    if config.method.drops_and_grows and config.method.drop_and_grow.high:
+        return Constant(1.0 - config.method.drop_and_grow.high[0] * (1.0 - config.sparsity.target))
     return schedule_of(config, clock)
 
 
-def _rewiring(config: Config, clock: Clock) -> DropAndGrow | ElasticMutation:
-    chosen = config.method.rewire
+def _drop_and_grow(config: Config, clock: Clock) -> DropAndGrow | ElasticMutation:
+    chosen = config.method.drop_and_grow
     if chosen.low:
-        return ElasticMutation(bounds_of(config, clock), config.sparsity.target, chosen.allocation)
+        return ElasticMutation(bounds_of(config, clock), config.sparsity.target, chosen.distribution)
     schedule = schedule_of(config, clock)
-    return DropAndGrow(rewiring_of(config, clock), schedule if isinstance(schedule, Cubic) else None, chosen.allocation)
+    return DropAndGrow(
+        drop_fraction_of(config, clock), schedule if isinstance(schedule, Cubic) else None, chosen.distribution
+    )
 
 
 def _regrowth(

@@ -54,11 +54,11 @@ def identity(config: Config) -> dict[str, Any]:
         plain["schedule"] = {key: value for key, value in plain["schedule"].items() if key in ("name", *used)}
         if method.from_scratch:
             del plain["training"]["finetune"]
-        if not config.sparsity.connect:
-            del plain["sparsity"]["connect"]
+        if not config.sparsity.connected_init:
+            del plain["sparsity"]["connected_init"]
     for path, key in _unread(config):
         del plain["method"][path][key]
-    if config.schedule.name == "cubic" and method.rewires:  # pruned whenever weights are exchanged
+    if config.schedule.name == "cubic" and method.drops_and_grows:  # pruned whenever weights are exchanged
         del plain["schedule"]["every"]
     if config.training.stop_after is None:
         del plain["training"]["stop_after"]
@@ -73,7 +73,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 def _unused(method: MethodConfig) -> list[str]:
     """Keys of the method that what it does not do would read."""
-    unused = [] if method.rewires else ["rewire"]
+    unused = [] if method.drops_and_grows else ["drop_and_grow"]
     unused += [] if method.cyclic else ["cyclic", "cycles"]
     unused += [] if method.dyrelu else ["dyrelu", "phasing"]
     unused += [] if method.sharing else ["sharing"]
@@ -81,11 +81,11 @@ def _unused(method: MethodConfig) -> list[str]:
     unused += [] if method.compactors else ["compactors", "compacting"]
     unused += [] if method.hypersphere else ["hypersphere", "sphere"]
     unused += [] if method.prunes_filters else ["filters"]
-    return unused + ([] if method.rewires or method.cyclic else ["gradients"])
+    return unused + ([] if method.drops_and_grows or method.cyclic else ["gradients"])
 
 
 def _unread(config: Config) -> list[tuple[str, str]]:
-    """Keys of pruning and rewiring that the rest of their part leaves without a say."""
+    """Keys of pruning and of drop and grow that the rest of their part leaves without a say."""
     method, unread = config.method, []
     if method.prunes:
         prune = method.prune
@@ -96,14 +96,14 @@ def _unread(config: Config) -> list[tuple[str, str]]:
         }
         idle |= {"batches": prune.per_class is not None, "rewind_weights": prune.rewind_weights is None}
         unread += [("prune", key) for key, without in idle.items() if without]
-    if method.rewires:
+    if method.drops_and_grows:
         bounds = ("low", "high", "milestones")
-        fractions = ("fraction", "fraction_end", "fraction_shape", "end")
-        unread += [("rewire", key) for key in (fractions if method.rewire.low else bounds)]
-        if method.rewire.unit == "steps":
-            unread.append(("rewire", "unit"))
-        if not method.rewire.low and config.schedule.name != "cubic":
-            unread.append(("rewire", "allocation"))
+        fractions = ("drop_fraction", "drop_fraction_end", "drop_fraction_shape", "end")
+        unread += [("drop_and_grow", key) for key in (fractions if method.drop_and_grow.low else bounds)]
+        if method.drop_and_grow.unit == "steps":
+            unread.append(("drop_and_grow", "unit"))
+        if not method.drop_and_grow.low and config.schedule.name != "cubic":
+            unread.append(("drop_and_grow", "distribution"))
     return unread
 
 

@@ -19,7 +19,7 @@ def dense(config: Config) -> Config:
 
 def one_way(config: Config, sparsity: float) -> Config:
     """The pruning run without regrowth, at `sparsity`."""
-    method = replace(config.method, name=config.method.starts_from or "", parts=["prune"], starts_from="dense")
+    method = replace(config.method, name=config.method.init_from or "", parts=["prune"], init_from="dense")
     return replace(config, method=method, sparsity=replace(config.sparsity, target=sparsity))
 
 
@@ -46,7 +46,7 @@ def parent(config: Config) -> Config | None:
     """The run that `config` starts from, or None when it starts from scratch."""
     if config.method.goes_on:
         return one_way(config, regrowth_start(config))
-    if config.method.prunes and config.method.starts_from is not None:
+    if config.method.prunes and config.method.init_from is not None:
         return dense(config)
     return None
 

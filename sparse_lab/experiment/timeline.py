@@ -71,25 +71,25 @@ def cycles_of(config: Config, clock: Clock) -> Cyclic:
     return Cyclic(config.sparsity.target, lengths, chosen.multiplier, chosen.every, chosen.shape)
 
 
-def rewiring_of(config: Config, clock: Clock) -> DropFraction:
+def drop_fraction_of(config: Config, clock: Clock) -> DropFraction:
     """When and how much the method drops and grows: after the cycles where there are any."""
-    chosen = config.method.rewire
+    chosen = config.method.drop_and_grow
     begin = cycles_of(config, clock).end if config.method.cyclic else 0
     end = max(1, round(chosen.end * clock.steps_a_round))
     every = _every(config, clock)
-    return DropFraction(every, begin, end, chosen.fraction, chosen.fraction_end, chosen.fraction_shape)
+    return DropFraction(every, begin, end, chosen.drop_fraction, chosen.drop_fraction_end, chosen.drop_fraction_shape)
 
 
 def bounds_of(config: Config, clock: Clock) -> Bounds:
-    """Between which densities the method drops and grows, for method.rewire.low and .high."""
-    chosen = config.method.rewire
+    """Between which densities the method drops and grows, for method.drop_and_grow.low and .high."""
+    chosen = config.method.drop_and_grow
     milestones = tuple(steps_of(share, "share", clock) for share in chosen.milestones)
     return Bounds(tuple(chosen.low), tuple(chosen.high), milestones, _every(config, clock))
 
 
 def _every(config: Config, clock: Clock) -> int:
-    chosen = config.method.rewire
-    return chosen.every * (clock.steps_an_epoch if chosen.unit == "epochs" else 1)
+    chosen = config.method.drop_and_grow
+    return chosen.update_every * (clock.steps_an_epoch if chosen.unit == "epochs" else 1)
 
 
 def schedule_of(config: Config, clock: Clock) -> Schedule:
@@ -128,7 +128,7 @@ def phasing_of(config: Config, clock: Clock) -> tuple[int, int]:
 def idle(config: Config, clock: Clock) -> list[str]:
     """What the method asks for and this training is too short for: one line each."""
     method = config.method
-    lines = _idle_rewiring(config, clock) if method.rewires else []
+    lines = _idle_drop_and_grow(config, clock) if method.drops_and_grows else []
     if method.prunes and not method.goes_on:
         lines += _idle_pruning(config, clock)
     cycles = cycles_of(config, clock)
@@ -140,27 +140,27 @@ def idle(config: Config, clock: Clock) -> list[str]:
     return lines
 
 
-def _idle_rewiring(config: Config, clock: Clock) -> list[str]:
-    steps, chosen = clock.steps_a_round, config.method.rewire
+def _idle_drop_and_grow(config: Config, clock: Clock) -> list[str]:
+    steps, chosen = clock.steps_a_round, config.method.drop_and_grow
     if chosen.low:
         bounds = bounds_of(config, clock)
         if any(bounds.due(step) and bounds.densities(step) != (1.0, 1.0) for step in range(steps)):
             return []
         first = bounds.every
     else:
-        rewiring = rewiring_of(config, clock)
-        first = (rewiring.begin // rewiring.every + 1) * rewiring.every
-        if first < min(rewiring.end, steps):
+        updates = drop_fraction_of(config, clock)
+        first = (updates.begin // updates.every + 1) * updates.every
+        if first < min(updates.end, steps):
             return []
     return [
-        f"nothing is ever rewired: the first time would be step {first:,} and the training has {steps:,} steps: "
-        "train longer, or lower method.rewire.every"
+        f"nothing is ever dropped and grown: the first time would be step {first:,} and the training has {steps:,} "
+        "steps: train longer, or lower method.drop_and_grow.update_every"
     ]
 
 
 def _idle_pruning(config: Config, clock: Clock) -> list[str]:
     schedule, steps = schedule_of(config, clock), clock.steps_a_round
-    if isinstance(schedule, Cubic) and not config.method.rewires:
+    if isinstance(schedule, Cubic) and not config.method.drops_and_grows:
         if sum(schedule.due(step) for step in range(steps)) <= 2:
             return [
                 f"gradual pruning has no step between {schedule.begin:,} and {schedule.end:,}: "

@@ -12,7 +12,7 @@ import torch
 
 from sparse_lab import data, loggers, models
 from sparse_lab.algorithms.regrow import check_layers
-from sparse_lab.config import PARTS, Config, CyclesConfig, RewireConfig, check_ranges
+from sparse_lab.config import PARTS, Config, CyclesConfig, DropAndGrowConfig, check_ranges
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment import backend, phases
 from sparse_lab.experiment.build import alter, plain_network
@@ -91,11 +91,11 @@ def check_parts(config: Config) -> None:
     parts = config.method.parts
     if tuple(parts) not in PARTS:
         raise UserError(f"method.parts={parts}: known lists are {', '.join(str(list(one)) for one in PARTS)}")
-    if config.method.goes_on and config.method.starts_from is None:
-        raise UserError(f"method {config.method.name!r}: method.starts_from must name the pruning method before it")
-    if not config.method.goes_on and config.method.starts_from not in (None, "dense"):
+    if config.method.goes_on and config.method.init_from is None:
+        raise UserError(f"method {config.method.name!r}: method.init_from must name the pruning method before it")
+    if not config.method.goes_on and config.method.init_from not in (None, "dense"):
         raise UserError(
-            f"method.starts_from={config.method.starts_from}: pruning starts from dense, or from scratch (null)"
+            f"method.init_from={config.method.init_from}: pruning starts from dense, or from scratch (null)"
         )
     if config.method.name == "dense" and parts:
         raise UserError(
@@ -138,10 +138,10 @@ def check_pruning(config: Config) -> None:
         raise UserError("schedule=soft is for whole filters: use method=sfp, or schedule=alternating")
     if (method.compactors or method.hypersphere) and schedule.name != "at_end":
         raise UserError(f"method {method.name} prunes after its last step: use schedule=at_end, not {schedule.name}")
-    if prune.rewind_weights is not None and not (prune.rewind_lr and method.starts_from == "dense"):
+    if prune.rewind_weights is not None and not (prune.rewind_lr and method.init_from == "dense"):
         raise UserError(
             "method.prune.rewind_weights goes back into the dense training: it needs method.prune.rewind_lr=true and "
-            "method.starts_from=dense"
+            "method.init_from=dense"
         )
     if prune.rewind_weights is not None and schedule.name not in ("iterative", "one_shot"):
         raise UserError(
@@ -171,7 +171,7 @@ def _check_turns(config: Config) -> None:
 
 
 def check_sparse_training(config: Config) -> None:
-    """Can the network be rewired, shared, phased and cycled as the method asks?"""
+    """Can the network be dropped and grown, shared, phased and cycled as the method asks?"""
     method = config.method
     _check_surgery(config)
     asked = {
@@ -182,24 +182,27 @@ def check_sparse_training(config: Config) -> None:
         "hypersphere": method.hypersphere,
     }
     asked_for = [f"method.{name}=true" for name, wanted in asked.items() if wanted]
-    asked_for += ["rewire in method.parts"] if method.rewires else []
+    asked_for += ["drop_and_grow in method.parts"] if method.drops_and_grows else []
     _check_together(config)
     if asked_for and not method.from_scratch:
-        raise UserError(
-            f"{asked_for[0]} is for training from scratch: method.starts_from={method.starts_from}, not null"
-        )
+        raise UserError(f"{asked_for[0]} is for training from scratch: method.init_from={method.init_from}, not null")
     if (method.sharing or method.cyclic or method.dct or method.hypersphere) and not method.prunes:
         raise UserError(f"{asked_for[0]} needs a sparse network: method.parts={method.parts} does not prune")
     fitting = ("constant",) if method.cyclic or method.sharing else ("constant", "cubic", "one_shot")
     fitting = ("at_end",) if method.hypersphere else fitting
     if asked_for and method.prunes and config.schedule.name not in fitting:
         raise UserError(f"{asked_for[0]} works with schedule={' or '.join(fitting)}, not {config.schedule.name}")
-    if config.sparsity.connect and method.prunes and not (method.from_scratch and config.schedule.name == "constant"):
+    if (
+        config.sparsity.connected_init
+        and method.prunes
+        and not (method.from_scratch and config.schedule.name == "constant")
+    ):
         raise UserError(
-            f"sparsity.connect=true is for methods that start sparse (static, set, rigl, east), not {method.name}"
+            "sparsity.connected_init=true is for methods that start sparse (static, set, rigl, east), not "
+            f"{method.name}"
         )
-    if method.rewires:
-        _check_scores("method.rewire", method.rewire)
+    if method.drops_and_grows:
+        _check_scores("method.drop_and_grow", method.drop_and_grow)
         _check_bounds(config)
     if method.cyclic:
         _check_scores("method.cycles", method.cycles)
@@ -227,14 +230,14 @@ def _check_together(config: Config) -> None:
     pairs = [
         ("method.hypersphere=true", method.hypersphere, "method.sharing=true", method.sharing),
         ("method.hypersphere=true", method.hypersphere, "method.dct=true", method.dct),
-        ("method.hypersphere=true", method.hypersphere, "rewire in method.parts", method.rewires),
+        ("method.hypersphere=true", method.hypersphere, "drop_and_grow in method.parts", method.drops_and_grows),
         ("method.hypersphere=true", method.hypersphere, "method.cyclic=true", method.cyclic),
-        ("method.dct=true", method.dct, "sparsity.connect=true", config.sparsity.connect),
+        ("method.dct=true", method.dct, "sparsity.connected_init=true", config.sparsity.connected_init),
         (
             f"method.prune.iterations={method.prune.iterations}",
             method.prunes and method.prune.iterations > 1,
-            "sparsity.connect=true",
-            config.sparsity.connect,
+            "sparsity.connected_init=true",
+            config.sparsity.connected_init,
         ),
         (
             "method.dct=true (weights start at 0)",
@@ -248,7 +251,7 @@ def _check_together(config: Config) -> None:
             raise UserError(f"{first} does not go with {second}")
 
 
-def _check_scores(group: str, scores: RewireConfig | CyclesConfig) -> None:
+def _check_scores(group: str, scores: DropAndGrowConfig | CyclesConfig) -> None:
     for name in (scores.drop, scores.grow):
         find_score(name)
         if name == "reference":
@@ -260,31 +263,35 @@ def _check_scores(group: str, scores: RewireConfig | CyclesConfig) -> None:
 
 
 def _check_bounds(config: Config) -> None:
-    chosen = config.method.rewire
+    chosen = config.method.drop_and_grow
     if not chosen.low and not chosen.high and not chosen.milestones:
         return
     low, high, ends = list(chosen.low), list(chosen.high), list(chosen.milestones)
     if not len(low) == len(high) == len(ends) + 1:
         raise UserError(
-            f"method.rewire.low={low} and .high={high} need a number for each stage, .milestones={ends} one fewer"
+            f"method.drop_and_grow.low={low} and .high={high} need a number for each stage, "
+            f".milestones={ends} one fewer"
         )
     if any(below > above for below, above in zip(low, high, strict=True)) or min(low) <= 0:
-        raise UserError(f"method.rewire.low={low} must lie above 0 and nowhere above .high={high}")
+        raise UserError(f"method.drop_and_grow.low={low} must lie above 0 and nowhere above .high={high}")
     if high[-1] != 1.0:
-        raise UserError(f"method.rewire.high={high} must end with 1: the training ends at the target")
+        raise UserError(f"method.drop_and_grow.high={high} must end with 1: the training ends at the target")
     if ends != sorted(ends) or (ends and not 0.0 < ends[0] <= ends[-1] < 1.0):
-        raise UserError(f"method.rewire.milestones={ends}: shares of the training, above 0, below 1 and rising")
+        raise UserError(f"method.drop_and_grow.milestones={ends}: shares of the training, above 0, below 1 and rising")
     if config.method.cyclic or config.schedule.name != "constant":
-        raise UserError("method.rewire.low and .high say how sparse the network is: schedule=constant, cyclic=false")
-    if chosen.allocation not in DISTRIBUTIONS:
         raise UserError(
-            f"method.rewire.allocation={chosen.allocation}: with low and high one of {', '.join(DISTRIBUTIONS)}"
+            "method.drop_and_grow.low and .high say how sparse the network is: schedule=constant, cyclic=false"
+        )
+    if chosen.distribution not in DISTRIBUTIONS:
+        raise UserError(
+            f"method.drop_and_grow.distribution={chosen.distribution}: with low and high one of "
+            f"{', '.join(DISTRIBUTIONS)}"
         )
     size, density = counted(config), 1.0 - config.sparsity.target
     for times, word in ((min(low), "empties a layer"), (max(high), "is more than there is")):
         kept = num_kept(1.0 - times * density, size.total)
         if not size.layers <= kept <= size.unique:
-            raise UserError(f"method.rewire: {times:g} times the target's density, {kept:,} weights, {word}")
+            raise UserError(f"method.drop_and_grow: {times:g} times the target's density, {kept:,} weights, {word}")
 
 
 def _check_cycles(config: Config) -> None:
@@ -296,10 +303,10 @@ def _check_cycles(config: Config) -> None:
         raise UserError(
             f"{listed}: together as long as the training ({epochs} epochs) or longer, but its end must be at the target"
         )
-    if config.method.prune.allocation not in DISTRIBUTIONS:
+    if config.method.prune.distribution not in DISTRIBUTIONS:
         raise UserError(
-            f"method.cyclic=true splits each density anew: method.prune.allocation={config.method.prune.allocation} "
-            f"must be one of {', '.join(DISTRIBUTIONS)}"
+            "method.cyclic=true splits each density anew: "
+            f"method.prune.distribution={config.method.prune.distribution} must be one of {', '.join(DISTRIBUTIONS)}"
         )
     size = counted(config)
     density = 1.0 - config.sparsity.target
@@ -393,7 +400,7 @@ def check_regrowth(config: Config) -> None:
         load_checkpoint(regrow.reference)
     model = plain_network(config.model.name, config.dataset.num_classes, config.model.width, config.dataset.image_size)
     check_layers(regrow, model)
-    if regrow.layers == "given":
+    if regrow.distribution == "given":
         sizes = {name: module.weight.numel() for name, module in layers(model).items()}
         growth = num_kept(config.sparsity.target, sum(sizes.values()))
         growth -= num_kept(phases.regrowth_start(config), sum(sizes.values()))

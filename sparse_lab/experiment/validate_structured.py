@@ -30,10 +30,10 @@ def check_filters(config: Config) -> None:
         raise UserError(
             f"method.prune.unit=filters takes whole filters out: method.parts={method.parts} must be [prune]"
         )
-    if method.prune.allocation not in ("uniform", "global"):
+    if method.prune.distribution not in ("uniform", "global"):
         raise UserError(
-            f"method.prune.allocation={method.prune.allocation}: filters go by uniform (the same share of every layer) "
-            "or global (one ranking)"
+            f"method.prune.distribution={method.prune.distribution}: filters go by uniform (the same share of every "
+            "layer) or global (one ranking)"
         )
     if method.prune.score == "compactor" and not method.compactors:
         raise UserError("method.prune.score=compactor needs method.compactors=true: use method=resrep")

@@ -1,3 +1,3 @@
-"""The core, on torch alone: masks, scores, allocation, schedules, selection, and what a mask does to a network's
+"""The core, on torch alone: masks, scores, distribution, schedules, selection, and what a mask does to a network's
 paths.
 """

@@ -105,7 +105,7 @@ def distribute(
         }
         return global_counts(lamp, kept)
     if name not in DISTRIBUTIONS:
-        raise UserError(f"unknown allocation {name!r}; {nearest(name, [*DISTRIBUTIONS, 'global', 'lamp'])}")
+        raise UserError(f"unknown distribution {name!r}; {nearest(name, [*DISTRIBUTIONS, 'global', 'lamp'])}")
     claims = DISTRIBUTIONS[name]({layer: tuple(weight.shape) for layer, weight in weights.items()})
     most = count_kept(alive)
     counts = share_out(kept, list(claims.values()), [1] * len(claims), [most[layer] for layer in claims])

@@ -1,5 +1,5 @@
-"""One mask change: prune to a number of weights, grow to one, move to one, or drop and grow at one. Scores, allocation
-and selection put together.
+"""One mask update: prune to a number of weights, grow to one, move to one, or drop and grow at one. Scores,
+distribution and top-k put together.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def prune_to(
     masks: Masks,
     kept: int,
     scores: Mapping[str, Tensor],
-    allocation: str,
+    distribution: str,
     first: Callable[[dict[str, int]], Mapping[str, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
-    """New masks with exactly `kept` of the weights that are alive now: the best by `scores`, split by `allocation`.
+    """New masks with exactly `kept` of the weights that are alive now: the best by `scores`, split by `distribution`.
 
     `first` is told how many weights each layer keeps and answers with bool masks of positions that come before all
     others.
@@ -34,7 +34,7 @@ def prune_to(
     if kept > masks.kept():
         raise UserError(f"cannot prune to {kept} weights: only {masks.kept()} are alive; regrowth is what adds weights")
     ranked = {name: _only(score, alive[name]) for name, score in scores.items()}
-    counts = distribute(allocation, kept, masks.weights(), ranked, alive)
+    counts = distribute(distribution, kept, masks.weights(), ranked, alive)
     if first is not None:
         reserved = first(counts)
         ranked = {name: score.masked_fill(reserved[name] & alive[name], torch.inf) for name, score in ranked.items()}
@@ -75,17 +75,17 @@ def move_to(
     kept: int,
     drop: Mapping[str, Tensor],
     grow: Mapping[str, Tensor],
-    allocation: str,
+    distribution: str,
     chance: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    """New masks with exactly `kept` weights, split anew by `allocation` ('uniform', 'er' or 'erk').
+    """New masks with exactly `kept` weights, split anew by `distribution` ('uniform', 'er' or 'erk').
 
     A layer that is to hold more grows its best pruned weights by `grow`; one that is to hold fewer keeps its best by
     `drop`; no layer does both. `chance` draws among equal scores: where a mask cuts the network every gradient
     is zero, and the lowest indices of all layers would join up to a path that no method has found.
     """
     alive = masks.masks()
-    counts = _counts_anew(masks, kept, drop, allocation)
+    counts = _counts_anew(masks, kept, drop, distribution)
     new, numbers = {}, count_kept(alive)
     for name, mask in alive.items():
         change = counts[name] - numbers[name]
@@ -126,14 +126,14 @@ def drop_then_grow(
     high: int,
     drop: Mapping[str, Tensor],
     grow: Mapping[str, Tensor],
-    allocation: str,
+    distribution: str,
     chance: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
     """New masks with exactly `high` weights, of which at most `low` were alive: the best by `drop` stay, the best of
-    the positions that were pruned by `grow` come. Both numbers are split over layers by `allocation`.
+    the positions that were pruned by `grow` come. Both numbers are split over layers by `distribution`.
     """
     alive = masks.masks()
-    fewest, most = (_counts_anew(masks, kept, drop, allocation) for kept in (low, high))
+    fewest, most = (_counts_anew(masks, kept, drop, distribution) for kept in (low, high))
     new, numbers = {}, count_kept(alive)
     for name, mask in alive.items():
         pruned = mask.numel() - numbers[name]
@@ -145,10 +145,10 @@ def drop_then_grow(
     return new
 
 
-def _counts_anew(masks: Masks, kept: int, scores: Mapping[str, Tensor], allocation: str) -> dict[str, int]:
+def _counts_anew(masks: Masks, kept: int, scores: Mapping[str, Tensor], distribution: str) -> dict[str, int]:
     """How many weights each layer is to keep, whatever is alive in it now."""
     everything = {name: torch.ones_like(mask) for name, mask in masks.masks().items()}
-    return distribute(allocation, kept, masks.weights(), scores, everything)
+    return distribute(distribution, kept, masks.weights(), scores, everything)
 
 
 def _only(score: Tensor, allowed: Tensor) -> Tensor:

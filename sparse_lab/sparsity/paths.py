@@ -48,7 +48,9 @@ def connected_init(
         if not any(bool(one.any()) for one in missed.values()):
             return {name: mask.to(found[name].weight.device) for name, mask in laid.items()}
         if all(bool((taps[name] == centre[name]).all()) for name in taps):
-            raise UserError("sparsity.connect=true finds no paths through this network: its convolutions are grouped")
+            raise UserError(
+                "sparsity.connected_init=true finds no paths through this network: its convolutions are grouped"
+            )
         # a central tap may be cut off by others that look away: then all of them go to the centre, where none is
         stuck = all(bool((taps[name][one] == centre[name]).all()) for name, one in missed.items())
         for name, one in missed.items():

@@ -197,7 +197,7 @@ def grasp(view: View) -> Scores:
     """
     if view.taken is not None or not view.seen():
         raise UserError(
-            "score=grasp needs batches: use it to prune at a step or to regrow, not to rewire while training"
+            "score=grasp needs batches: use it to prune at a step or to regrow, not to drop and grow while training"
         )
     weights = [module.weight for module in layers(view.model).values()]
     along = view.gradients(mode=batch_statistics, temperature=GRASP_TEMPERATURE)

@@ -156,9 +156,9 @@ class Request:
 
     def _check_job(self, config: Config) -> None:
         """What does not need torch to be seen."""
-        if config.method.goes_on and config.method.starts_from not in self.source.choices("method"):
-            known = nearest(str(config.method.starts_from), self.source.choices("method"))
-            raise UserError(f"method.starts_from={config.method.starts_from}: {known}")
+        if config.method.goes_on and config.method.init_from not in self.source.choices("method"):
+            known = nearest(str(config.method.init_from), self.source.choices("method"))
+            raise UserError(f"method.init_from={config.method.init_from}: {known}")
         if self.multirun and config.trainer.devices > 1:
             raise UserError(
                 f"trainer.devices={config.trainer.devices} (DDP) starts the command again in every process, which "

@@ -77,7 +77,7 @@ def test_a_row_an_epoch_with_masks_and_levels(compose, quiet, books, metrics, up
 
 
 def test_masks_are_sent_when_they_have_changed(compose, quiet, books, updates):
-    exchange = ("method.rewire.every=1", "method.rewire.end=0.5")
+    exchange = ("method.drop_and_grow.update_every=1", "method.drop_and_grow.end=0.5")
     config = compose("method=rigl", "sparsity=s90", "training.epochs=8", *exchange)
     run(config, "x", quiet)
     rows, lines = list(books[-1].rows.values()), updates(config)

@@ -44,14 +44,14 @@ NEEDS = {
 }
 CONFIG = {
     "dense": "-",
-    "rigl": "prune (random), rewire (magnitude, gradient)",
+    "rigl": "prune (random), drop_and_grow (magnitude, gradient)",
     "gmp": "prune (magnitude), cubic",
-    "granet": "prune (random), rewire (magnitude, gradient), cubic",
+    "granet": "prune (random), drop_and_grow (magnitude, gradient), cubic",
     "lth": "prune (magnitude), iterative_full",
     "l1_filters": "prune filters (l1)",
     "resrep": "compactors, prune filters (compactor), at_end",
     "dctps": "dct, prune (random)",
-    "east": "dyrelu, sharing, cyclic, prune (random), rewire (magnitude, gradient)",
+    "east": "dyrelu, sharing, cyclic, prune (random), drop_and_grow (magnitude, gradient)",
     "oneshot_regrow": "prune (lamp), regrow (taylor)",
 }
 

@@ -157,12 +157,18 @@ def watched(watch: pl.Callback, last: bool, monkeypatch) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("method=rigl", "method.rewire.every=7"),
-        ("method=granet", "method.rewire.every=5", "schedule.every=5"),
-        ("method=rigl", "training.optimizer=adamw", "training.lr=1e-3", "method.rewire.every=7"),
-        ("method=rigl", "training.clip_norm=1.0", "training.clip_over=live", "method.rewire.every=7"),
-        ("method=east", "model=resnet34", "method.rewire.every=7", "method.cycles.every=3", "training.clip_norm=1.0"),
-        ("method=rigl", "trainer.precision=16-mixed", "training.clip_norm=1.0", "method.rewire.every=7"),
+        ("method=rigl", "method.drop_and_grow.update_every=7"),
+        ("method=granet", "method.drop_and_grow.update_every=5", "schedule.every=5"),
+        ("method=rigl", "training.optimizer=adamw", "training.lr=1e-3", "method.drop_and_grow.update_every=7"),
+        ("method=rigl", "training.clip_norm=1.0", "training.clip_over=live", "method.drop_and_grow.update_every=7"),
+        (
+            "method=east",
+            "model=resnet34",
+            "method.drop_and_grow.update_every=7",
+            "method.cycles.every=3",
+            "training.clip_norm=1.0",
+        ),
+        ("method=rigl", "trainer.precision=16-mixed", "training.clip_norm=1.0", "method.drop_and_grow.update_every=7"),
     ],
     ids=["rigl", "granet", "adamw", "clipped", "east", "float16"],
 )
@@ -187,7 +193,12 @@ def test_no_step_waits_for_the_device(how, compose, quiet, monkeypatch):
 def test_two_runs_with_one_seed_are_equal(how, compose, quiet):
     found = []
     for folder in ("one", "other"):
-        words = ("method=rigl", "method.rewire.every=7", "trainer.deterministic=true", f"trainer.compile={how}")
+        words = (
+            "method=rigl",
+            "method.drop_and_grow.update_every=7",
+            "trainer.deterministic=true",
+            f"trainer.compile={how}",
+        )
         config = compose(*words, folder=folder)
         run(config, "test", quiet)
         with open(RunFolder(config).path / "metrics.csv", encoding="utf-8") as file:

@@ -117,7 +117,7 @@ def update() -> Callable[..., dict[str, Any]]:
         return {
             "step": round(100 * epoch),
             "epoch": epoch,
-            "change": "rewire",
+            "change": "drop_and_grow",
             "asked": kept,
             "kept": kept,
             "total": 10_000,
@@ -259,7 +259,14 @@ def _went(folder: Path, layers: list[dict[str, Any]], kept: int, total: int) -> 
         by_layer = {
             one["name"]: {"kept": one["kept"], "total": one["total"], "effective": one["kept"] // 2} for one in layers
         }
-        row = {"step": 25 * i, "epoch": i * 22 / 36, "change": "rewire", "asked": more, "total": total, "unique": total}
+        row = {
+            "step": 25 * i,
+            "epoch": i * 22 / 36,
+            "change": "drop_and_grow",
+            "asked": more,
+            "total": total,
+            "unique": total,
+        }
         row |= {
             "sparsity": 1 - more / total,
             "kept": more,

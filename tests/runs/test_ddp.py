@@ -34,7 +34,13 @@ def test_a_run_in_two_processes_ends_like_any_other(compose, small, tmp_path):
 @pytest.mark.full
 def test_east_loses_its_dyrelu_and_rewires_in_two_processes(small, tmp_path):
     """The parameters that leave are not waited for, and the masks follow the schedule to the weight."""
-    east = ("method=east", "model=resnet34", "sparsity.target=0.9", "method.cycles.every=1", "method.rewire.every=1")
+    east = (
+        "method=east",
+        "model=resnet34",
+        "sparsity.target=0.9",
+        "method.cycles.every=1",
+        "method.drop_and_grow.update_every=1",
+    )
     request = [part for part in (*small, *DDP, *east) if part != "trainer=cpu"]
     command = [sys.executable, "-m", "sparse_lab", *request, "trainer.devices=2", "training.epochs=4"]
     done = subprocess.run([*command, f"paths.outputs={tmp_path}"], capture_output=True, text=True, timeout=240)

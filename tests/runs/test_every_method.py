@@ -31,7 +31,7 @@ from sparse_lab.report.tables.aggregate import levels, long
 from sparse_lab.training.checkpoint_io import load_checkpoint, load_network
 from sparse_lab.training.signals import Stopped
 
-OFTEN = ("method.rewire.every=2",)
+OFTEN = ("method.drop_and_grow.update_every=2",)
 CYCLES = ("method.cycles.every=1", "method.cycles.lengths=[0.3,0.3]")
 EAST = ("model=resnet34", *OFTEN, *CYCLES)
 PHASING = ("method.phasing.unit=epochs", "method.phasing.begin=1.5", "method.phasing.end=3.5")
@@ -65,9 +65,9 @@ METHODS: dict[str, tuple[str, ...]] = {
     "lamp_iterative": (),
     "lth": ("schedule.round_epochs=2",),
     "lrr": ("schedule.round_epochs=2",),
-    "mest": ("method.rewire.every=1",),
-    "mest_soft": ("method.rewire.every=1",),
-    "granet": ("method.rewire.every=1",),
+    "mest": ("method.drop_and_grow.update_every=1",),
+    "mest_soft": ("method.drop_and_grow.update_every=1",),
+    "granet": ("method.drop_and_grow.update_every=1",),
     "dctps": (),
     "dctps_rigl": OFTEN,
     "acdc": ("schedule.turn=0.1",),
@@ -387,7 +387,7 @@ def test_all_eight_ablations_of_east_run(on, compose, quiet, watched):
     assert result["total"] == 83_468 and result["kept"] == 8_347
     assert (result["unique"] < result["total"]) is sharing and (result["kept_with_reuse"] is not None) is sharing
     changes = [row["change"] for row in lines(config, "updates")]
-    assert changes[0] == "prune" and changes[-1] == "rewire" and ("cycle" in changes) is cyclic
+    assert changes[0] == "prune" and changes[-1] == "drop_and_grow" and ("cycle" in changes) is cyclic
     betas = [row["beta"] for row in lines(config, "activations")]
     assert betas == ([1.0, 0.5, 0.0, 0.0] if dyrelu else [None] * 4)
     assert not any(".reduce." in name or ".scale" in name for name in load_network(RunFolder(config).best))

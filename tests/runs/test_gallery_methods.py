@@ -306,7 +306,9 @@ def test_elastic_mutation_drops_and_grows_to_the_bounds(method, compose, quiet, 
 
     original = ElasticMutation.change
     monkeypatch.setattr(ElasticMutation, "change", spied)
-    config = compose(f"method={method}", "sparsity.target=0.9", "training.epochs=8", "method.rewire.every=1")
+    config = compose(
+        f"method={method}", "sparsity.target=0.9", "training.epochs=8", "method.drop_and_grow.update_every=1"
+    )
     result = run(config, "x", quiet)
     # 16 steps, two an epoch: the first stage ends at step 9, the second at step 12
     bounds = {"mest": [(0.8, 1.0), (0.9, 1.0), (1.0, 1.0)], "mest_soft": [(1.0, 1.5), (1.0, 1.25), (1.0, 1.0)]}[method]
@@ -327,10 +329,12 @@ def test_elastic_mutation_drops_and_grows_to_the_bounds(method, compose, quiet, 
 def test_mest_is_not_said_to_rewire_nothing_where_it_does(every, compose, capsys):
     from rich.console import Console
 
-    config = compose("method=mest", "sparsity.target=0.9", "training.epochs=4", f"method.rewire.every={every}")
+    config = compose(
+        "method=mest", "sparsity.target=0.9", "training.epochs=4", f"method.drop_and_grow.update_every={every}"
+    )
     run(config, "x", Console(width=200))
-    changed = any(row["change"] == "mutate" for row in lines(config))
-    assert changed and "nothing is ever rewired" not in capsys.readouterr().out
+    changed = any(row["change"] == "elastic_mutation" for row in lines(config))
+    assert changed and "nothing is ever dropped and grown" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("start", [0.0, pytest.param(0.5, marks=pytest.mark.full)])
@@ -373,7 +377,7 @@ def test_granet_prunes_along_the_cubic_and_then_exchanges(start, compose, quiet,
         "method=granet",
         "sparsity.target=0.9",
         f"schedule.initial={start}",
-        "method.rewire.every=2",
+        "method.drop_and_grow.update_every=2",
         "training.epochs=10",
     )
     result = run(config, "x", quiet)
@@ -446,7 +450,9 @@ def test_the_dense_offset_is_trained_and_never_masked(method, compose, quiet, mo
 
     original = Prune.on_train_batch_start
     monkeypatch.setattr(Prune, "on_train_batch_start", look)
-    config = compose(f"method={method}", "sparsity.target=0.9", "method.rewire.every=1", "diagnostics.layers=true")
+    config = compose(
+        f"method={method}", "sparsity.target=0.9", "method.drop_and_grow.update_every=1", "diagnostics.layers=true"
+    )
     run(config, "x", quiet)
     assert all(first != last for first, last in zip(seen[0], seen[-1], strict=True))
     rows = lines(config)
@@ -571,7 +577,7 @@ def test_patience_does_not_run_out_in_a_dense_turn(compose, quiet):
 
 @pytest.mark.parametrize("target", [0.998, 0.9985])
 def test_a_connected_start_is_connected_also_when_it_is_pruned_in_steps(target, compose, quiet):
-    asked = ("method=static", "model=resnet34", "method.prune.iterations=20", "sparsity.connect=true")
+    asked = ("method=static", "model=resnet34", "method.prune.iterations=20", "sparsity.connected_init=true")
     config = compose(*asked, f"sparsity.target={target}", "training.epochs=1")
     try:
         check(config)

@@ -20,17 +20,22 @@ from sparse_lab.training.checkpoint_io import load_network
 
 CLOSE = {"rtol": 1e-7, "atol": 1e-9}
 METHODS = {
-    "rigl": ("method=rigl", "method.rewire.every=2"),
-    "granet": ("method=granet", "method.rewire.every=1", "schedule.every=1"),
-    "regrow": ("method=iterative_regrow", "method.regrow.layers=ssim", "schedule.share=0.6"),
+    "rigl": ("method=rigl", "method.drop_and_grow.update_every=2"),
+    "granet": ("method=granet", "method.drop_and_grow.update_every=1", "schedule.every=1"),
+    "regrow": ("method=iterative_regrow", "method.regrow.distribution=ssim", "schedule.share=0.6"),
     "east": (
         "method=east",
         "model=resnet34",
-        "method.rewire.every=2",
+        "method.drop_and_grow.update_every=2",
         "method.cycles.every=1",
         "training.clip_norm=1.0",
     ),
-    "live clipping": ("method=rigl", "training.clip_norm=0.1", "training.clip_over=live", "method.rewire.every=2"),
+    "live clipping": (
+        "method=rigl",
+        "training.clip_norm=0.1",
+        "training.clip_over=live",
+        "method.drop_and_grow.update_every=2",
+    ),
 }
 
 
@@ -94,7 +99,10 @@ def test_two_runs_with_one_seed_are_equal(compose, quiet, tmp_path):
     rows = []
     for name in ("one", "other"):
         config = compose(
-            "method=rigl", "method.rewire.every=2", "trainer.deterministic=true", f"paths.outputs={tmp_path / name}"
+            "method=rigl",
+            "method.drop_and_grow.update_every=2",
+            "trainer.deterministic=true",
+            f"paths.outputs={tmp_path / name}",
         )
         result = run(config, "test", quiet)
         with open(RunFolder(config).path / "metrics.csv", encoding="utf-8") as file:
@@ -118,7 +126,7 @@ def test_automatic_precision_is_that_of_the_device(compose, monkeypatch):
 @pytest.mark.full
 def test_on_a_gpu_paths_are_looked_at_now_and_then(compose, quiet, tmp_path, monkeypatch):
     """At pruning always; at exchanges at least so many steps behind the last look. Every change has its line."""
-    words = ("method=rigl", "method.rewire.every=2", "method.rewire.end=1.0", "training.epochs=10")
+    words = ("method=rigl", "method.drop_and_grow.update_every=2", "method.drop_and_grow.end=1.0", "training.epochs=10")
     rows, flops, made = {}, [], build.MaskLog
     for name, apart in (("all", 0), ("few", 7)):
 

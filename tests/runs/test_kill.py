@@ -30,11 +30,11 @@ MIXED = ("sparsity.target=0.9", "method.regrow.budget=0.03", "schedule.share=0.6
 REQUESTS = {
     "dense": ("method=dense", "training.epochs=30"),
     "iterative_regrow": ("method=iterative_regrow", *LENGTH, *MIXED),
-    "rigl": ("method=rigl", "method.rewire.every=2", "training.epochs=30", *MIXED),
+    "rigl": ("method=rigl", "method.drop_and_grow.update_every=2", "training.epochs=30", *MIXED),
     "east": (
         "method=east",
         "model=resnet34",
-        "method.rewire.every=2",
+        "method.drop_and_grow.update_every=2",
         "method.cycles.every=1",
         "method.cycles.lengths=[0.3,0.3]",
         "training.epochs=10",
@@ -219,7 +219,13 @@ def plain(part: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 @pytest.mark.full
 def test_sigterm_saves_within_the_epoch_and_leaves_with_its_own_status(lab, tmp_path):
     """An epoch of 256 steps: without saving at once, all of them would be lost."""
-    request = ("method=rigl", "method.rewire.every=5", "training.batch_size=2", "dataset.train_limit=512", *MIXED)
+    request = (
+        "method=rigl",
+        "method.drop_and_grow.update_every=5",
+        "training.batch_size=2",
+        "dataset.train_limit=512",
+        *MIXED,
+    )
     lab.finish(request, "whole")
     process = lab.start(request, "stopped")
     wait_for_training(process)
@@ -287,7 +293,13 @@ def test_a_full_disk_is_one_line_and_earlier_files_stay_whole(lab, tmp_path):
 @pytest.mark.nightly
 def test_two_processes_of_one_run_stop_together_and_go_on_to_the_same_bits(lab):
     """The signal reaches the first process only; both must leave after the same step."""
-    request = ("method=rigl", "method.rewire.every=5", "training.batch_size=4", "dataset.train_limit=512", *MIXED)
+    request = (
+        "method=rigl",
+        "method.drop_and_grow.update_every=5",
+        "training.batch_size=4",
+        "dataset.train_limit=512",
+        *MIXED,
+    )
     two = (*request, "trainer.devices=2")  # an epoch of 64 steps in each
     lab.finish(two, "whole")
     process = lab.start(two, "stopped")

@@ -268,6 +268,6 @@ def test_a_new_score_is_one_function(compose, quiet, with_starts, monkeypatch):
         return {name: -weight * gradients[name] for name, weight in view.weights().items()}
 
     request = ("method=oneshot", "sparsity.target=0.9", "method.prune.score=movement")
-    result = run(with_starts(compose(*request, "method.prune.allocation=uniform")), "x", quiet)
+    result = run(with_starts(compose(*request, "method.prune.distribution=uniform")), "x", quiet)
     assert result["kept"] == round(0.1 * result["total"])
     assert result["layers"][5]["kept"] / result["layers"][5]["total"] == pytest.approx(0.1, abs=0.01)

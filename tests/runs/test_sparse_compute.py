@@ -22,7 +22,7 @@ from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sweep.plan import Request
 from sparse_lab.training.checkpoint_io import load_checkpoint, load_network
 
-OFTEN = ("method.rewire.every=2",)
+OFTEN = ("method.drop_and_grow.update_every=2",)
 # density moves across the quarter from which on torch computes
 CYCLES = ("method.cycles.every=1", "method.cycles.lengths=[0.3,0.3]", "method.cycles.multiplier=2")
 EAST = ("model=resnet34", "sparsity.target=0.9", *OFTEN, *CYCLES)
@@ -38,9 +38,9 @@ METHODS: dict[str, tuple[str, ...]] = {
     "synflow": ("method.prune.iterations=5",),
     "random_at_init": (),
     "magnitude_at_init": (),
-    "mest": ("method.rewire.every=1",),
-    "mest_soft": ("method.rewire.every=1",),
-    "granet": ("method.rewire.every=1",),
+    "mest": ("method.drop_and_grow.update_every=1",),
+    "mest_soft": ("method.drop_and_grow.update_every=1",),
+    "granet": ("method.drop_and_grow.update_every=1",),
     "gmp": ("schedule.every=1",),
     "acdc": ("schedule.turn=0.1",),
     "oneshot": (),
@@ -74,7 +74,7 @@ def test_every_method_ends_with_the_masks_and_weights_of_dense_arithmetic(method
     sparse = replace(dense, compute="sparse")
     records = [run(config, "x", quiet) for config in (dense, sparse)]
     assert [record["compute"] for record in records] == ["dense", "sparse"]
-    if dense.method.starts_from == "dense":
+    if dense.method.init_from == "dense":
         assert records[0]["start"] == records[1]["start"]
     first, second = (load_network(RunFolder(config).best) for config in (dense, sparse))
     same(first, second)
@@ -118,7 +118,7 @@ def tensors(part, path="") -> Iterator[tuple[str, torch.Tensor]]:
 def test_clipping_is_that_of_dense_arithmetic(over, gradients, compose, quiet):
     """A norm so small that every step is clipped; RigL reads the gradients before it, MEST's score those after it."""
     clipped = ("training.clip_norm=0.05", f"training.clip_over={over}", f"method.gradients={gradients}")
-    dense = compose("method=mest", "method.rewire.every=1", *COMMON, *clipped, EXACT)
+    dense = compose("method=mest", "method.drop_and_grow.update_every=1", *COMMON, *clipped, EXACT)
     sparse = replace(dense, compute="sparse")
     for config in (dense, sparse):
         run(config, "x", quiet)
@@ -131,8 +131,8 @@ def test_clipping_is_that_of_dense_arithmetic(over, gradients, compose, quiet):
 @pytest.mark.parametrize(
     ("asked", "steps"),
     [
-        (("method=rigl", "method.rewire.every=2"), [1, 3]),
-        (("method=set", "method.rewire.every=2"), []),
+        (("method=rigl", "method.drop_and_grow.update_every=2"), [1, 3]),
+        (("method=set", "method.drop_and_grow.update_every=2"), []),
         (("method=static", "training.epochs=2"), []),
         (("method=static", "training.epochs=2", "training.clip_norm=1"), list(range(4))),
         (("method=static", "training.epochs=2", "training.clip_norm=1", "training.clip_over=live"), []),

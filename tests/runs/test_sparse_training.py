@@ -36,7 +36,7 @@ def test_density_follows_the_cycles_to_the_weight_and_ends_at_the_target(shape, 
     """
     config = compose(
         "method=east", *NARROW, f"method.cycles.shape={shape}", "method.cycles.lengths=[0.3,0.4]",
-        "method.cycles.every=2", "method.rewire.every=3", "diagnostics.layers=true",
+        "method.cycles.every=2", "method.drop_and_grow.update_every=3", "diagnostics.layers=true",
     )  # fmt: skip
     result = run(config, "x", quiet)
     wanted = {0: 0.1}
@@ -50,7 +50,7 @@ def test_density_follows_the_cycles_to_the_weight_and_ends_at_the_target(shape, 
     rows = lines(config)
     assert {row["step"]: row["kept"] for row in rows} == {step: round(d * 83_468) for step, d in wanted.items()}
     assert all(row["asked"] == row["kept"] for row in rows)
-    assert [row["change"] for row in rows] == ["prune"] + ["cycle"] * 7 + ["rewire"] * 2
+    assert [row["change"] for row in rows] == ["prune"] + ["cycle"] * 7 + ["drop_and_grow"] * 2
     assert result["kept"] == 8_347 and result["kept_with_reuse"] > 8_347 and result["unique"] == 44_012
     assert all(a["explored"] <= b["explored"] for a, b in pairwise(rows))
     positions = {layer["name"]: layer["macs"] // layer["total"] for layer in result["layers"]}
@@ -91,7 +91,7 @@ def test_what_drops_is_smallest_and_what_grows_starts_at_zero(method, compose, q
     monkeypatch.setattr(AfterStep, "_update", spied)
     # SET reads no gradients, and those of pruned weights are then cut: left whole here, to see that it ignores them
     monkeypatch.setattr(AfterStep, "_reads_the_next_step", lambda self: self._due(self.clock.step_in_round + 1))
-    run(compose(f"method={method}", *NARROW, "training.epochs=6", "method.rewire.every=4"), "x", quiet)
+    run(compose(f"method={method}", *NARROW, "training.epochs=6", "method.drop_and_grow.update_every=4"), "x", quiet)
     assert len(seen) > 50
     assert all(seen) if method == "rigl" else not all(seen)
 
@@ -118,7 +118,7 @@ def test_growth_sees_the_dense_gradients_of_the_training_step(compose, quiet, mo
     monkeypatch.setattr(AfterStep, "on_train_batch_start", remember)
     monkeypatch.setattr(DropAndGrow, "change", compare)
     exact = ("trainer.precision=64-true", "training.epochs=2")  # in float32 flips of ReLUs move gradients by percents
-    run(compose("method=rigl", "sparsity.target=0.9", "method.rewire.every=1", *exact), "x", quiet)
+    run(compose("method=rigl", "sparsity.target=0.9", "method.drop_and_grow.update_every=1", *exact), "x", quiet)
     assert caught["compared"]
 
 
@@ -133,7 +133,12 @@ def test_gradients_are_taken_after_clipping_or_before_it(when, clipped, compose,
 
     original = DropAndGrow.change
     monkeypatch.setattr(DropAndGrow, "change", spied)
-    overrides = ("training.clip_norm=1e-3", f"method.gradients={when}", "method.rewire.every=2", "training.epochs=4")
+    overrides = (
+        "training.clip_norm=1e-3",
+        f"method.gradients={when}",
+        "method.drop_and_grow.update_every=2",
+        "training.epochs=4",
+    )
     run(compose("method=rigl", "sparsity.target=0.9", *overrides), "x", quiet)
     assert norms and all((norm <= 1e-3 * (1 + 1e-4)) is clipped for norm in norms)
 
@@ -148,7 +153,11 @@ def test_explored_is_the_share_of_weights_that_were_ever_alive(compose, quiet, m
 
     original = EnforceMasks._after_step
     monkeypatch.setattr(EnforceMasks, "_after_step", watched)
-    result = run(compose("method=set", "sparsity.target=0.9", "training.epochs=5", "method.rewire.every=3"), "x", quiet)
+    result = run(
+        compose("method=set", "sparsity.target=0.9", "training.epochs=5", "method.drop_and_grow.update_every=3"),
+        "x",
+        quiet,
+    )
     share = sum(int(mask.sum()) for mask in ever.values()) / result["total"]
     assert 0.1 < share == pytest.approx(result["explored"], abs=1e-12)
 
@@ -160,7 +169,8 @@ def test_at_99_99_rigl_trains_where_layers_hold_a_handful_and_the_record_names_t
     """At full width ResNet-34 has 2,127 weights in 37 layers, 9 in the stem; at a quarter of it 133."""
     small = ("dataset.train_limit=32", "dataset.eval_limit=32", "training.batch_size=16", "training.epochs=2")
     config = compose(
-        "method=rigl", "model=resnet34", f"model.width={width}", "sparsity=s99_99", "method.rewire.every=1", *small,
+        "method=rigl", "model=resnet34", f"model.width={width}", "sparsity=s99_99", *small,
+        "method.drop_and_grow.update_every=1",
         "diagnostics.layers=true",
     )  # fmt: skip
     result = run(config, "x", Console(width=200))
@@ -183,7 +193,7 @@ def test_at_99_99_rigl_trains_where_layers_hold_a_handful_and_the_record_names_t
 def test_a_connected_start_crosses_every_layer_with_the_same_counts(method, compose, quiet):
     overrides = (f"method={method}", "model=resnet34", "sparsity.target=0.9985", "training.epochs=1")
     apart = compose(*overrides, "diagnostics.layers=true")
-    joined = compose(*overrides, "diagnostics.layers=true", "sparsity.connect=true")
+    joined = compose(*overrides, "diagnostics.layers=true", "sparsity.connected_init=true")
     assert run_name(apart) != run_name(joined)
     first = []
     for config in (apart, joined):
@@ -198,7 +208,13 @@ def test_a_connected_start_crosses_every_layer_with_the_same_counts(method, comp
 
 @pytest.mark.full
 def test_diagnostics_say_what_they_should_and_change_nothing(compose, quiet, tmp_path):
-    overrides = ("method=east", *NARROW, "training.epochs=4", "method.cycles.every=2", "method.rewire.every=3")
+    overrides = (
+        "method=east",
+        *NARROW,
+        "training.epochs=4",
+        "method.cycles.every=2",
+        "method.drop_and_grow.update_every=3",
+    )
     plain = compose(*overrides, f"paths.outputs={tmp_path / 'plain'}")
     watched = compose(
         *overrides, f"paths.outputs={tmp_path / 'watched'}",
@@ -247,12 +263,14 @@ def test_dyrelu_phases_out_of_vgg16_too(compose, quiet, monkeypatch):
 def test_what_a_training_is_too_short_for_is_said(compose, capsys):
     run(compose("method=east", *NARROW, "training.epochs=3"), "x", Console(width=200))
     said = capsys.readouterr().out
-    assert "nothing is ever rewired" in said and "or lower method.rewire.every" in said
+    assert "nothing is ever dropped and grown" in said and "or lower method.drop_and_grow.update_every" in said
     assert "density does not move in a cycle" in said
 
 
 def test_nothing_is_exchanged_after_the_last_step(compose, quiet):
     """What grew there would not be trained any more."""
-    config = compose("method=rigl", "sparsity=s90", "method.rewire.every=1", "method.rewire.end=1.0")
+    config = compose(
+        "method=rigl", "sparsity=s90", "method.drop_and_grow.update_every=1", "method.drop_and_grow.end=1.0"
+    )
     run(config, "x", quiet)
-    assert [row["step"] for row in lines(config) if row["change"] == "rewire"] == [1, 2, 3]
+    assert [row["step"] for row in lines(config) if row["change"] == "drop_and_grow"] == [1, 2, 3]

@@ -260,7 +260,7 @@ def test_moves_are_exact_whatever_the_numbers(data: st.DataObject) -> None:
     ties = data.draw(st.booleans())
     rule = data.draw(st.sampled_from(["erk", "uniform", "er"]))
     drop, grow = _scores(masks, data.draw(st.integers(0, 5)), ties)
-    # any masks at all, not only those that an allocation gave
+    # any masks at all, not only those that an distribution gave
     density = data.draw(st.sampled_from([0.02, 0.3, 0.9]))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 5)))
     masks.set({name: torch.rand(mask.shape, generator=generator) < density for name, mask in masks.masks().items()})

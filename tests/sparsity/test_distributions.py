@@ -255,7 +255,7 @@ def test_a_layer_keeps_no_more_than_is_alive_in_it(name: str) -> None:
 
 
 def test_unknown_allocation_names_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"unknown allocation 'erkk'; did you mean 'erk'\?"):
+    with pytest.raises(UserError, match=r"unknown distribution 'erkk'; did you mean 'erk'\?"):
         _allocate("erkk", 22, HAND)
 
 

@@ -58,12 +58,12 @@ def test_global_pruning_keeps_the_best_of_what_is_alive(kept: int, ties: bool) -
         assert _places(new[name]) == sorted(i for _, layer, i in best if layer == index)
 
 
-@pytest.mark.parametrize("allocation", ["global", "lamp", "uniform", "er", "erk"])
-def test_pruning_is_exact_in_each_layer_and_picks_its_best(allocation: str) -> None:
+@pytest.mark.parametrize("distribution", ["global", "lamp", "uniform", "er", "erk"])
+def test_pruning_is_exact_in_each_layer_and_picks_its_best(distribution: str) -> None:
     masks = _masks({"0": 20, "1": 8, "2": 3})
     scores = _scores(masks, ties=True)
     for kept in range(3, 32):
-        new = prune_to(masks, kept, scores, allocation)
+        new = prune_to(masks, kept, scores, distribution)
         assert sum(int(mask.sum()) for mask in new.values()) == kept
         for name, mask in new.items():
             flat = scores[name].flatten().tolist()
@@ -177,13 +177,13 @@ def test_growth_after_pruning_is_exact_whatever_the_numbers(data: st.DataObject)
     assert masks.kept() == more
 
 
-@pytest.mark.parametrize("allocation", ["global", "uniform", "erk"])
-def test_scores_of_minus_infinity_revive_nothing_and_lose_no_count(allocation: str) -> None:
+@pytest.mark.parametrize("distribution", ["global", "uniform", "erk"])
+def test_scores_of_minus_infinity_revive_nothing_and_lose_no_count(distribution: str) -> None:
     """A log-type score can be -inf where a weight is alive; what is pruned must still never tie with it."""
     masks = _masks({"0": 10, "1": 8, "2": 3})
     before = {name: mask.clone() for name, mask in masks.masks().items()}
     lowest = {name: torch.full(mask.shape, -torch.inf) for name, mask in before.items()}
-    pruned = prune_to(masks, 15, lowest, allocation)
+    pruned = prune_to(masks, 15, lowest, distribution)
     assert sum(int(mask.sum()) for mask in pruned.values()) == 15
     assert all(not (pruned[name] & ~before[name]).any() for name in before)
     grown = grow_to(masks, 30, lowest, [list(before)])

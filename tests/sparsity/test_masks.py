@@ -109,9 +109,9 @@ def test_setting_some_layers_leaves_the_others() -> None:
     assert torch.equal(net[6].weight.detach(), before)
 
 
-@pytest.mark.parametrize("allocation", ["global", "lamp", "uniform", "er", "erk"])
+@pytest.mark.parametrize("distribution", ["global", "lamp", "uniform", "er", "erk"])
 @pytest.mark.parametrize("score", ["magnitude", "random", "lamp"])
-def test_kept_is_exact_after_pruning_again_and_again(allocation: str, score: str) -> None:
+def test_kept_is_exact_after_pruning_again_and_again(distribution: str, score: str) -> None:
     net = _net()
     with torch.no_grad():
         for module in layers(net).values():
@@ -119,7 +119,7 @@ def test_kept_is_exact_after_pruning_again_and_again(allocation: str, score: str
     masks = Masks(net)
     for sparsity in (0.0, 0.3, 0.9, 0.97, 0.9885, 1 - 3 / 804):
         before = {name: mask.clone() for name, mask in masks.masks().items()}
-        masks.set(prune_to(masks, num_kept(sparsity, masks.total()), find_score(score)(View(net)), allocation))
+        masks.set(prune_to(masks, num_kept(sparsity, masks.total()), find_score(score)(View(net)), distribution))
         assert masks.kept() == round((1 - sparsity) * 804)
         assert sum(int((module.weight != 0).sum()) for module in layers(net).values()) == masks.kept()
         assert min(masks.kept_by_layer().values()) >= 1

@@ -252,7 +252,7 @@ def test_learnable_count_and_count_with_reuse(name: str, kept: int, reused: int)
 
 
 def test_sparsity_counts_on_the_network_before_sharing() -> None:
-    """Pruning, a cycle and rewiring on a shared network keep what the schedule asks for, to the weight."""
+    """Pruning, a cycle and drop and grow on a shared network keep what the schedule asks for, to the weight."""
     torch.manual_seed(0)
     model = build("resnet34", width=0.125)
     share(model)

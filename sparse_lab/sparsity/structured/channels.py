@@ -105,18 +105,18 @@ def choose_channels(
     groups: Sequence[Group],
     scores: Mapping[str, Tensor],
     kept: int,
-    allocation: str,
+    distribution: str,
     shapes: Mapping[str, torch.Size],
 ) -> dict[str, Tensor]:
     """Which channels stay (bool [channels] a group), as many as `kept` counted weights of the whole network allow.
 
     Channels go one by one, never a group's last, until at most `kept` weights are left. scores: [channels] a group,
-    higher is better. allocation "global": the lowest score goes first; "uniform": the lowest place within its group,
+    higher is better. distribution "global": the lowest score goes first; "uniform": the lowest place within its group,
     (rank + 1) / channels, so that all groups lose the same share. Of equals, what comes first in the network stays.
 
     Raises UserError when one channel a group is more than `kept`, and ValueError for NaN scores.
     """
-    order = _order(groups, scores, allocation)
+    order = _order(groups, scores, distribution)
 
     def left(gone: int) -> dict[str, int]:
         lost = torch.bincount(order[:gone], minlength=len(groups)).tolist()
@@ -188,11 +188,11 @@ def _makers(found: Mapping[str, nn.Module], group: Group) -> int:
     return sum(getattr(found[name], "groups", 1) == 1 for name in group.producers)
 
 
-def _order(groups: Sequence[Group], scores: Mapping[str, Tensor], allocation: str) -> Tensor:
+def _order(groups: Sequence[Group], scores: Mapping[str, Tensor], distribution: str) -> Tensor:
     """The group (its index) that loses a channel, turn by turn, until each has one left."""
     keys = []
     for group in groups:
-        if allocation == "global":
+        if distribution == "global":
             ranked = scores[group.name].detach().double().cpu().sort().values
         else:
             ranked = torch.arange(1, group.channels + 1).double() / group.channels

@@ -234,7 +234,7 @@ def test_kept_weights_are_what_the_masks_keep(name: str) -> None:
         assert kept_weights(found, whole, shapes) == sum(shape.numel() for shape in shapes.values())
 
 
-def _slow_removals(scores: dict[str, list[float]], allocation: str) -> list[tuple[str, int]]:
+def _slow_removals(scores: dict[str, list[float]], distribution: str) -> list[tuple[str, int]]:
     """(group, channel) in the order in which they go: the last of the worst, found by looking at all of them."""
     names = list(scores)
     left = {name: list(range(len(values))) for name, values in scores.items()}
@@ -246,7 +246,7 @@ def _slow_removals(scores: dict[str, list[float]], allocation: str) -> list[tupl
                 continue
             worst = min(left[name], key=lambda channel, name=name: (scores[name][channel], -channel))
             share = (len(scores[name]) - len(left[name]) + 1) / len(scores[name])
-            offers.append((scores[name][worst] if allocation == "global" else share, -place, worst))
+            offers.append((scores[name][worst] if distribution == "global" else share, -place, worst))
         _, place, channel = min(offers)
         name = names[-place]
         left[name].remove(channel)
@@ -267,7 +267,7 @@ def _weights(widths: list[int]) -> int:
     st.floats(0.0, 1.0),
 )
 def test_channels_go_one_by_one_until_few_enough_weights_are_left(
-    widths: list[int], allocation: str, seed: int, ties: bool, density: float
+    widths: list[int], distribution: str, seed: int, ties: bool, density: float
 ) -> None:
     found = [
         Group("a", widths[0], ("a",), (("b", 1),)),
@@ -286,11 +286,11 @@ def test_channels_go_one_by_one_until_few_enough_weights_are_left(
     if ties:
         scores = {name: (score * 3).round() for name, score in scores.items()}
     kept = max(_weights([1, 1, 1]), int(density * _weights(widths)))
-    chosen = choose_channels(found, scores, kept, allocation, shapes)
+    chosen = choose_channels(found, scores, kept, distribution, shapes)
 
     left = dict(zip("abc", widths, strict=True))
     wanted = {name: set(range(channels)) for name, channels in left.items()}
-    removals = iter(_slow_removals({name: score.tolist() for name, score in scores.items()}, allocation))
+    removals = iter(_slow_removals({name: score.tolist() for name, score in scores.items()}, distribution))
     last = None
     while _weights(list(left.values())) > kept:
         last, channel = next(removals)
@@ -305,9 +305,9 @@ def test_channels_go_one_by_one_until_few_enough_weights_are_left(
 
 @pytest.mark.every(2)
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2"])
-@pytest.mark.parametrize("allocation", ["global", "uniform"])
+@pytest.mark.parametrize("distribution", ["global", "uniform"])
 @pytest.mark.parametrize("coupled", [False, True])
-def test_as_many_channels_stay_as_fit(name: str, allocation: str, coupled: bool) -> None:
+def test_as_many_channels_stay_as_fit(name: str, distribution: str, coupled: bool) -> None:
     model = _meta(name, width=0.5)
     found, shapes = groups(model, 32, coupled), _shapes(model)
     generator = torch.Generator().manual_seed(1)
@@ -315,14 +315,14 @@ def test_as_many_channels_stay_as_fit(name: str, allocation: str, coupled: bool)
     total = sum(shape.numel() for shape in shapes.values())
     for sparsity in (0.0, 0.3, 0.7):
         kept = num_kept(sparsity, total)
-        chosen = choose_channels(found, scores, kept, allocation, shapes)
+        chosen = choose_channels(found, scores, kept, distribution, shapes)
         left = {group: int(stays.sum()) for group, stays in chosen.items()}
         assert min(left.values()) >= 1
         assert kept_weights(found, left, shapes) <= kept
         if sparsity == 0.0:
             assert all(stays.all() for stays in chosen.values())
             continue
-        if allocation == "global":
+        if distribution == "global":
             worst_kept = min(float(scores[group][stays].min()) for group, stays in chosen.items() if stays.sum() > 1)
             best_gone = max(float(scores[group][~stays].max()) for group, stays in chosen.items() if not stays.all())
             assert best_gone < worst_kept
