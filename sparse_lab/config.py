@@ -58,6 +58,19 @@ DISTRIBUTIONS = ("global", "uniform", "er", "erk", "equal", "lamp")
 PARTS = ((), ("prune",), ("prune", "drop_and_grow"), ("prune", "regrow"), ("prune", "finetune"))
 UNITS = ("share", "epochs")
 SCHEDULES = ("one_shot", "iterative", "cubic", "constant", "alternating", "soft", "layerwise", "at_end")
+# keys that had other names before 0.2
+RENAMED = {
+    "method.rewire.fraction": "method.drop_and_grow.drop_fraction",
+    "method.rewire.fraction_end": "method.drop_and_grow.drop_fraction_end",
+    "method.rewire.fraction_shape": "method.drop_and_grow.drop_fraction_shape",
+    "method.rewire.every": "method.drop_and_grow.update_every",
+    "method.rewire.allocation": "method.drop_and_grow.distribution",
+    "method.rewire": "method.drop_and_grow",
+    "method.prune.allocation": "method.prune.distribution",
+    "method.regrow.layers": "method.regrow.distribution",
+    "method.starts_from": "method.init_from",
+    "sparsity.connect": "sparsity.connected_init",
+}
 KINDS = ("dense", "static", "dense to sparse", "bidirectional", "dynamic", "by turns", "structured", "penalty-driven")
 
 
@@ -438,6 +451,12 @@ class Config:
         choices=("dense", "sparse", "auto"),
     )
     seed: int = key(1, "seed of weights, split, data order and random scores", low=0)
+
+
+def renamed(key: str) -> str | None:
+    """Say what `key` (dots between its parts), or what it lies in, is called now; None where it was not renamed."""
+    old = next((old for old in RENAMED if f"{key}.".startswith(f"{old}.")), None)
+    return None if old is None else f"{old} is {RENAMED[old]} since 0.2"
 
 
 def check_ranges(part: Any, path: str = "") -> None:

@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sparse_lab.config import Config
+from sparse_lab.config import Config, renamed
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment.config_security import check_config, check_searchpath, check_targets
 
@@ -103,6 +103,8 @@ def first_line(error: BaseException) -> str:
     """What went wrong in one line, and with which key."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     key = next((line for line in lines if line.startswith("full_key:")), "")
+    if (now := renamed(key.removeprefix("full_key: "))) is not None:
+        return now
     return (lines[0] if lines else type(error).__name__) + (f" ({key})" if key else "")
 
 
@@ -312,6 +314,8 @@ def check_key(key: str) -> None:
         if known is None:
             return
         if part not in known:
+            if (now := renamed(key)) is not None:
+                raise UserError(now)
             where = ".".join(walked) or "the config"
             raise UserError(f"unknown key {key!r}: {where} has no {part!r}; {nearest(part, known)}")
         walked.append(part)

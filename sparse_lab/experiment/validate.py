@@ -89,6 +89,8 @@ def _check_data(request: str, config: Config) -> None:
 def check_parts(config: Config) -> None:
     """Do the parts of the method, schedule and trainer go together?"""
     parts = config.method.parts
+    if "rewire" in parts:
+        raise UserError(f"method.parts={parts}: rewire is drop_and_grow since 0.2")
     if tuple(parts) not in PARTS:
         raise UserError(f"method.parts={parts}: known lists are {', '.join(str(list(one)) for one in PARTS)}")
     if config.method.goes_on and config.method.init_from is None:

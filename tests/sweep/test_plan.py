@@ -29,6 +29,19 @@ BAD = {
     "unknown model": (["model=vgg61"], "unknown model 'vgg61'; did you mean 'vgg16'?"),
     "unknown model by key": (["model.name=vgg61"], "unknown model 'vgg61'; did you mean 'vgg16'?"),
     "unknown key": (["training.epoch=3"], "did you mean 'epochs'?"),
+    "old key": (
+        ["method=rigl", "method.rewire.every=5"],
+        "method.rewire.every is method.drop_and_grow.update_every since",
+    ),
+    "old group of keys": (
+        ["method=rigl", "method.rewire={every: 5}"],
+        "method.rewire is method.drop_and_grow since 0.2",
+    ),
+    "old key in a sweep": (
+        ["-m", "sparsity.connect=true,false"],
+        "sparsity.connect is sparsity.connected_init since 0.2",
+    ),
+    "old part": (["method=rigl", "method.parts=[prune,rewire]"], "rewire is drop_and_grow since 0.2"),
     "unknown group": (["methd=dense"], "did you mean 'method'?"),
     "unknown score": (["method=oneshot", "method.prune.score=magnitde"], "did you mean 'magnitude'?"),
     "unknown regrow score": (["method=oneshot_regrow", "method.regrow.score=tailor"], "did you mean 'taylor'?"),
