@@ -33,8 +33,8 @@ from sparse_lab.config import Config, MethodConfig
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment import phases
 from sparse_lab.experiment.compose import to_config
+from sparse_lab.experiment.identity import run_dir
 from sparse_lab.records.atomic_io import write_text_atomic
-from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.sweep.plan import Request
 
 OVERRIDES = (
@@ -124,7 +124,7 @@ def measure(config: Config) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         warm = replace(config, model=replace(config.model, width=1 / 16), method=MethodConfig(name="dense"))
         train(replace(warm, paths=replace(config.paths, outputs=folder)))
-    shutil.rmtree(RunFolder(config).path, ignore_errors=True)  # another method may have started from this run
+    shutil.rmtree(run_dir(config).path, ignore_errors=True)  # another method may have started from this run
     reset_peak_memory()
     before = resident()
     if peak_memory() > 1.05 * before:
@@ -150,7 +150,7 @@ def row_of(method: str, config: Config, dense: dict[str, dict[str, Any]], commit
         for start in starts_of(config):
             apart(train, start)
         result = apart(measure, config)
-        shutil.rmtree(RunFolder(config).path)  # forty of them would fill a small disk
+        shutil.rmtree(run_dir(config).path)  # forty of them would fill a small disk
     peak, whole = result["peak_memory_mb"], dense[model]["peak_memory_mb"]
     figures = f"{peak:.1f}", f"{whole:.1f}", f"{peak / whole:.3f}"
     return Row(method, model, *figures, commit or "", result["device"])

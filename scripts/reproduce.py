@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError, UserError
 
 if TYPE_CHECKING:
     from reproduce_jobs import Filling
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(argv)
     try:
         return _reproduce(options)
-    except UserError as error:
+    except SparseLabError as error:
         print(f"reproduce: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before the first run
@@ -168,7 +168,7 @@ def _unfit(runs: list[Run]) -> dict[str, str]:
             try:
                 check(run.config)
                 found[id(run.cell)] = None
-            except UserError as error:
+            except SparseLabError as error:
                 found[id(run.cell)] = str(error)
     return {run.name: line for run in runs if (line := found[id(run.cell)]) is not None}
 

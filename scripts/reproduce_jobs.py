@@ -16,7 +16,7 @@ from types import FrameType
 
 from reproduce_table import Run, State
 
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.records.atomic_io import printable
 from sparse_lab.records.redaction import redact
 
@@ -143,7 +143,7 @@ class Filling:
         while self.running:
             try:
                 self._reap(stopping=True)
-            except UserError as error:  # a record cannot be copied: the others are waited for all the same
+            except SparseLabError as error:  # a record cannot be copied: the others are waited for all the same
                 first = first or error
             if time.monotonic() > until or self.signals > signals:
                 for job in self.running:

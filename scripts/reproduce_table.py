@@ -28,13 +28,13 @@ import yaml
 from keep_records import keep_run
 
 from sparse_lab.config import Config
-from sparse_lab.errors import UserError, nearest
+from sparse_lab.errors import SparseLabError, UserError, nearest
 from sparse_lab.experiment import phases
 from sparse_lab.experiment.compose import to_config
-from sparse_lab.experiment.identity import digest, identity
+from sparse_lab.experiment.identity import digest, identity, run_dir
 from sparse_lab.experiment.validate import check_request
 from sparse_lab.records.atomic_io import write_text_atomic
-from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.records.run_dir import RunDir
 from sparse_lab.report.load.records import Finished, read
 from sparse_lab.sweep.plan import Request
 
@@ -79,7 +79,7 @@ class Table:
             raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
         try:
             return cls(path.stem, text=text, **_checked(plain))
-        except UserError as error:
+        except SparseLabError as error:
             raise UserError(f"{path}: {error}") from None
 
     def recipe(self, name: str | None) -> str:
@@ -173,18 +173,17 @@ class Run:
     config: Config
 
     @cached_property
-    def folder(self) -> RunFolder:
-        return RunFolder(self.config)
+    def folder(self) -> RunDir:
+        return run_dir(self.config)
 
     @property
     def name(self) -> str:
         return self.folder.name
 
     @cached_property
-    def starts(self) -> list[RunFolder]:
-        """Every run that it starts from, directly or not, each before what it is needed for."""
-        found = {folder.name: folder for folder in map(RunFolder, ancestors(self.config))}
-        return list(found.values())
+    def starts(self) -> dict[str, Config]:
+        """Every run that it starts from, directly or not, by name, each before what it is needed for."""
+        return {run_dir(config).name: config for config in ancestors(self.config)}
 
     @property
     def command(self) -> list[str]:
@@ -216,9 +215,9 @@ def plan(table: Table, recipe: str, device: str, extra: list[str], paths: list[s
         try:
             check_reserved(lines)
             config = compose([*lines, *paths], table.seeds[0])
-        except UserError as error:
+        except SparseLabError as error:
             raise UserError(f"cell {number} of table {table.name} ({shlex.join(cell['run'])}): {error}") from None
-        name = RunFolder(config).name
+        name = run_dir(config).name
         if name in known:
             raise UserError(f"cells {known[name]} and {number} of table {table.name} ask for the same runs: {name}")
         known[name] = number
@@ -275,20 +274,21 @@ class State:
 
     def result(self, run: Run) -> dict[str, Any] | None:
         """The record that counts for a run: one that is kept, if in another arithmetic too, or else its own."""
-        found = self._recorded(run.folder) or self._own(run.folder)  # what is kept counts: it is what the report shows
+        found = self._recorded(run.config) or self._own(run.config)  # what is kept counts: it is what the report shows
         if found is not None:
             self.done[run.name] = found
         return found
 
     def needs(self, run: Run) -> list[str]:
         """The runs that it starts from and that are still to be made here: a record has no network to start from."""
-        return [folder.name for folder in run.starts if self._own(folder) is None]
+        return [name for name, config in run.starts.items() if self._own(config) is None]
 
     def keep(self, run: Run) -> None:
         """Copy what is finished of a run and of those that it starts from to the records, where it is not there yet."""
-        for folder in (*run.starts, run.folder) if self.records is not None else ():
-            if self._own(folder) is not None and self._recorded(folder) is None:
+        for config in (*run.starts.values(), run.config) if self.records is not None else ():
+            if self._own(config) is not None and self._recorded(config) is None:
                 assert self.records is not None
+                folder = run_dir(config)
                 try:
                     keep_run(folder.path, self.records)
                 except (OSError, ValueError) as error:
@@ -296,18 +296,20 @@ class State:
                 finished = read(self.records / "runs" / folder.name).results
                 self._kept.setdefault(_stem(folder.name), []).extend(finished)
 
-    def _own(self, folder: RunFolder) -> dict[str, Any] | None:
+    def _own(self, config: Config) -> dict[str, Any] | None:
         """Looked at on disk until it is done: whole networks are hashed."""
+        folder = run_dir(config)
         if folder.name not in self._made and (result := folder.result()) is not None:
             self._made[folder.name] = result
         return self._made.get(folder.name)
 
-    def _recorded(self, folder: RunFolder) -> dict[str, Any] | None:
+    def _recorded(self, config: Config) -> dict[str, Any] | None:
+        folder = run_dir(config)
         near = self._kept.get(_stem(folder.name), [])
         for finished in near:
             if finished.name == folder.name:
                 return finished.result
-        asked = request_of(identity(folder.config)) if near else ""
+        asked = request_of(identity(config)) if near else ""
         return next((one.result for one in near if request_of(one.config) == asked), None)
 
 

@@ -426,6 +426,11 @@ class LoggerConfig:
         None, "MLflow server; null: MLFLOW_TRACKING_URI, or else mlflow.db in paths.outputs", identity=False
     )
 
+    @property
+    def names(self) -> list[str]:
+        """Those that are asked for."""
+        return [name for name in ("wandb", "tensorboard", "mlflow", "trackio") if getattr(self, name)]
+
 
 @dataclass
 class PathsConfig:

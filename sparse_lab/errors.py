@@ -1,4 +1,4 @@
-"""What can go wrong in a way that the user can mend."""
+"""What can go wrong in a way that the caller can mend."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import difflib
 from collections.abc import Iterable
 
 
-class UserError(Exception):
-    """Something that the user can mend: shown as one line, without a traceback."""
+class SparseLabError(Exception):
+    """Something that the caller can mend, in one line: what is wrong, and what to do about it."""
+
+
+class UserError(SparseLabError):
+    """The same of a command: the line names the keys that the user can change."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

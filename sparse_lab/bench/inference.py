@@ -15,7 +15,7 @@ from sparse_lab.bench.cells import DENSE, IMAGE_SIZE, INFERENCE, SPARSE, Cell, E
 from sparse_lab.bench.patterns import SEED, Pattern, Patterns, build
 from sparse_lab.bench.roofline import inference_work
 from sparse_lab.bench.training import batch_of, compiled, try_out
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError
 from sparse_lab.export import onnx
 from sparse_lab.export.dead_channels import reduced
 from sparse_lab.export.runtime import SparseNetwork
@@ -142,5 +142,5 @@ def dense_onnx(network: nn.Module) -> Callable[[Tensor], Tensor]:
         try:
             onnx.save(traced(network, IMAGE_SIZE), {}, path)
             return onnx.runner(path)
-        except UserError as error:
+        except SparseLabError as error:
             raise Unavailable(f"onnxruntime: {error}") from None

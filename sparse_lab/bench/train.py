@@ -29,10 +29,11 @@ from torchvision.transforms import v2
 from sparse_lab import data
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
+from sparse_lab.experiment.backend import resolve_backend
 from sparse_lab.experiment.build import assemble, build_model, make_trainer
 from sparse_lab.experiment.compose import to_config
+from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.timeline import recipe_of
-from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.records.system import peak_memory, reset_peak_memory
 from sparse_lab.sweep.plan import Request
 from sparse_lab.training.device import device_of, layout_of
@@ -134,10 +135,10 @@ class Stopwatch(pl.Callback):
 
 def run(config: Config, watch: Stopwatch, say: Callable[[str], None]) -> Pace:
     """A whole run from scratch, watched."""
-    folder = RunFolder(config)
+    folder = run_dir(config)
     (folder.path / "checkpoints").mkdir(parents=True)
     folder.begin()
-    settled = folder.config
+    settled = resolve_backend(config)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     device = device_of(settled.trainer.accelerator)
     reset_peak_memory()
@@ -155,7 +156,7 @@ def run(config: Config, watch: Stopwatch, say: Callable[[str], None]) -> Pace:
 
 def bare(config: Config, settings: Settings, say: Callable[[str], None]) -> Pace:
     """The same tensors, the same step and the same optimizer, and nothing else."""
-    config = RunFolder(config).config
+    config = resolve_backend(config)
     device = device_of(config.trainer.accelerator)
     reset_peak_memory()
     loader = data.build(config.dataset, config.training, config.seed, device).train
@@ -169,7 +170,7 @@ def bare(config: Config, settings: Settings, say: Callable[[str], None]) -> Pace
 
 def plain(config: Config, settings: Settings) -> Pace:
     """PIL images, torchvision's transforms in a DataLoader's workers, an eager step in the same precision."""
-    config = RunFolder(config).config
+    config = resolve_backend(config)
     device = device_of(config.trainer.accelerator)
     reset_peak_memory()
     model = build_model(config).to(device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_lab.models.dyrelu import DyReLU
-from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.records.run_dir import RunDir
 from sparse_lab.sparsity.scores import evaluating
 
 FILE = "activations"
@@ -23,7 +23,7 @@ class Activations(pl.Callback):
     that the run ends with.
     """
 
-    def __init__(self, folder: RunFolder, batches: Iterable[tuple[Tensor, Tensor]], phased: bool) -> None:
+    def __init__(self, folder: RunDir, batches: Iterable[tuple[Tensor, Tensor]], phased: bool) -> None:
         self.folder = folder
         self.batches = batches
         self.phased = phased

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from sparse_lab.records.atomic_io import append_checksum
-from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.records.run_dir import RunDir
 from sparse_lab.training.checkpoint_io import random_state, set_random_state
 from sparse_lab.training.signals import AGAIN, Stopped, StopRequest
 
@@ -35,7 +35,7 @@ class Checkpoint(pl.Callback):
 
     def __init__(
         self,
-        folder: RunFolder,
+        folder: RunDir,
         every: int,
         finished: Callable[[], bool],
         scores_next: Callable[[], bool],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparse_lab.models.dyrelu import DyReLU
 from sparse_lab.models.weight_sharing import SharedConv2d
-from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.records.run_dir import RunDir
 from sparse_lab.sparsity.masks import Masks, layers
 from sparse_lab.training.lightning_module import Classifier
 
@@ -27,7 +27,7 @@ class GradientNorms(pl.Callback):
     Sparse arithmetic knows the gradients of pruned positions in a few steps alone: their mean is over those.
     """
 
-    def __init__(self, folder: RunFolder, masks: Masks | None) -> None:
+    def __init__(self, folder: RunDir, masks: Masks | None) -> None:
         self.folder = folder
         self.masks = masks
         self.sums: dict[str, Tensor] = {}

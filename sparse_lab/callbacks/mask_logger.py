@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparse_lab.errors import UserError
 from sparse_lab.models import dyrelu
-from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.records.run_dir import RunDir
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.connectivity import Connectivity, connectivity
 from sparse_lab.sparsity.flops import layer_costs
@@ -40,7 +40,7 @@ class MaskLogger(pl.Callback):
         model: nn.Module,
         masks: Masks | None,
         clock: Clock,
-        folder: RunFolder,
+        folder: RunDir,
         say: Callable[[str], None],
         *,
         image_size: int,

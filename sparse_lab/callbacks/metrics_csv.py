@@ -7,14 +7,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.records.run_dir import RunDir
 from sparse_lab.sparsity.clock import Clock
 
 
 class MetricsCsv(pl.Callback):
     """Writes `row()`, as it stands at the end of an epoch."""
 
-    def __init__(self, folder: RunFolder, clock: Clock, row: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, folder: RunDir, clock: Clock, row: Callable[[], dict[str, Any]]) -> None:
         self.folder = folder
         self.clock = clock
         self.row = row

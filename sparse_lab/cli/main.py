@@ -65,7 +65,7 @@ class _End:
 
 
 def _answer(argv: list[str]) -> int:
-    from sparse_lab.errors import UserError
+    from sparse_lab.errors import SparseLabError
     from sparse_lab.records.redaction import redact
 
     try:
@@ -73,7 +73,7 @@ def _answer(argv: list[str]) -> int:
             module, function = VERBS[argv[0]].split(":")
             return getattr(importlib.import_module(module), function)(argv[1:])
         return _hydra(argv)
-    except UserError as error:
+    except SparseLabError as error:
         print(f"sparse-lab: {redact(str(error))}", file=sys.stderr)
         return USER_ERROR
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.report.load.planned import NOT_STARTED
 from sparse_lab.report.load.table_spec import below
 from sparse_lab.report.write import NoRecords, Written, show, write
@@ -34,13 +34,13 @@ def main(argv: list[str]) -> int:
     try:
         tables = _tables(options.roots, options.out)
         _rest(options.roots, options.out, tables)
-    except UserError as error:
+    except SparseLabError as error:
         return _refused(error)
     status = 0
     for folder in tables:
         try:
             _tell(write([folder], folder))
-        except UserError as error:  # the other tables are made all the same
+        except SparseLabError as error:  # the other tables are made all the same
             status = _refused(error)
     return status
 

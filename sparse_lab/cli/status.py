@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.records.atomic_io import printable
 from sparse_lab.records.sweep_dir import Overview, SweepFolder
 from sparse_lab.report.load.records import Finished, Records, Status, Unfinished, read
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     place = Place(options.root)
     try:
         place.look()
-    except UserError as error:
+    except SparseLabError as error:
         print(f"sparse-lab status: {error}", file=sys.stderr)
         return 2
     if not place.rows:

@@ -53,7 +53,7 @@ from sparse_lab.experiment.timeline import (
 )
 from sparse_lab.models import compactors, dyrelu, offsets, weight_sharing
 from sparse_lab.records.redaction import redact
-from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.records.run_dir import RunDir
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.flops import layer_costs
 from sparse_lab.sparsity.masks import Masks, count, num_kept
@@ -155,7 +155,7 @@ def _filter_groups(network: tuple[str, int, float, int], coupled: bool) -> tuple
 def assemble(
     config: Config,
     data: Data,
-    folder: RunFolder,
+    folder: RunDir,
     starts: dict[str, Path],
     console: Console,
     label: str,
@@ -193,7 +193,7 @@ def assemble(
     changes = _mask_changes(config, data, masks, clock, starts, log, rewind, say)
     diagnostics = _diagnostics(config, folder, data, masks)
     history = MetricsCsv(folder, clock, lambda: {**rounds.row, **_kept(model, masks)})
-    factories = loggers.factories(config.logger, folder.path.parents[1])
+    factories = loggers.factories(config.logger.names, folder.path.parents[1])
     boards = Loggers(factories, about(config, folder), history.row, rounds, log, say)
     save = Checkpoint(folder, config.trainer.checkpoint_every, lambda: clock.finished, _scores_next(changes), stop)
     progress = [Progress(label, rounds, lambda: _kept(model, masks), console)] if config.trainer.progress else []
@@ -221,7 +221,7 @@ def _log(
     model: nn.Module,
     masks: Masks | None,
     clock: Clock,
-    folder: RunFolder,
+    folder: RunDir,
     device: torch.device,
     say: Callable[[str], None],
 ) -> MaskLogger:
@@ -370,7 +370,7 @@ def _regrowth(
     return Regrow(regrow, schedule, masks, clock, dense_model, reference, batches, config.seed, log, image_size)
 
 
-def _diagnostics(config: Config, folder: RunFolder, data: Data, masks: Masks | None) -> list[pl.Callback]:
+def _diagnostics(config: Config, folder: RunDir, data: Data, masks: Masks | None) -> list[pl.Callback]:
     chosen = config.diagnostics
     callbacks: list[pl.Callback] = (
         [Activations(folder, data.validation, config.method.dyrelu)] if chosen.activations else []
@@ -406,7 +406,7 @@ def _measure(model: nn.Module, masks: Masks | None, log: MaskLogger) -> Callable
     return lambda: {**_kept(model, masks), "effective": log.look().as_dict()}
 
 
-def about(config: Config, folder: RunFolder) -> loggers.About:
+def about(config: Config, folder: RunDir) -> loggers.About:
     """The run as its dashboards know it."""
     plain = identity(config)
     return loggers.About(
@@ -441,7 +441,7 @@ def leave_out(callback: pl.Callback) -> None:
             setattr(callback, hook, None)
 
 
-def make_trainer(config: Config, parts: Parts, folder: RunFolder) -> pl.Trainer:
+def make_trainer(config: Config, parts: Parts, folder: RunDir) -> pl.Trainer:
     """A Lightning trainer that writes nothing of its own: what a run leaves on disk is ours."""
     trainer = config.trainer
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

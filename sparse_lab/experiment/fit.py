@@ -15,7 +15,7 @@ from sparse_lab.errors import UserError
 from sparse_lab.experiment.build import assemble, make_trainer
 from sparse_lab.experiment.result import make_result, remove_channels_of
 from sparse_lab.models.weight_sharing import unshared
-from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.records.run_dir import RunDir
 from sparse_lab.records.system import reset_peak_memory
 from sparse_lab.training.checkpoint_io import load_checkpoint, save_network
 from sparse_lab.training.device import device_of
@@ -27,7 +27,7 @@ RESUMABLE = {"state_dict", "callbacks", "optimizer_states", "random_state", "pyt
 
 def fit(
     config: Config,
-    folder: RunFolder,
+    folder: RunDir,
     starts: dict[str, Path],
     parent: str | None,
     command: str,

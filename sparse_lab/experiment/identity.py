@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from sparse_lab.config import Config, MethodConfig
 from sparse_lab.experiment import phases
 from sparse_lab.experiment.backend import resolve_backend
+from sparse_lab.records.run_dir import RunDir
 
 SCHEDULE_KEYS = {
     "one_shot": (),
@@ -141,3 +143,10 @@ def run_name(config: Config) -> str:
     sparsity = [] if not config.method.prunes else [f"{100 * phases.final_sparsity(config):.6g}"]
     parts = [config.model.name, config.dataset.name, config.method.name, *sparsity, f"seed{config.seed}"]
     return "-".join([*parts, digest(identity(config))])
+
+
+def run_dir(config: Config) -> RunDir:
+    """Where the run that `config` asks for lies, as it is computed on this machine."""
+    config = resolve_backend(config)
+    path = Path(config.paths.outputs).expanduser().resolve() / "runs" / run_name(config)
+    return RunDir(path, dataclasses.asdict(config))

@@ -14,7 +14,7 @@ from sparse_lab.data import Data
 from sparse_lab.experiment import phases
 from sparse_lab.experiment.build import Parts
 from sparse_lab.experiment.identity import cell, digest, identity
-from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.records.run_dir import RunDir
 from sparse_lab.records.system import PACKAGES, commit, device_name, peak_memory, version
 from sparse_lab.sparsity.flops import LayerCost, layer_costs
 from sparse_lab.sparsity.masks import COUNTING, count, layers
@@ -25,7 +25,7 @@ SELECTED_ON = {"validation_best": "validation", "last": "last epoch", "test_best
 
 
 def make_result(
-    config: Config, parts: Parts, data: Data, folder: RunFolder, start: str | None, command: str
+    config: Config, parts: Parts, data: Data, folder: RunDir, start: str | None, command: str
 ) -> dict[str, Any]:
     """The whole record, plain values only. Accuracies in percent, times in seconds, memory in MiB."""
     levels = parts.rounds.levels

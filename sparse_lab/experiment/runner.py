@@ -14,10 +14,11 @@ from typing import Any
 from rich.console import Console
 
 from sparse_lab.config import Config
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.experiment import backend, phases
+from sparse_lab.experiment.identity import run_dir
 from sparse_lab.records.redaction import redact
-from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.records.run_dir import RunDir
 from sparse_lab.training.processes import broadcast_from_rank0, rank
 from sparse_lab.training.signals import Stopped, StopRequest
 
@@ -25,10 +26,10 @@ from sparse_lab.training.signals import Stopped, StopRequest
 def run(config: Config, command: str, console: Console, label: str = "", wait: bool = False) -> dict[str, Any]:
     """Make the run that `config` asks for, with the runs that it starts from, and return its record.
 
-    A finished run is not made again. Raises UserError for what the user can mend (Elsewhere while another process has
-    the run, unless `wait`) and Stopped after a signal; every failure is in status.json too.
+    A finished run is not made again. Raises SparseLabError for what the user can mend (RunLocked while another process
+    has the run, unless `wait`) and Stopped after a signal; every failure is in status.json too.
     """
-    folder = RunFolder(config)
+    folder = run_dir(config)
     label = f"{label} {folder.name}".strip()
 
     def say(line: str) -> None:
@@ -52,7 +53,7 @@ def run(config: Config, command: str, console: Console, label: str = "", wait: b
                 say(chosen.line)
             from sparse_lab.experiment.fit import fit
 
-            result = fit(folder.config, folder, starts, parent, command, console, label, stop)
+            result = fit(backend.resolve_backend(config), folder, starts, parent, command, console, label, stop)
         except BaseException as error:
             raise _failure(folder, error) from error
         say(
@@ -64,7 +65,7 @@ def run(config: Config, command: str, console: Console, label: str = "", wait: b
     return result
 
 
-def _not_watched(config: Config, folder: RunFolder) -> str:
+def _not_watched(config: Config, folder: RunDir) -> str:
     """A finished run cannot be watched afterwards: which diagnostics are asked for and were not written."""
     asked = {"activations": config.diagnostics.activations, "gradients": config.diagnostics.gradients}
     missing = [name for name, wanted in asked.items() if wanted and not (folder.path / f"{name}.jsonl").exists()]
@@ -85,13 +86,13 @@ def _starts(config: Config, command: str, console: Console) -> tuple[dict[str, P
     for part, other in wanted.items():
         if other is not None:
             names[part] = run(other, command, console, label="  needed first:", wait=True)["name"]
-            starts[part] = RunFolder(other).best
+            starts[part] = run_dir(other).best
     if config.method.regrows and config.method.regrow.reference is not None:
         starts["reference"] = Path(config.method.regrow.reference)
     return starts, names.get("parent")
 
 
-def _failure(folder: RunFolder, error: BaseException) -> BaseException:
+def _failure(folder: RunDir, error: BaseException) -> BaseException:
     """Put the failure on record; a full disk becomes one clear line."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         error = UserError(
@@ -104,7 +105,7 @@ def _failure(folder: RunFolder, error: BaseException) -> BaseException:
         if isinstance(error, Stopped):
             folder.interrupt(line)
         else:
-            said = line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"
+            said = line if isinstance(error, SparseLabError) else f"{type(error).__name__}: {line}"
             folder.fail(said, traceback.format_exc())
     except OSError:
         pass  # nothing can be written any more: the error itself still reaches the user

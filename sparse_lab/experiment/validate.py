@@ -7,12 +7,13 @@ import os
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import torch
 
 from sparse_lab import data, loggers, models
 from sparse_lab.algorithms.regrow import check_layers
-from sparse_lab.config import PARTS, Config, CyclesConfig, DropAndGrowConfig, check_ranges
+from sparse_lab.config import PARTS, Config, CyclesConfig, DropAndGrowConfig, LoggerConfig, check_ranges
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment import backend, phases
 from sparse_lab.experiment.build import alter, plain_network
@@ -35,8 +36,18 @@ def check(config: Config, here: bool = True) -> None:
     if here:
         check_device(config)
     _check_data(repr(config.dataset), config)
-    loggers.check(config.logger)
+    check_loggers(config.logger)
     check_outputs(Path(config.paths.outputs))
+
+
+def check_loggers(logger: LoggerConfig) -> None:
+    """Are their packages there, and does no address hold a password?"""
+    loggers.check(logger.names)
+    if logger.mlflow_uri is not None and urlsplit(logger.mlflow_uri).password:
+        raise UserError(
+            "logger.mlflow_uri holds a password, and would be written into the run's config: "
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
 
 
 def check_device(config: Config) -> None:

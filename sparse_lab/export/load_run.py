@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_lab import models
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.models.offsets import folded
 from sparse_lab.models.surgery import rebuild_structure
 from sparse_lab.sparsity.structured.remove_channels import rebuild
@@ -94,6 +94,6 @@ def images(run: Finished, count: int) -> tuple[Tensor, str]:
             if not left:
                 break
         return torch.cat(batches), f"test images of {config.dataset.name}"
-    except (UserError, OSError, OmegaConfBaseException):
+    except (SparseLabError, OSError, OmegaConfBaseException):
         source = torch.Generator().manual_seed(0)
         return torch.randn(count, 3, run.image_size, run.image_size, generator=source), "random images"

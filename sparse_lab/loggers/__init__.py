@@ -5,12 +5,10 @@ its own (`LoggerThread`) so that none can block or hurt a run. Their SDKs are im
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from sparse_lab.config import LoggerConfig
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError
 from sparse_lab.loggers.base import RunInfo, RunLogger
 from sparse_lab.loggers.thread import LoggerThread, close_all, left_out, reason
 
@@ -27,7 +25,6 @@ __all__ = [
     "RunInfo",
     "RunLogger",
     "check",
-    "chosen",
     "close_all",
     "factories",
     "left_out",
@@ -35,26 +32,16 @@ __all__ = [
 ]
 
 
-def chosen(logger: LoggerConfig) -> list[str]:
-    """Names of the dashboards that are asked for."""
-    return [name for name in INSTALL if getattr(logger, name)]
-
-
-def check(logger: LoggerConfig) -> None:
-    """Raises UserError for a dashboard whose package is not installed, and for a password in an address."""
-    for name in chosen(logger):
+def check(names: Iterable[str]) -> None:
+    """Raise SparseLabError for a logger whose package is not installed."""
+    for name in names:
         found = importlib.util.find_spec(name)
         if found is None or found.origin is None:  # no origin: a folder of that name, such as W&B's own ./wandb
-            raise UserError(f"logger={name} needs the package {name}: {INSTALL[name]}")
-    if logger.mlflow_uri is not None and urlsplit(logger.mlflow_uri).password:
-        raise UserError(
-            "logger.mlflow_uri holds a password, and would be written into the run's config: "
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        )
+            raise SparseLabError(f"logger={name} needs the package {name}: {INSTALL[name]}")
 
 
-def factories(logger: LoggerConfig, outputs: Path) -> dict[str, Callable[[], RunLogger]]:
-    """How to make the dashboards that are asked for; each imports its SDK when it is made."""
+def factories(names: Iterable[str], outputs: Path) -> dict[str, Callable[[], RunLogger]]:
+    """How to make these loggers; each imports its SDK when it is made."""
     from sparse_lab.loggers.mlflow import Mlflow
     from sparse_lab.loggers.tensorboard import Tensorboard
     from sparse_lab.loggers.trackio import Trackio
@@ -66,4 +53,4 @@ def factories(logger: LoggerConfig, outputs: Path) -> dict[str, Callable[[], Run
         "mlflow": Mlflow,
         "trackio": lambda: Trackio(outputs),
     }
-    return {name: known[name] for name in chosen(logger)}
+    return {name: known[name] for name in names}

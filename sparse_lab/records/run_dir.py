@@ -6,7 +6,6 @@ Everything is written whole: a temporary file, then a rename.
 from __future__ import annotations
 
 import csv
-import dataclasses
 import datetime
 import fcntl
 import json
@@ -19,10 +18,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sparse_lab.config import Config
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.backend import resolve_backend
-from sparse_lab.experiment.identity import run_name
 from sparse_lab.records.atomic_io import CHECKSUM, damaged, verify_checksum, write_record, write_text_atomic
 from sparse_lab.records.redaction import clean, redact
 
@@ -37,13 +33,16 @@ class RunLocked(UserError):
     """Another process has this run."""
 
 
-class RunFolder:
-    """One run on disk: config.yaml, status.json, metrics.csv, result.json, checkpoints/."""
+class RunDir:
+    """One run on disk: config.yaml, status.json, metrics.csv, result.json, checkpoints/.
 
-    def __init__(self, config: Config) -> None:
-        self.config = resolve_backend(config)
-        self.name = run_name(self.config)
-        self.path = Path(config.paths.outputs).expanduser().resolve() / "runs" / self.name
+    config: what config.yaml is to hold, plain values.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path = path
+        self.name = path.name
+        self.config = config
         self.last = self.path / "checkpoints" / "last.ckpt"
         self.previous = self.path / "checkpoints" / "previous.ckpt"
         self.best = self.path / "checkpoints" / "best.ckpt"
@@ -111,9 +110,7 @@ class RunFolder:
 
     def begin(self) -> None:
         (self.path / "error.txt").unlink(missing_ok=True)
-        write_text_atomic(
-            self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(clean(dataclasses.asdict(self.config))))
-        )
+        write_text_atomic(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(clean(self.config))))
         self.status = {
             "state": "running",
             "error": None,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sparse_lab.errors import UserError, nearest
+from sparse_lab.errors import SparseLabError, nearest
 from sparse_lab.sparsity import scores as scoring
 from sparse_lab.sparsity.masks import count_kept
 from sparse_lab.sparsity.topk import global_counts
@@ -91,11 +91,11 @@ def distribute(
 
     name: 'global' (one ranking of `scores` over all layers), 'lamp' (one ranking of LAMP scores, whatever `scores`
     say), 'uniform', 'er', 'erk' or 'equal'. All mappings hold tensors of the weights' shapes; `alive` is bool, and
-    positions that are not alive score -inf. Raises UserError when `kept` cannot leave a weight in every layer.
+    positions that are not alive score -inf. Raises SparseLabError when `kept` cannot leave a weight in every layer.
     """
     if kept < len(weights):
-        raise UserError(
-            f"{kept} kept weights would empty a layer (the network has {len(weights)}): choose a lower sparsity.target"
+        raise SparseLabError(
+            f"{kept} kept weights would empty a layer (the network has {len(weights)}): choose a lower sparsity"
         )
     if name == "global":
         return global_counts(scores, kept)
@@ -105,7 +105,7 @@ def distribute(
         }
         return global_counts(lamp, kept)
     if name not in DISTRIBUTIONS:
-        raise UserError(f"unknown distribution {name!r}; {nearest(name, [*DISTRIBUTIONS, 'global', 'lamp'])}")
+        raise SparseLabError(f"unknown distribution {name!r}; {nearest(name, [*DISTRIBUTIONS, 'global', 'lamp'])}")
     claims = DISTRIBUTIONS[name]({layer: tuple(weight.shape) for layer, weight in weights.items()})
     most = count_kept(alive)
     counts = share_out(kept, list(claims.values()), [1] * len(claims), [most[layer] for layer in claims])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError
 from sparse_lab.sparsity.distributions import distribute, share_out
 from sparse_lab.sparsity.masks import Masks, count_kept
 from sparse_lab.sparsity.topk import top_k, top_k_each
@@ -28,11 +28,13 @@ def prune_to(
     `first` is told how many weights each layer keeps and answers with bool masks of positions that come before all
     others.
 
-    Raises UserError when fewer than `kept` are alive (pruning never revives a weight) or a layer would be emptied.
+    Raises SparseLabError when fewer than `kept` are alive (pruning never revives a weight) or a layer would be emptied.
     """
     alive = masks.masks()
     if kept > masks.kept():
-        raise UserError(f"cannot prune to {kept} weights: only {masks.kept()} are alive; regrowth is what adds weights")
+        raise SparseLabError(
+            f"cannot prune to {kept} weights: only {masks.kept()} are alive; regrowth is what adds weights"
+        )
     ranked = {name: _only(score, alive[name]) for name, score in scores.items()}
     counts = distribute(distribution, kept, masks.weights(), ranked, alive)
     if first is not None:
@@ -45,14 +47,14 @@ def grow_to(masks: Masks, kept: int, scores: Mapping[str, Tensor], order: Sequen
     """New masks with exactly `kept` weights: all that are alive and the best pruned ones by `scores`.
 
     `order` names groups of layers: the growth is shared over the first group in proportion to what each layer lost;
-    only what a full group cannot take goes on to the next. Raises UserError when all the groups together cannot take
+    only what a full group cannot take goes on to the next. Raises SparseLabError when all groups together cannot take
     it.
     """
     alive = masks.masks()
     lost = {name: alive[name].numel() - number for name, number in masks.kept_by_layer().items()}
     growth = kept - masks.kept()
     if growth < 0:
-        raise UserError(f"cannot regrow to {kept} weights: {masks.kept()} are alive already")
+        raise SparseLabError(f"cannot regrow to {kept} weights: {masks.kept()} are alive already")
     counts = dict.fromkeys(alive, 0)
     left = growth
     for group in order:
@@ -62,7 +64,7 @@ def grow_to(masks: Masks, kept: int, scores: Mapping[str, Tensor], order: Sequen
         counts.update(zip(names, shares, strict=True))
         left -= sum(shares)
     if left:
-        raise UserError(
+        raise SparseLabError(
             f"the layers chosen for regrowth can take {growth - left} weights, not {growth}: name more of them"
         )
     ranked = {name: _only(score, ~alive[name]) for name, score in scores.items()}

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError
 from sparse_lab.sparsity.connectivity import on_paths
 from sparse_lab.sparsity.masks import Counted, layers
 
@@ -24,7 +24,7 @@ def connected_init(
     model: nn.Module, image_size: int, generator: torch.Generator, counts: Mapping[str, int]
 ) -> dict[str, Tensor]:
     """Bool masks (shape of each counted weight) of positions to keep first: at most `counts` in a layer, at least one,
-    every one on a path from an input pixel to a logit. Raises UserError where none can be laid.
+    every one on a path from an input pixel to a logit. Raises SparseLabError where none can be laid.
 
     Channels are drawn once for every number of channels, so what a residual branch adds to, its shortcut carries too.
     Path t in [0, 1) takes channel order[floor(t * k)] of a tensor of which k channels are used; a layer between tensors
@@ -48,9 +48,7 @@ def connected_init(
         if not any(bool(one.any()) for one in missed.values()):
             return {name: mask.to(found[name].weight.device) for name, mask in laid.items()}
         if all(bool((taps[name] == centre[name]).all()) for name in taps):
-            raise UserError(
-                "sparsity.connected_init=true finds no paths through this network: its convolutions are grouped"
-            )
+            raise SparseLabError("no paths can be laid through this network: its convolutions are grouped")
         # a central tap may be cut off by others that look away: then all of them go to the centre, where none is
         stuck = all(bool((taps[name][one] == centre[name]).all()) for name, one in missed.items())
         for name, one in missed.items():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sparse_lab.errors import UserError, nearest
+from sparse_lab.errors import SparseLabError, nearest
 from sparse_lab.sparsity.masks import layers
 
 Scores = dict[str, Tensor]
@@ -134,9 +134,9 @@ def score(
 
 
 def find_score(name: str) -> Callable[[View], Scores]:
-    """The score of that name. Raises UserError with the nearest known one."""
+    """The score of that name. Raises SparseLabError with the nearest known one."""
     if name not in SCORES:
-        raise UserError(f"unknown score {name!r}; {nearest(name, list(SCORES))}")
+        raise SparseLabError(f"unknown score {name!r}; {nearest(name, list(SCORES))}")
     return SCORES[name]
 
 
@@ -192,12 +192,12 @@ def grasp(view: View) -> Scores:
     """w (H g), what a weight adds to the gradient's flow (GraSP, Wang et al. 2020, arXiv 2002.07376); signed.
 
     g is the mean gradient over all batches, held constant; H g the gradient of g's dot product with the gradient, the
-    mean over batches. The paper scores -w (H g) and removes the highest. With batch statistics. Raises UserError
+    mean over batches. The paper scores -w (H g) and removes the highest. With batch statistics. Raises SparseLabError
     without batches: gradients at hand say nothing of H.
     """
     if view.taken is not None or not view.seen():
-        raise UserError(
-            "score=grasp needs batches: use it to prune at a step or to regrow, not to drop and grow while training"
+        raise SparseLabError(
+            "grasp needs batches: it can prune or regrow, but not drop and grow by the gradients of a step"
         )
     weights = [module.weight for module in layers(view.model).values()]
     along = view.gradients(mode=batch_statistics, temperature=GRASP_TEMPERATURE)
@@ -265,7 +265,7 @@ def reference(view: View) -> Scores:
     viewed.
     """
     if view.reference is None:
-        raise UserError("score=reference needs a reference network: set method.regrow.reference, or leave it null")
+        raise SparseLabError("the score reference needs the weights of a reference network")
     result = {}
     for name, weight in view.weights().items():
         there = view.reference[name].to(weight).abs().double()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError
 
 
 def top_k(scores: Tensor, k: int, chance: torch.Generator | None = None) -> Tensor:
@@ -71,11 +71,11 @@ def global_counts(scores: Mapping[str, Tensor], total: int, least: int = 1) -> d
     """How many weights each layer keeps when the `total` largest scores of the whole network stay.
 
     Each layer's `least` best weights stay in any case, so that no layer is emptied; the total is exact all the same.
-    Raises UserError when `total` cannot leave `least` weights in each layer.
+    Raises SparseLabError when `total` cannot leave `least` weights in each layer.
     """
     floors = {name: min(least, score.numel()) for name, score in scores.items()}
     if total < sum(floors.values()):
-        raise UserError(
+        raise SparseLabError(
             f"{total} weights cannot keep {len(scores)} layers alive (at least {least} each): choose a lower sparsity"
         )
     flat = torch.cat([score.detach().reshape(-1) for score in scores.values()])

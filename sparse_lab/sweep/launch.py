@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from sparse_lab.config import Config
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.records.redaction import redact
 from sparse_lab.records.sweep_dir import ENDED, Job, Overview, SweepFolder, now
 
@@ -91,9 +91,9 @@ class Task:
 
     def done_already(self, config: Config) -> bool:
         """Is this single run finished? Then that is said at once, without Hydra's own second look at the command."""
-        from sparse_lab.records.run_dir import RunFolder
+        from sparse_lab.experiment.identity import run_dir
 
-        if RunFolder(config).result() is None:
+        if run_dir(config).result() is None:
             return False
         self.last = self._run(config, "", lambda name: None)
         return True
@@ -101,15 +101,16 @@ class Task:
     def _run(self, cfg: DictConfig | Config, label: str, begin: Any) -> dict[str, Any]:
         """{"run", "outcome", "said", "value"}; and "stopped", the exception, where a signal stopped it."""
         from sparse_lab.experiment.compose import to_config
+        from sparse_lab.experiment.identity import run_dir
         from sparse_lab.experiment.runner import run
-        from sparse_lab.records.run_dir import RunFolder, RunLocked
+        from sparse_lab.records.run_dir import RunLocked
         from sparse_lab.sweep.plan import check_run
         from sparse_lab.training.signals import Stopped
 
         about: dict[str, Any] = {"run": ""}
         try:
             config = cfg if isinstance(cfg, Config) else to_config(cfg)
-            folder = RunFolder(config)
+            folder = run_dir(config)
             result = folder.path / "result.json"
             about["run"] = folder.name
             begin(about["run"])
@@ -149,7 +150,7 @@ def _written(path: Path) -> int | None:
 def one_line(error: BaseException) -> str:
     """What went wrong, and for what no user can mend also where."""
     line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    if isinstance(error, UserError):
+    if isinstance(error, SparseLabError):
         return redact(line)
     where = traceback.extract_tb(error.__traceback__)[-1]
     return (

@@ -168,9 +168,9 @@ class Request:
 
     def _check_runs(self, at: Callable[[str, int], None]) -> None:
         """All that is wrong with runs that are still to be made; torch is not imported where there are none."""
-        from sparse_lab.records.run_dir import RunFolder
+        from sparse_lab.experiment.identity import run_dir
 
-        to_make = [config for config in self.configs if not RunFolder(config).has_result]
+        to_make = [config for config in self.configs if not run_dir(config).has_result]
         if not to_make:
             return
         if self.launcher == "basic":

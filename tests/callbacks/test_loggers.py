@@ -14,6 +14,7 @@ from sparse_lab.errors import UserError
 from sparse_lab.experiment.compose import to_config
 from sparse_lab.experiment.identity import identity
 from sparse_lab.experiment.runner import run
+from sparse_lab.experiment.validate import check_loggers
 from sparse_lab.loggers import thread
 from sparse_lab.sweep.plan import Request
 
@@ -49,7 +50,7 @@ def books(monkeypatch):
         made.append(Book())
         return made[-1]
 
-    monkeypatch.setattr(loggers, "factories", lambda logger, outputs: {"fake": make})
+    monkeypatch.setattr(loggers, "factories", lambda names, outputs: {"fake": make})
     return made
 
 
@@ -119,7 +120,7 @@ def test_one_that_never_answers_does_not_hold_training_up(compose, monkeypatch, 
         def open(self, about):
             released.wait()
 
-    monkeypatch.setattr(loggers, "factories", lambda logger, outputs: {"deaf": Deaf})
+    monkeypatch.setattr(loggers, "factories", lambda names, outputs: {"deaf": Deaf})
     monkeypatch.setattr(thread, "PATIENCE", 0.2)
     config = compose("method=dense")
     run(config, "x", Console(width=200))
@@ -132,7 +133,7 @@ def test_one_whose_package_is_broken_is_said_once(compose, monkeypatch, capsys):
     def broken():
         raise ImportError("libsomething.so is missing")
 
-    monkeypatch.setattr(loggers, "factories", lambda logger, outputs: {"broken": broken})
+    monkeypatch.setattr(loggers, "factories", lambda names, outputs: {"broken": broken})
     run(compose("method=dense"), "x", Console(width=200))
     assert capsys.readouterr().out.count("logger=broken is left out from here on: ImportError libsomething.so") == 1
 
@@ -140,14 +141,14 @@ def test_one_whose_package_is_broken_is_said_once(compose, monkeypatch, capsys):
 @pytest.mark.parametrize("found", [None, ModuleSpec("mlflow", None)], ids=["nothing", "a folder of that name"])
 def test_one_whose_package_is_not_there_is_refused_with_the_line_that_mends_it(found, monkeypatch):
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: found)
-    loggers.check(LoggerConfig())
+    check_loggers(LoggerConfig())
     with pytest.raises(UserError, match=r"pip install 'sparse_lab\[mlflow\]'"):
-        loggers.check(LoggerConfig(mlflow=True))
+        check_loggers(LoggerConfig(mlflow=True))
 
 
 def test_a_password_in_the_address_is_refused():
     with pytest.raises(UserError, match="MLFLOW_TRACKING_PASSWORD") as caught:
-        loggers.check(LoggerConfig(mlflow_uri="http://me:tiger@host:5000"))
+        check_loggers(LoggerConfig(mlflow_uri="http://me:tiger@host:5000"))
     assert "tiger" not in str(caught.value)
 
 
@@ -162,7 +163,7 @@ def test_a_password_in_the_address_is_refused():
 )
 def test_several_at_once_are_a_list(request_, wanted):
     config = to_config(Request.read([request_]).compose([]))
-    assert set(loggers.chosen(config.logger)) == wanted
+    assert set(config.logger.names) == wanted
 
 
 def test_an_unknown_name_in_the_list_is_named():

@@ -16,8 +16,8 @@ from sparse_lab import data, models
 from sparse_lab.config import Config
 from sparse_lab.experiment import runner as room
 from sparse_lab.experiment.compose import to_config
+from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
-from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.sparsity.topk import top_k
 from sparse_lab.sweep.plan import Request
 from sparse_lab.training.checkpoint_io import load_network
@@ -52,7 +52,7 @@ def quiet() -> Console:
 
 def test_the_gpu_is_chosen_by_itself(compose):
     assert device_of("auto") == GPU == device_of("gpu") and device_of("cpu").type == "cpu"
-    assert RunFolder(compose("trainer=auto")).config.trainer.precision == "bf16-mixed"
+    assert run_dir(compose("trainer=auto")).config.trainer.precision == "bf16-mixed"
 
 
 def test_batches_are_those_of_a_cpu(compose):
@@ -201,8 +201,8 @@ def test_two_runs_with_one_seed_are_equal(how, compose, quiet):
         )
         config = compose(*words, folder=folder)
         run(config, "test", quiet)
-        with open(RunFolder(config).path / "metrics.csv", encoding="utf-8") as file:
+        with open(run_dir(config).path / "metrics.csv", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        found.append((rows, load_network(RunFolder(config).best)))
+        found.append((rows, load_network(run_dir(config).best)))
     assert found[0][0] == found[1][0]
     assert all(torch.equal(one, found[1][1][name]) for name, one in found[0][1].items())

@@ -12,7 +12,7 @@ import pytest
 
 from sparse_lab.callbacks.checkpoint import Checkpoint
 from sparse_lab.config import Config
-from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.experiment.identity import run_dir
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def metrics() -> Callable[[Config], list[dict[str, float]]]:
     """The rows of a run's metrics.csv, which dashboards have no hand in."""
 
     def read(config: Config) -> list[dict[str, float]]:
-        with open(RunFolder(config).path / "metrics.csv", newline="") as file:
+        with open(run_dir(config).path / "metrics.csv", newline="") as file:
             return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
     return read
@@ -38,7 +38,7 @@ def updates() -> Callable[[Config], list[dict[str, Any]]]:
     """The lines of a run's updates.jsonl."""
 
     def read(config: Config) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (RunFolder(config).path / "updates.jsonl").read_text().splitlines()]
+        return [json.loads(line) for line in (run_dir(config).path / "updates.jsonl").read_text().splitlines()]
 
     return read
 

@@ -6,12 +6,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
-from sparse_lab.records.run_dir import RunFolder
 
 
 def read(config) -> EventAccumulator:
-    events = EventAccumulator(str(RunFolder(config).path / "tensorboard"))
+    events = EventAccumulator(str(run_dir(config).path / "tensorboard"))
     events.Reload()
     return events
 

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sparse_lab.experiment.identity import identity
+from sparse_lab.experiment.identity import identity, run_dir
 from sparse_lab.experiment.runner import run
-from sparse_lab.records.run_dir import RunFolder
 
 WANDB = Path(sys.executable).with_name("wandb")
 
@@ -30,7 +29,7 @@ def nobody(monkeypatch, tmp_path):
 def read(config) -> list[dict]:
     """What each offline folder of the run says: summary of the whole, and its records by kind."""
     found = []
-    for folder in sorted((RunFolder(config).path / "wandb").glob("offline-run-*")):
+    for folder in sorted((run_dir(config).path / "wandb").glob("offline-run-*")):
         ask = [WANDB, "leet", "inspect", "--json"]
         whole = subprocess.run([*ask, "--summary", folder], capture_output=True, text=True, check=True).stdout
         lines = subprocess.run([*ask, folder], capture_output=True, text=True, check=True).stdout.splitlines()
@@ -99,7 +98,7 @@ def test_no_key_is_written(compose, quiet, monkeypatch):
     config = compose("method=dense", "logger=wandb")
     run(config, "x", quiet)
     assert read(config)
-    files = [path for path in RunFolder(config).path.rglob("*") if path.is_file()]
+    files = [path for path in run_dir(config).path.rglob("*") if path.is_file()]
     assert not [path for path in files if key.encode() in path.read_bytes()]
 
 
@@ -137,7 +136,7 @@ def test_a_killed_run_goes_on_in_a_second_folder(compose, small):
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         # W&B writes once a second; a row has about 400 bytes, what stands before the first one 2,500
-        while sum(file.stat().st_size for file in RunFolder(config).path.glob("wandb/offline-run-*/*.wandb")) < 4000:
+        while sum(file.stat().st_size for file in run_dir(config).path.glob("wandb/offline-run-*/*.wandb")) < 4000:
             assert process.poll() is None
             time.sleep(0.05)
     finally:

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from sparse_lab.config import Config
 from sparse_lab.experiment import phases
+from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
-from sparse_lab.records.run_dir import RunFolder
 
 
 @pytest.fixture(scope="session")
@@ -25,9 +25,9 @@ def with_starts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Config], 
 
     def lay(config: Config) -> Config:
         for start in starts(config):
-            made = RunFolder(replace(start, paths=replace(start.paths, outputs=str(outputs))))
-            run(made.config, "a start", Console(quiet=True))
-            shutil.copytree(made.path, RunFolder(start).path, dirs_exist_ok=True)
+            made = replace(start, paths=replace(start.paths, outputs=str(outputs)))
+            run(made, "a start", Console(quiet=True))
+            shutil.copytree(run_dir(made).path, run_dir(start).path, dirs_exist_ok=True)
         return config
 
     return lay

@@ -14,9 +14,10 @@ from rich.console import Console
 from sparse_lab.callbacks.nan_guard import NanGuard
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
+from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
 from sparse_lab.records.atomic_io import verify_checksum
-from sparse_lab.records.run_dir import RunFolder, RunLocked
+from sparse_lab.records.run_dir import RunLocked
 from sparse_lab.training.checkpoint_io import load_checkpoint, load_network
 
 REQUEST = ("method=static", "sparsity.target=0.9", "training.epochs=5")
@@ -48,7 +49,7 @@ def twice(compose_under, tmp_path_factory) -> tuple[Path, Path]:
 def killed(twice, compose) -> Config:
     """The run that was killed, in this test's own outputs."""
     config = compose(*REQUEST)
-    folder = RunFolder(config)
+    folder = run_dir(config)
     shutil.copytree(twice[1] / "runs", folder.path.parent)
     assert load_checkpoint(folder.last)["global_step"] == 6 and load_checkpoint(folder.previous)["global_step"] == 4
     return config
@@ -66,7 +67,7 @@ def made(compose_under, tmp_path_factory) -> Path:
 def dense(made, compose) -> Config:
     """That run, in this test's own outputs."""
     config = compose("method=dense")
-    shutil.copytree(made / "runs", RunFolder(config).path.parent)
+    shutil.copytree(made / "runs", run_dir(config).path.parent)
     return config
 
 
@@ -94,7 +95,7 @@ def foreign(content: bytes) -> bytes:
 @pytest.mark.every(3)
 @pytest.mark.parametrize("damage", [torn, cut, flipped, empty, foreign])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(damage, killed, twice, wide, capsys):
-    folder = RunFolder(killed)
+    folder = run_dir(killed)
     reference = twice[0] / "runs" / folder.name
     folder.last.write_bytes(damage(folder.last.read_bytes()))
     run(killed, "x", wide)
@@ -107,7 +108,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(damage, kil
 
 
 def test_without_a_whole_checkpoint_the_run_starts_anew(killed, wide, capsys):
-    folder = RunFolder(killed)
+    folder = run_dir(killed)
     for path in (folder.last, folder.previous):
         path.write_bytes(flipped(path.read_bytes()))
     result = run(killed, "x", wide)
@@ -118,7 +119,7 @@ def test_without_a_whole_checkpoint_the_run_starts_anew(killed, wide, capsys):
 
 
 def test_a_kill_between_the_two_renames_of_a_save_loses_nothing(killed, wide, capsys):
-    folder = RunFolder(killed)
+    folder = run_dir(killed)
     os.replace(folder.last, folder.previous)
     run(killed, "x", wide)
     assert "goes on from previous.ckpt" in capsys.readouterr().out
@@ -126,42 +127,42 @@ def test_a_kill_between_the_two_renames_of_a_save_loses_nothing(killed, wide, ca
 
 
 def test_a_finished_network_that_is_damaged_is_made_again_for_whoever_starts_from_it(dense, compose, wide, capsys):
-    first = RunFolder(dense).result()
-    network = load_network(RunFolder(dense).best)
-    path = RunFolder(dense).best
+    first = run_dir(dense).result()
+    network = load_network(run_dir(dense).best)
+    path = run_dir(dense).best
     path.write_bytes(flipped(path.read_bytes()))
     run(compose("method=oneshot", "sparsity.target=0.9"), "x", wide)
     assert f"{path} is damaged" in capsys.readouterr().out
     again = load_network(path)
     assert all(torch.equal(network[name], again[name]) for name in network)
-    assert RunFolder(dense).result()["test_accuracy"] == first["test_accuracy"]
+    assert run_dir(dense).result()["test_accuracy"] == first["test_accuracy"]
 
 
 def test_a_record_that_was_edited_does_not_count(dense, quiet):
-    first = RunFolder(dense).result()
-    path = RunFolder(dense).path / "result.json"
+    first = run_dir(dense).result()
+    path = run_dir(dense).path / "result.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "test_accuracy": 99.99}))
-    assert RunFolder(dense).result() is None
+    assert run_dir(dense).result() is None
     assert run(dense, "x", quiet)["test_accuracy"] == first["test_accuracy"]
 
 
 def test_a_reference_file_that_is_damaged_is_refused(dense):
-    path = RunFolder(dense).best
+    path = run_dir(dense).best
     path.write_bytes(flipped(path.read_bytes()))
     with pytest.raises(UserError, match=r"best\.ckpt is damaged"):
         load_network(path)
 
 
 def test_one_process_runs_and_the_other_says_so_and_leaves(killed, quiet):
-    folder = RunFolder(killed)
+    folder = run_dir(killed)
     with folder.claim(print, wait=False), pytest.raises(RunLocked, match=f"process {os.getpid()} on .* runs it"):
         run(killed, "x", quiet)
     assert run(killed, "x", quiet)["levels"]
 
 
 def test_a_status_that_a_kill_left_behind_is_mended(dense, quiet):
-    path = RunFolder(dense).path / "status.json"
+    path = run_dir(dense).path / "status.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "state": "running"}))
     run(dense, "x", quiet)
     assert json.loads(path.read_text())["state"] == "done"

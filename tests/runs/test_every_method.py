@@ -20,11 +20,11 @@ from sparse_lab import models
 from sparse_lab.algorithms.enforce import EnforceMasks
 from sparse_lab.callbacks.checkpoint import Checkpoint
 from sparse_lab.callbacks.nan_guard import NanGuard
+from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
 from sparse_lab.models import offsets
 from sparse_lab.models.offsets import folded
 from sparse_lab.models.surgery import rebuild_structure
-from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.report.load.records import read
 from sparse_lab.report.load.traces import traces
 from sparse_lab.report.tables.aggregate import levels, long
@@ -209,8 +209,8 @@ def interrupted(config, end: End, quiet, monkeypatch) -> dict:
         patch.setattr(NanGuard, "on_train_batch_end", interrupt)
         with pytest.raises(RuntimeError if end.how is die else Stopped) as caught:
             run(config, "x", quiet)
-    status = json.loads((RunFolder(config).path / "status.json").read_text())
-    checkpoint = load_checkpoint(RunFolder(config).last)
+    status = json.loads((run_dir(config).path / "status.json").read_text())
+    checkpoint = load_checkpoint(run_dir(config).last)
     if end.how is die:
         assert status["state"] == "failed" and "pulled the plug" in status["error"]
     else:
@@ -221,14 +221,14 @@ def interrupted(config, end: End, quiet, monkeypatch) -> dict:
 
 def check_same(whole, broken) -> None:
     """The two runs left the same network, optimizer, random state and rows, to the last bit."""
-    first, second = (load_network(RunFolder(config).best) for config in (whole, broken))
+    first, second = (load_network(run_dir(config).best) for config in (whole, broken))
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
     parts = ("state_dict", "optimizer_states", "random_state")
-    lasts = (load_checkpoint(RunFolder(config).last) for config in (whole, broken))
+    lasts = (load_checkpoint(run_dir(config).last) for config in (whole, broken))
     first, second = (dict(tensors({key: last[key] for key in parts})) for last in lasts)
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
     for name in ("metrics.csv", "updates.jsonl", "gradients.jsonl"):
-        paths = [RunFolder(config).path / name for config in (whole, broken)]
+        paths = [run_dir(config).path / name for config in (whole, broken)]
         assert paths[0].exists() == paths[1].exists()
         assert not paths[0].exists() or paths[0].read_bytes() == paths[1].read_bytes(), name
 
@@ -282,7 +282,7 @@ def check_phases(checkpoints: list[dict]) -> None:
 
 
 def check_masks_and_network(method, config, result) -> None:
-    state = load_network(RunFolder(config).best)
+    state = load_network(run_dir(config).best)
     masks = {name: value.numpy() for name, value in state.items() if name.endswith(".mask")}
     kept = sum(int(np.count_nonzero(mask)) for mask in masks.values())
     if method == "dense":
@@ -306,7 +306,7 @@ def check_masks_and_network(method, config, result) -> None:
 
 def check_report(config, result) -> None:
     """The tables of a report on the run and what it started from."""
-    records = read(RunFolder(config).path.parent)
+    records = read(run_dir(config).path.parent)
     assert not records.warnings and not records.unfinished
     [row] = [row for _, row in long(records.results, []).iterrows() if row["base"] == result["method"]]
     assert (row["kept"], row["mean"]) == (result["kept"], pytest.approx(result["test_accuracy"]))
@@ -363,7 +363,7 @@ def test_each_method_goes_on_from_other_moments(method, pair, quiet, watched, ch
 
 
 def metrics(config) -> list[dict[str, str]]:
-    with open(RunFolder(config).path / "metrics.csv", newline="") as file:
+    with open(run_dir(config).path / "metrics.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -390,8 +390,8 @@ def test_all_eight_ablations_of_east_run(on, compose, quiet, watched):
     assert changes[0] == "prune" and changes[-1] == "drop_and_grow" and ("cycle" in changes) is cyclic
     betas = [row["beta"] for row in lines(config, "activations")]
     assert betas == ([1.0, 0.5, 0.0, 0.0] if dyrelu else [None] * 4)
-    assert not any(".reduce." in name or ".scale" in name for name in load_network(RunFolder(config).best))
+    assert not any(".reduce." in name or ".scale" in name for name in load_network(run_dir(config).best))
 
 
 def lines(config, name) -> list[dict]:
-    return [json.loads(line) for line in (RunFolder(config).path / f"{name}.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run_dir(config).path / f"{name}.jsonl").read_text().splitlines()]

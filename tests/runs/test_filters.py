@@ -20,11 +20,11 @@ from sparse_lab.algorithms.structured.compaction import Compaction
 from sparse_lab.cli.main import main
 from sparse_lab.errors import UserError
 from sparse_lab.experiment import phases
+from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
 from sparse_lab.experiment.validate import check
 from sparse_lab.export import export
 from sparse_lab.models import compactors, registry
-from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.sparsity.structured.remove_channels import rebuild
 from sparse_lab.training.checkpoint_io import load_checkpoint, load_network
 
@@ -48,7 +48,7 @@ def uniform(asked: int) -> list[int]:
 
 
 def lines(config) -> list[dict]:
-    return [json.loads(line) for line in (RunFolder(config).path / "updates.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run_dir(config).path / "updates.jsonl").read_text().splitlines()]
 
 
 def convs(state: dict[str, torch.Tensor], kind: str) -> list[np.ndarray]:
@@ -153,7 +153,7 @@ LEFT = [1, 2, 4, 5, 8, 8, 8, 3, 3, 3, 3, 6, 32]  # whole filters: 0.7 * 8 keeps 
 def test_rates_say_how_many_filters_of_each_layer_go(compose, quiet, with_starts):
     config = with_starts(compose("method=hrank", *rates_of(HRANK)))
     result = run(config, "x", quiet)
-    assert [mask.any((1, 2, 3)).sum() for mask in convs(load_network(RunFolder(config).best), "mask")] == LEFT
+    assert [mask.any((1, 2, 3)).sum() for mask in convs(load_network(run_dir(config).best), "mask")] == LEFT
     assert list(result["small"]["filters"].values()) == [*LEFT, 10] and result["kept"] == weights_of(LEFT)
     gone = 1 - sum(w * below * 9 for w, below in zip(LEFT, [3, *ROWS], strict=False)) / TOTAL
     gone -= 10 * 32 / TOTAL  # the classifier keeps all
@@ -173,7 +173,7 @@ def test_layer_by_layer_each_round_prunes_the_next_layer(side, compose, quiet, w
         weights_of([*LEFT[: number + 1], *ROWS[number + 1 :]]) for number in range(13)
     ]
     assert {row["change"] for row in lines(config)} == {"prune"}
-    assert is_whole(convs(load_network(RunFolder(config).best), "mask"))
+    assert is_whole(convs(load_network(run_dir(config).best), "mask"))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_really_smaller_network_is_left(network, coupled, compose, quiet, with
         "method=l1_filters", f"model={network}", "sparsity.target=0.6", f"method.filters.coupled={coupled}"
     )
     result = run(with_starts(config), "x", quiet)
-    small, folder = result["small"], RunFolder(config)
+    small, folder = result["small"], run_dir(config)
     assert small["difference"] <= 1e-5
     state = load_network(folder.small)
     plain = rebuild(models.build(network, width=0.0625), state).eval()
@@ -259,11 +259,11 @@ def test_compactors_change_no_answer_at_first_and_have_a_recipe_of_their_own(com
         seen["looked"] = True
 
     config = with_starts(compose("method=resrep", "sparsity.target=0.6", *COMPACTING))
-    dense = RunFolder(phases.parent(config)).best
+    dense = run_dir(phases.parent(config)).best
     monkeypatch.setattr(Compaction, "on_train_batch_start", look, raising=False)
     run(config, "x", quiet)
     assert seen
-    (group,) = load_checkpoint(RunFolder(config).last)["optimizer_states"][0]["param_groups"]
+    (group,) = load_checkpoint(run_dir(config).last)["optimizer_states"][0]["param_groups"]
     assert len(group["params"]) == sum(1 for _ in models.build("vgg16").parameters())
 
 
@@ -355,7 +355,7 @@ def test_folding_compactors_away_changes_no_answer(network, coupled, compose, qu
     assert len(folding) == 1 and folding[0] <= 1e-4
     assert result["small"]["difference"] <= 1e-5 and result["kept"] <= round(0.5 * result["total"])
     plain = models.build(network, width=0.0625)
-    plain.load_state_dict({k: v for k, v in load_network(RunFolder(config).best).items() if not k.endswith(".mask")})
+    plain.load_state_dict({k: v for k, v in load_network(run_dir(config).best).items() if not k.endswith(".mask")})
 
 
 @pytest.mark.every(2)
@@ -415,7 +415,7 @@ def test_filters_never_come_back_and_the_network_ends_whole(request_, compose, q
     result = run(with_starts(config), "x", quiet)
     changes = [row["change"] for row in lines(config)]
     assert "open" not in changes or config.schedule.name == "soft"
-    assert is_whole(convs(load_network(RunFolder(config).best), "mask"))
+    assert is_whole(convs(load_network(run_dir(config).best), "mask"))
     assert result["kept"] <= round((1 - config.sparsity.target) * TOTAL) + 3
     assert result["small"]["weights"] == result["kept"]
 

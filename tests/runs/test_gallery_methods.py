@@ -20,9 +20,9 @@ from sparse_lab.algorithms.hypersphere import Hypersphere
 from sparse_lab.algorithms.prune import Prune
 from sparse_lab.callbacks.checkpoint import Checkpoint
 from sparse_lab.errors import UserError
+from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
 from sparse_lab.experiment.validate import check
-from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.training.checkpoint_io import load_network
 
 TOTAL = 57_884  # VGG16 at a sixteenth of its width
@@ -30,16 +30,16 @@ COUNTED = (nn.Conv2d, nn.Linear)
 
 
 def lines(config) -> list[dict]:
-    return [json.loads(line) for line in (RunFolder(config).path / "updates.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run_dir(config).path / "updates.jsonl").read_text().splitlines()]
 
 
 def metrics(config) -> list[dict[str, str]]:
-    with open(RunFolder(config).path / "metrics.csv", newline="") as file:
+    with open(run_dir(config).path / "metrics.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def masks_in(config) -> dict[str, np.ndarray]:
-    state = load_network(RunFolder(config).best)
+    state = load_network(run_dir(config).best)
     return {name.removesuffix(".mask"): value.numpy() for name, value in state.items() if name.endswith(".mask")}
 
 
@@ -223,7 +223,7 @@ def initial() -> dict[str, torch.Tensor]:
 def test_rounds_prune_what_was_trained_and_start_from_where_they_should(method, compose, quiet, with_starts, changes):
     config = with_starts(compose(f"method={method}", *ROUNDS, "training.epochs=3"))
     result = run(config, "x", quiet)
-    dense = load_network(RunFolder(compose("method=dense", "training.epochs=3")).best)
+    dense = load_network(run_dir(compose("method=dense", "training.epochs=3")).best)
     network = models.build("vgg16", width=0.0625)
     begin, masks = initial(), {name: np.ones(weight.shape, bool) for name, weight in counted(network).items()}
     assert len(changes) == 3 and [level["kept"] for level in result["levels"]] == [
@@ -268,7 +268,7 @@ def test_rewinding_goes_back_to_the_end_of_that_very_epoch(epoch, compose, quiet
     base = ("training.epochs=5", "training.lr=1e-9")  # no epoch is better than the first
     config = compose("method=lth", *ROUNDS, *base, f"method.prune.rewind_weights={epoch}")
     run(config, "x", quiet)
-    dense = RunFolder(compose("method=dense", *base)).name
+    dense = run_dir(compose("method=dense", *base)).name
     wanted = epochs[dense][epoch - 1]
     assert len(epochs[dense]) == 5
     for _, after in changes:
@@ -523,7 +523,7 @@ def test_what_is_pruned_becomes_its_filters_mean(recovery, compose, quiet, monke
         "method=prune_on_the_fly", "sparsity.target=0.8", f"method.sphere.recovery={str(recovery).lower()}"
     )
     result = run(config, "x", quiet)
-    state = load_network(RunFolder(config).best)
+    state = load_network(run_dir(config).best)
     assert any(name.endswith(".mean") for name in state) is recovery
     for name, before in seen.items():
         mask = state[f"{name}.mask"]

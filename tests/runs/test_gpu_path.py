@@ -12,9 +12,9 @@ import torch
 from sparse_lab.data import source
 from sparse_lab.errors import UserError
 from sparse_lab.experiment import backend, build
+from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
 from sparse_lab.experiment.validate import check_device
-from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.training import device
 from sparse_lab.training.checkpoint_io import load_network
 
@@ -40,7 +40,7 @@ METHODS = {
 
 
 def network(config) -> dict[str, torch.Tensor]:
-    return load_network(RunFolder(config).best)
+    return load_network(run_dir(config).best)
 
 
 def test_a_gpu_gets_images_and_weights_channels_last():
@@ -86,7 +86,7 @@ def test_every_step_is_the_same_compiled(name, compose, quiet, tmp_path):
     fast = compose(*words, "trainer.compile=full", f"paths.outputs={tmp_path / 'fast'}")
     for one in (eager, fast):
         run(one, "test", quiet)
-    assert RunFolder(eager).name == RunFolder(fast).name, "how a step is computed is no part of what a run is"
+    assert run_dir(eager).name == run_dir(fast).name, "how a step is computed is no part of what a run is"
     wanted, found = network(eager), network(fast)
     for key, value in wanted.items():
         same = (
@@ -105,7 +105,7 @@ def test_two_runs_with_one_seed_are_equal(compose, quiet, tmp_path):
             f"paths.outputs={tmp_path / name}",
         )
         result = run(config, "test", quiet)
-        with open(RunFolder(config).path / "metrics.csv", encoding="utf-8") as file:
+        with open(run_dir(config).path / "metrics.csv", encoding="utf-8") as file:
             rows.append((result["test_accuracy"], result["validation_accuracy"], list(csv.DictReader(file))))
     assert rows[0] == rows[1]
 
@@ -114,12 +114,12 @@ def test_automatic_precision_is_that_of_the_device(compose, monkeypatch):
     config = compose("trainer=auto", "method=rigl")
     assert config.trainer.precision == "auto"
     assert backend.resolve_backend(config).trainer.precision == "32-true"
-    names = [RunFolder(config).name, RunFolder(compose("trainer=cpu", "method=rigl")).name]
+    names = [run_dir(config).name, run_dir(compose("trainer=cpu", "method=rigl")).name]
     assert names[0] == names[1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(backend, "GPU_FILES", ("null",))  # every machine has this device
     assert backend.resolve_backend(config).trainer.precision == "bf16-mixed"
-    assert RunFolder(config).name != names[0]
+    assert run_dir(config).name != names[0]
     assert backend.resolve_backend(compose("trainer=cpu", "method=rigl")).trainer.precision == "32-true"
 
 
@@ -136,7 +136,7 @@ def test_on_a_gpu_paths_are_looked_at_now_and_then(compose, quiet, tmp_path, mon
         monkeypatch.setattr(build, "MaskLog", with_apart)
         config = compose(*words, f"paths.outputs={tmp_path / name}")
         flops.append(run(config, "test", quiet)["flops"])
-        lines = (RunFolder(config).path / "updates.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (run_dir(config).path / "updates.jsonl").read_text(encoding="utf-8").splitlines()
         rows[name] = [json.loads(line) for line in lines]
     assert [row["step"] for row in rows["all"]] == [row["step"] for row in rows["few"]] == list(range(0, 20, 2))
     assert [row["step"] for row in rows["few"] if "effective" in row] == [0, 8, 16]

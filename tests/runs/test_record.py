@@ -13,9 +13,8 @@ import pytest
 from rich.console import Console
 
 from sparse_lab.experiment import phases
-from sparse_lab.experiment.identity import cell, run_name
+from sparse_lab.experiment.identity import cell, run_dir, run_name
 from sparse_lab.experiment.runner import run
-from sparse_lab.records.run_dir import RunFolder
 
 
 @pytest.mark.every(2)
@@ -70,7 +69,7 @@ def test_a_budget_left_open_starts_with_half_as_many_weights(compose):
 def test_a_run_that_another_process_makes_is_waited_for_and_not_made_again(compose, with_starts, tmp_path, capsys):
     """The other process is played by a lock on the dense run's folder, which goes when its result is there."""
     config = compose("method=oneshot", "sparsity.target=0.9")
-    dense = RunFolder(phases.parent(config))
+    dense = run_dir(phases.parent(config))
     elsewhere = with_starts(replace(config, paths=replace(config.paths, outputs=str(tmp_path / "elsewhere"))))
     said: list[str] = []
 
@@ -78,7 +77,7 @@ def test_a_run_that_another_process_makes_is_waited_for_and_not_made_again(compo
         def print(self, *words, **how) -> None:
             said.append(str(words[0]))
             if "waiting for" in said[-1]:
-                shutil.copytree(RunFolder(phases.parent(elsewhere)).path, dense.path, dirs_exist_ok=True)
+                shutil.copytree(run_dir(phases.parent(elsewhere)).path, dense.path, dirs_exist_ok=True)
                 fcntl.flock(lock, fcntl.LOCK_UN)
 
     (dense.path / "checkpoints").mkdir(parents=True)

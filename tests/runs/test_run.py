@@ -11,8 +11,8 @@ import torch
 
 from sparse_lab import models
 from sparse_lab.errors import UserError
+from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
-from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.training.checkpoint_io import load_network
 
 
@@ -41,7 +41,7 @@ def test_vgg16_at_98_85_keeps_the_exact_number_before_and_after_a_save_and_load(
 def test_what_a_run_leaves_on_disk(compose, quiet, with_starts):
     config = with_starts(compose("method=iterative", "sparsity.target=0.9", "schedule.share=0.6"))
     result = run(config, "sparse-lab method=iterative", quiet)
-    folder = RunFolder(config).path
+    folder = run_dir(config).path
     assert {path.name for path in folder.iterdir()} >= {"config.yaml", "status.json", "metrics.csv", "result.json"}
     assert (folder / "checkpoints" / "last.ckpt").is_file()
     assert not list(folder.rglob("*.tmp"))
@@ -80,7 +80,7 @@ def test_a_finished_run_is_not_run_again_and_what_it_starts_from_is_shared(compo
     after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     assert len(after) == 4 and all(after[path] == time for path, time in before.items())
     assert [level["kept"] for level in child["levels"]] == [round(0.08 * child["total"]), round(0.1 * child["total"])]
-    old, new = load_network(RunFolder(one_way).best), load_network(RunFolder(config).best)
+    old, new = load_network(run_dir(one_way).best), load_network(run_dir(config).best)
     masks = [name for name in new if name.endswith(".mask")]
     assert all(bool((new[name] | ~old[name]).all()) for name in masks)
     assert sum(int(new[name].sum() - old[name].sum()) for name in masks) == child["kept"] - parent["kept"]
@@ -93,7 +93,7 @@ def test_two_runs_with_one_seed_are_equal_bit_for_bit_and_another_seed_is_not(co
     for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
         config = compose("method=oneshot", "sparsity.target=0.9", f"seed={seed}", f"paths.outputs={tmp_path / folder}")
         run(config, "x", quiet)
-        states.append(load_network(RunFolder(config).best))
+        states.append(load_network(run_dir(config).best))
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
 
@@ -113,7 +113,7 @@ def test_a_loss_that_is_no_number_fails_the_run_with_its_step(compose, quiet):
     config = compose("training.lr=1e30", "method=dense", "training.warmup=0")
     with pytest.raises(UserError, match=r"at step \d+"):
         run(config, "x", quiet)
-    status = json.loads((RunFolder(config).path / "status.json").read_text())
+    status = json.loads((run_dir(config).path / "status.json").read_text())
     assert status["state"] == "failed" and "step" in status["error"]
 
 
@@ -136,9 +136,9 @@ def test_a_full_disk_stops_with_one_line_and_keeps_what_was_saved(compose, quiet
     config = compose("method=dense")
     with pytest.raises(UserError, match="disk is full"):
         run(config, "x", quiet)
-    last = RunFolder(config).last
+    last = run_dir(config).last
     assert torch.load(last, weights_only=True)["epoch"] == 0
-    assert not list(RunFolder(config).path.rglob("*.tmp"))
+    assert not list(run_dir(config).path.rglob("*.tmp"))
 
 
 def test_a_last_step_that_breaks_the_weights_is_no_result(compose, quiet, monkeypatch):
@@ -161,14 +161,14 @@ def test_a_last_step_that_breaks_the_weights_is_no_result(compose, quiet, monkey
     config = compose("method=dense")
     with pytest.raises(UserError, match="validation loss is NaN"):
         run(config, "x", quiet)
-    assert not RunFolder(config).best.exists() and RunFolder(config).result() is None
+    assert not run_dir(config).best.exists() and run_dir(config).result() is None
 
 
 def test_a_damaged_result_is_made_again(compose, quiet):
     config = compose("method=dense")
     first = run(config, "x", quiet)
     for content in ("{}", "[]", "\x00\xff", '{"name"'):
-        (RunFolder(config).path / "result.json").write_text(content)
+        (run_dir(config).path / "result.json").write_text(content)
         again = run(config, "x", quiet)
         assert again["test_accuracy"] == first["test_accuracy"] and again["levels"] == first["levels"], content
 
@@ -201,7 +201,7 @@ def test_cubic_pruning_ends_exactly_at_the_target_and_selects_only_there(compose
     config = with_starts(compose(*words, "training.finetune.epochs=4"))
     result = run(config, "x", quiet)
     assert result["kept"] == round(0.1 * result["total"])
-    kept = [int(row.split(",")[-1]) for row in (RunFolder(config).path / "metrics.csv").read_text().splitlines()[1:]]
+    kept = [int(row.split(",")[-1]) for row in (run_dir(config).path / "metrics.csv").read_text().splitlines()[1:]]
     assert kept == sorted(kept, reverse=True) and kept[0] > result["kept"] == kept[-1]
     assert result["levels"][0]["best_epoch"] >= 3
 
@@ -228,7 +228,7 @@ def test_each_way_to_regrow_ends_at_the_exact_count(choice, compose, quiet, with
 def test_learning_rate_rewinding_runs_the_dense_recipe_again(compose, quiet, with_starts):
     config = compose("method=oneshot", "sparsity.target=0.9", "method.prune.rewind_lr=true", "training.warmup=0")
     run(with_starts(config), "x", quiet)
-    first = (RunFolder(config).path / "metrics.csv").read_text().splitlines()
+    first = (run_dir(config).path / "metrics.csv").read_text().splitlines()
     rate = dict(zip(first[0].split(","), first[1].split(","), strict=True))["learning_rate"]
     import math
 
@@ -253,7 +253,7 @@ def test_double_precision_runs(compose, quiet):
     one_epoch = ("training.epochs=1", "training.finetune.epochs=1", "training.regrow.epochs=1")
     config = compose("method=oneshot_regrow", "sparsity.target=0.9", "trainer.precision=64-true", *one_epoch)
     run(config, "x", quiet)
-    assert load_network(RunFolder(config).best)["features.0.weight"].dtype == torch.float64
+    assert load_network(run_dir(config).best)["features.0.weight"].dtype == torch.float64
 
 
 def test_a_new_score_is_one_function(compose, quiet, with_starts, monkeypatch):

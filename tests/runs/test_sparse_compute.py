@@ -13,10 +13,9 @@ from sparse_lab.callbacks.nan_guard import NanGuard
 from sparse_lab.errors import UserError
 from sparse_lab.experiment import backend, phases
 from sparse_lab.experiment.compose import to_config
-from sparse_lab.experiment.identity import run_name
+from sparse_lab.experiment.identity import run_dir, run_name
 from sparse_lab.experiment.runner import run
 from sparse_lab.experiment.validate import check, check_request
-from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.sparse_cpu.optimizer import LiveOptimizer
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sweep.plan import Request
@@ -76,9 +75,9 @@ def test_every_method_ends_with_the_masks_and_weights_of_dense_arithmetic(method
     assert [record["compute"] for record in records] == ["dense", "sparse"]
     if dense.method.init_from == "dense":
         assert records[0]["start"] == records[1]["start"]
-    first, second = (load_network(RunFolder(config).best) for config in (dense, sparse))
+    first, second = (load_network(run_dir(config).best) for config in (dense, sparse))
     same(first, second)
-    optimizers = [load_checkpoint(RunFolder(config).last)["optimizer_states"][0]["state"] for config in (dense, sparse)]
+    optimizers = [load_checkpoint(run_dir(config).last)["optimizer_states"][0]["state"] for config in (dense, sparse)]
     assert [state.keys() for state in optimizers[0].values()] == [state.keys() for state in optimizers[1].values()]
     same(*(dict(tensors(state)) for state in optimizers))
     assert records[0]["explored"] == records[1]["explored"]
@@ -122,7 +121,7 @@ def test_clipping_is_that_of_dense_arithmetic(over, gradients, compose, quiet):
     sparse = replace(dense, compute="sparse")
     for config in (dense, sparse):
         run(config, "x", quiet)
-    same(*(load_network(RunFolder(config).best) for config in (dense, sparse)))
+    same(*(load_network(run_dir(config).best) for config in (dense, sparse)))
     other = replace(dense, training=replace(dense.training, clip_over="live" if over == "all" else "all"))
     assert run_name(other) != run_name(dense)
 
@@ -196,26 +195,26 @@ def test_a_run_that_died_twice_goes_on_to_the_same_bits(method, compose, quiet, 
             patch.setattr(NanGuard, "on_train_batch_end", die)
             with pytest.raises(RuntimeError, match="pulled the plug"):
                 run(broken, "x", quiet)
-        assert load_checkpoint(RunFolder(broken).last)["global_step"] == {4: 2, 5: 4}[step]
+        assert load_checkpoint(run_dir(broken).last)["global_step"] == {4: 2, 5: 4}[step]
         if step == 5:  # the checkpoint of step 4 is of after the first death
             assert_same_rows(whole, broken, epochs=2)
     run(broken, "x", quiet)
-    for read in (lambda config: load_network(RunFolder(config).best), state_of):
+    for read in (lambda config: load_network(run_dir(config).best), state_of):
         first, second = (read(config) for config in (whole, broken))
         assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     for name in ("metrics.csv", "updates.jsonl", "gradients.jsonl"):
-        first, second = (RunFolder(config).path / name for config in (whole, broken))
+        first, second = (run_dir(config).path / name for config in (whole, broken))
         assert first.exists() == second.exists() and (not first.exists() or first.read_bytes() == second.read_bytes())
 
 
 def assert_same_rows(whole, broken, epochs: int) -> None:
     """So far: one row an epoch, below a line of names."""
-    first, second = ((RunFolder(config).path / "metrics.csv").read_text().splitlines() for config in (whole, broken))
+    first, second = ((run_dir(config).path / "metrics.csv").read_text().splitlines() for config in (whole, broken))
     assert first[: epochs + 1] == second[: epochs + 1], "wrong since the first death"
 
 
 def state_of(config) -> dict[str, torch.Tensor]:
-    last = load_checkpoint(RunFolder(config).last)
+    last = load_checkpoint(run_dir(config).last)
     return dict(tensors({"network": last["state_dict"], "optimizer": dict(enumerate(last["optimizer_states"]))}))
 
 

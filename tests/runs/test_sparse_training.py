@@ -15,17 +15,16 @@ from sparse_lab import models
 from sparse_lab.algorithms.after_step import AfterStep
 from sparse_lab.algorithms.drop_and_grow import DropAndGrow
 from sparse_lab.algorithms.enforce import EnforceMasks
-from sparse_lab.experiment.identity import run_name
+from sparse_lab.experiment.identity import run_dir, run_name
 from sparse_lab.experiment.runner import run
 from sparse_lab.models.dyrelu import DyReLU
-from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.training.checkpoint_io import load_checkpoint, load_network
 
 NARROW = ("model=resnet34", "sparsity.target=0.9", "training.epochs=10")  # 20 steps, 83,468 weights
 
 
 def lines(config, name="updates") -> list[dict]:
-    return [json.loads(line) for line in (RunFolder(config).path / f"{name}.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run_dir(config).path / f"{name}.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.full
@@ -223,9 +222,9 @@ def test_diagnostics_say_what_they_should_and_change_nothing(compose, quiet, tmp
     assert run_name(plain) == run_name(watched)
     for config in (plain, watched):
         run(config, "x", quiet)
-    one, two = (load_network(RunFolder(config).best) for config in (plain, watched))
+    one, two = (load_network(run_dir(config).best) for config in (plain, watched))
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert not (RunFolder(plain).path / "activations.jsonl").exists() and "layers" not in lines(plain)[0]
+    assert not (run_dir(plain).path / "activations.jsonl").exists() and "layers" not in lines(plain)[0]
     for row in lines(watched):
         assert sum(layer["kept"] for layer in row["layers"].values()) == row["kept"]
         assert sum(layer["effective"] for layer in row["layers"].values()) == row["effective"]
@@ -241,7 +240,7 @@ def test_no_epoch_with_dyrelu_counts_as_best_and_nothing_of_it_is_left(compose, 
     config = compose("method=static", *NARROW, "training.epochs=5", "method.dyrelu=true", "method.phasing.end=0.8")
     result = run(config, "x", quiet)
     assert result["selected_on"] == "validation" and result["levels"][0]["best_epoch"] == 5
-    checkpoint = load_checkpoint(RunFolder(config).last)
+    checkpoint = load_checkpoint(run_dir(config).last)
     network = models.build("resnet34", width=0.0625)
     parameters = sum(1 for _ in network.parameters())
     assert len(checkpoint["optimizer_states"][0]["param_groups"][0]["params"]) == parameters

@@ -23,8 +23,9 @@ from sparse_lab.callbacks.checkpoint import Checkpoint
 from sparse_lab.callbacks.nan_guard import NanGuard
 from sparse_lab.callbacks.rounds import Rounds
 from sparse_lab.experiment import fit
+from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
-from sparse_lab.records.run_dir import RunFolder
+from sparse_lab.records.run_dir import RunDir
 from sparse_lab.sparse_cpu import engine
 from sparse_lab.sparsity import scores
 from sparse_lab.training.checkpoint_io import load_checkpoint
@@ -93,7 +94,7 @@ def leave(compose, quiet, tmp_path, monkeypatch):
         whole, left = (compose(*COMMON, *overrides, f"paths.outputs={tmp_path / name}") for name in ("whole", "left"))
         run(whole, "x", quiet)
         for one in (tmp_path / "whole" / "runs").iterdir():  # what it starts from is trained once
-            if one.name != RunFolder(whole).name:
+            if one.name != run_dir(whole).name:
                 shutil.copytree(one, tmp_path / "left" / "runs" / one.name)
         for moment in moments:
             with monkeypatch.context() as patch:
@@ -101,14 +102,14 @@ def leave(compose, quiet, tmp_path, monkeypatch):
                 with pytest.raises(Stopped, match="stopped by SIGTERM") as caught:
                     run(left, "x", quiet)
             assert caught.value.status == 143
-            check_where_it_goes_on(RunFolder(left), moment)
+            check_where_it_goes_on(run_dir(left), moment)
         run(left, "x", quiet)
-        compare(RunFolder(whole), RunFolder(left))
+        compare(run_dir(whole), run_dir(left))
 
     return leave
 
 
-def check_where_it_goes_on(folder: RunFolder, moment: Moment) -> None:
+def check_where_it_goes_on(folder: RunDir, moment: Moment) -> None:
     status = json.loads((folder.path / "status.json").read_text())
     where = f"saved at step {moment.step}" if moment.step else "nothing was trained yet"
     assert status["state"] == "interrupted" and where in status["error"], f"{moment}: {status['error']}"
@@ -119,7 +120,7 @@ def check_where_it_goes_on(folder: RunFolder, moment: Moment) -> None:
     assert not list(folder.path.rglob("*.tmp"))
 
 
-def compare(whole: RunFolder, left: RunFolder) -> None:
+def compare(whole: RunDir, left: RunDir) -> None:
     for name in ("checkpoints/last.ckpt", "checkpoints/best.ckpt"):
         assert dict(plain(load_checkpoint(whole.path / name))) == dict(plain(load_checkpoint(left.path / name))), name
     files = [{path.name for path in folder.path.iterdir()} for folder in (whole, left)]
@@ -188,7 +189,7 @@ def test_within_the_first_step_while_it_is_compiled(how, compose, quiet, monkeyp
     moment.comes(monkeypatch)
     with pytest.raises(Stopped):
         run(config, "x", quiet)
-    check_where_it_goes_on(RunFolder(config), moment)
+    check_where_it_goes_on(run_dir(config), moment)
 
 
 def test_within_the_last_step_of_an_epoch(compose, quiet, monkeypatch):
@@ -210,7 +211,7 @@ def test_within_the_last_step_of_an_epoch(compose, quiet, monkeypatch):
     validation.comes(monkeypatch)  # two batches in the first epoch, and none in the second
     with pytest.raises(Stopped):
         run(config, "x", quiet)
-    check_where_it_goes_on(RunFolder(config), validation)
+    check_where_it_goes_on(run_dir(config), validation)
 
 
 LONG = {

@@ -294,7 +294,7 @@ def test_the_table_of_bidirectional_regrowth_composes() -> None:
     names = [run.name for run in runs]
     regrown, *stronger = [run for run in runs if run.config.method.name == "iterative_regrow"]
     # a start stands before what it is needed for
-    assert [folder.name for folder in regrown.starts] == names[:2] and regrown.name == names[2]
+    assert list(regrown.starts) == names[:2] and regrown.name == names[2]
     assert [run.config.schedule.round_epochs for run in runs if run.config.method.name == "lrr"] == [40, 40, 40]
     for run, target in zip(stronger, (0.9685, 0.9639, 0.9296), strict=True):
         config = run.config

@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 import pytest
 
 from sparse_lab.cli.main import main
+from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
 from sparse_lab.records.atomic_io import write_record
-from sparse_lab.records.run_dir import RunFolder
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -51,7 +51,7 @@ def hostile(compose, quiet, tmp_path):
     """A folder of records, each with one of the texts wherever a text can stand."""
     config = compose("method=oneshot", "sparsity=s90")
     run(config, "test", quiet)
-    record = json.loads((RunFolder(config).path / "result.json").read_text())
+    record = json.loads((run_dir(config).path / "result.json").read_text())
     top = tmp_path / "hostile"
     for number, text in enumerate(HOSTILE):
         for seed in (1, 2):

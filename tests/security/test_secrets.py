@@ -14,10 +14,10 @@ from rich.console import Console
 from sparse_lab.errors import UserError
 from sparse_lab.experiment import fit
 from sparse_lab.experiment.config_security import check_config, check_line
+from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
 from sparse_lab.records.atomic_io import damaged, write_record
 from sparse_lab.records.redaction import REDACTED, clean, redact, values
-from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.sweep.plan import Request
 
 KEY = "sk-0123456789abcdef"
@@ -170,7 +170,7 @@ def test_no_file_of_a_run_that_fails_holds_one(compose, monkeypatch, tmp_path):
     monkeypatch.setattr(fit, "assemble", fail)
     with pytest.raises(RuntimeError):
         run(config, f"WANDB_API_KEY={KEY} sparse-lab", Console(quiet=True))
-    folder = RunFolder(config)
+    folder = run_dir(config)
     assert "RuntimeError: 401 for key [redacted]" in json.loads((folder.path / "status.json").read_text())["error"]
     assert "401 for key [redacted]" in (folder.path / "error.txt").read_text()
     folder.add_line("notes", {"said": f"key {KEY}", "step": 1})

@@ -14,9 +14,9 @@ from sparse_lab import data, models
 from sparse_lab.cli.main import main
 from sparse_lab.config import DatasetConfig, TrainingConfig
 from sparse_lab.errors import UserError
+from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
 from sparse_lab.records.atomic_io import append_checksum
-from sparse_lab.records.run_dir import RunFolder
 
 KINDS = ("zip", "legacy", "pickle")
 
@@ -33,7 +33,7 @@ def refused(traps, call) -> str:
 def test_a_checkpoint_to_go_on_from(name, traps, compose, quiet):
     """With a seal of its own, as someone who knows the format would make it."""
     config = compose("method=dense")
-    path = getattr(RunFolder(config), name)
+    path = getattr(run_dir(config), name)
     traps.write(path, "zip")
     append_checksum(path)
     line = refused(traps, lambda: run(config, "test", quiet))
@@ -45,7 +45,7 @@ def test_a_checkpoint_to_go_on_from(name, traps, compose, quiet):
 @pytest.mark.parametrize("how", KINDS)
 def test_a_checkpoint_without_a_seal_is_not_even_opened(how, name, traps, compose, quiet):
     config = compose("method=dense", "training.limit_batches=1")
-    traps.write(getattr(RunFolder(config), name), how)
+    traps.write(getattr(run_dir(config), name), how)
     try:
         assert run(config, "test", quiet)["kept"]
     except UserError as error:
@@ -58,11 +58,11 @@ def test_a_checkpoint_without_a_seal_is_not_even_opened(how, name, traps, compos
 def test_a_network_to_start_from(how, traps, compose, quiet):
     dense, config = compose("method=dense"), compose("method=oneshot", "sparsity=s90")
     run(dense, "test", quiet)
-    traps.write(RunFolder(dense).best, how)
+    traps.write(run_dir(dense).best, how)
     if how == "zip":
-        append_checksum(RunFolder(dense).best)
+        append_checksum(run_dir(dense).best)
     line = refused(traps, lambda: run(config, "test", quiet))
-    assert str(RunFolder(dense).best) in line
+    assert str(run_dir(dense).best) in line
 
 
 @pytest.mark.every(3)
@@ -95,10 +95,10 @@ def test_weights_of_a_network(how, traps, tmp_path):
 def test_a_run_to_export(how, traps, compose, quiet, tmp_path, capsys):
     config = compose("method=dense")
     run(config, "test", quiet)
-    traps.write(RunFolder(config).best, how)
+    traps.write(run_dir(config).best, how)
     if how == "zip":
-        append_checksum(RunFolder(config).best)
-    assert main(["export", str(RunFolder(config).path), "--out", str(tmp_path / "net.pt")]) == 2
+        append_checksum(run_dir(config).best)
+    assert main(["export", str(run_dir(config).path), "--out", str(tmp_path / "net.pt")]) == 2
     assert not traps.sprung and not (tmp_path / "net.pt").exists()
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 

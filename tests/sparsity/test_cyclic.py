@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError
 from sparse_lab.sparsity.mask_updates import move_to
 from sparse_lab.sparsity.masks import Masks, num_kept
 from sparse_lab.sparsity.schedules import Cyclic, DropFraction
@@ -250,7 +250,7 @@ def test_the_ends_of_what_a_network_can_hold(kept: int, counts: list[int]) -> No
     masks.set(move_to(masks, 6, drop, grow, "erk"))
     masks.set(move_to(masks, kept, drop, grow, "erk"))
     assert list(masks.kept_by_layer().values()) == counts
-    with pytest.raises(UserError, match="would empty a layer"):
+    with pytest.raises(SparseLabError, match="would empty a layer"):
         move_to(masks, 5, drop, grow, "erk")
 
 

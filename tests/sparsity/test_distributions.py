@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError
 from sparse_lab.models import build
 from sparse_lab.sparsity.distributions import distribute, share_out
 
@@ -255,12 +255,12 @@ def test_a_layer_keeps_no_more_than_is_alive_in_it(name: str) -> None:
 
 
 def test_unknown_allocation_names_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"unknown distribution 'erkk'; did you mean 'erk'\?"):
+    with pytest.raises(SparseLabError, match=r"unknown distribution 'erkk'; did you mean 'erk'\?"):
         _allocate("erkk", 22, HAND)
 
 
 @pytest.mark.parametrize("name", ["global", "lamp", "uniform", "er", "erk"])
 def test_fewer_weights_than_layers_are_refused(name: str) -> None:
     weights = {layer: torch.ones(shape) for layer, shape in HAND.items()}
-    with pytest.raises(UserError, match="2 kept weights would empty a layer"):
+    with pytest.raises(SparseLabError, match="2 kept weights would empty a layer"):
         distribute(name, 2, weights, weights, _all_alive(weights))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError
 from sparse_lab.sparsity.mask_updates import grow_to, prune_to
 from sparse_lab.sparsity.masks import Masks
 
@@ -74,13 +74,13 @@ def test_pruning_is_exact_in_each_layer_and_picks_its_best(distribution: str) ->
 
 def test_pruning_never_revives() -> None:
     masks = _masks({"0": 5, "1": 4, "2": 3})
-    with pytest.raises(UserError, match="cannot prune to 13 weights: only 12 are alive"):
+    with pytest.raises(SparseLabError, match="cannot prune to 13 weights: only 12 are alive"):
         prune_to(masks, 13, _scores(masks), "global")
 
 
 def test_pruning_does_not_empty_a_layer() -> None:
     masks = _masks()
-    with pytest.raises(UserError, match="would empty a layer"):
+    with pytest.raises(SparseLabError, match="would empty a layer"):
         prune_to(masks, 2, _scores(masks), "erk")
 
 
@@ -153,13 +153,13 @@ def test_a_layer_named_twice_counts_once(order: list[list[str]]) -> None:
 
 def test_growth_refuses_to_shrink() -> None:
     masks = _masks({"0": 5, "1": 4, "2": 3})
-    with pytest.raises(UserError, match="cannot regrow to 11 weights: 12 are alive already"):
+    with pytest.raises(SparseLabError, match="cannot regrow to 11 weights: 12 are alive already"):
         grow_to(masks, 11, _scores(masks), [list(SIZES)])
 
 
 def test_growth_beyond_the_chosen_layers_says_what_they_can_take() -> None:
     masks = _masks({"0": 4, "1": 2, "2": 1})
-    with pytest.raises(UserError, match="can take 15 weights, not 16: name more"):
+    with pytest.raises(SparseLabError, match="can take 15 weights, not 16: name more"):
         grow_to(masks, 7 + 16, _scores(masks), [["2"], ["1"]])
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError
 from sparse_lab.models import build, dyrelu
 from sparse_lab.models.weight_sharing import share
 from sparse_lab.sparsity import paths
@@ -454,6 +454,6 @@ def test_grouped_convolutions_are_refused_and_not_searched_for_ever() -> None:
         nn.Linear(8, 4),
     )  # fmt: skip
     counts = {name: 8 for name in layers(model)}
-    with pytest.raises(UserError, match="grouped"):
+    with pytest.raises(SparseLabError, match="grouped"):
         for seed in range(20):
             connected_init(model, 16, torch.Generator().manual_seed(seed), counts)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError
 from sparse_lab.sparsity.scores import SCORES, View, find_score, lamp_of
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -237,12 +237,12 @@ def test_reference_follows_the_network_to_its_device() -> None:
 
 
 def test_reference_asks_for_one() -> None:
-    with pytest.raises(UserError, match="reference network"):
+    with pytest.raises(SparseLabError, match="reference network"):
         find_score("reference")(View(_net()))
 
 
 def test_unknown_score_names_the_nearest_and_all() -> None:
-    with pytest.raises(UserError, match=r"unknown score 'magnitud'; did you mean 'magnitude'\?") as caught:
+    with pytest.raises(SparseLabError, match=r"unknown score 'magnitud'; did you mean 'magnitude'\?") as caught:
         find_score("magnitud")
     assert all(name in str(caught.value) for name in SCORES)
 

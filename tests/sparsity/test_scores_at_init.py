@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sparse_lab import models
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError
 from sparse_lab.models import dyrelu, weight_sharing
 from sparse_lab.sparsity.connectivity import connectivity
 from sparse_lab.sparsity.masks import Masks, layers
@@ -214,9 +214,9 @@ def test_grasp_sees_the_same_batches_twice() -> None:
 def test_scores_that_need_batches_say_so() -> None:
     net = _net()
     taken = {name: module.weight.detach() for name, module in layers(net).items()}
-    with pytest.raises(UserError, match="grasp needs batches"):
+    with pytest.raises(SparseLabError, match="grasp needs batches"):
         find_score("grasp")(View(net, _batches(), taken=taken))
-    with pytest.raises(UserError, match="grasp needs batches"):
+    with pytest.raises(SparseLabError, match="grasp needs batches"):
         find_score("grasp")(View(net))
     for name in ("snip", "mest"):
         with pytest.raises(ValueError, match="needs batches"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError
 from sparse_lab.models import build, dyrelu
 from sparse_lab.models.weight_sharing import share
 from sparse_lab.sparsity.connectivity import connectivity, on_paths
@@ -279,7 +279,7 @@ def test_more_than_exists_is_refused() -> None:
     share(model)
     masks = Masks(model)
     scores = {name: weight.abs() for name, weight in masks.weights().items()}
-    with pytest.raises(UserError, match="only"):
+    with pytest.raises(SparseLabError, match="only"):
         prune_to(masks, masks.unique() + 1, scores, "erk")
     with pytest.raises(ValueError, match="does not fit"):
         move_to(masks, masks.unique() + 1, scores, scores, "erk")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
 
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError
 from sparse_lab.sparsity.topk import global_counts, kth_largest, top_k, top_k_each
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -143,9 +143,9 @@ def test_a_weak_layer_keeps_its_best_weight() -> None:
 
 def test_too_few_weights_for_the_layers_say_so() -> None:
     scores = {name: torch.ones(4) for name in "abc"}
-    with pytest.raises(UserError, match=r"2 weights cannot keep 3 layers alive.*lower sparsity"):
+    with pytest.raises(SparseLabError, match=r"2 weights cannot keep 3 layers alive.*lower sparsity"):
         global_counts(scores, 2)
-    with pytest.raises(UserError, match="at least 2 each"):
+    with pytest.raises(SparseLabError, match="at least 2 each"):
         global_counts(scores, 5, least=2)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.distributions import distribute
 from sparse_lab.sparsity.masks import Masks
@@ -137,7 +137,7 @@ def test_as_many_weights_in_every_layer(kept: int, dead: list[int], counts: list
 
 def test_equal_layers_refuse_what_cannot_be() -> None:
     weights, alive = _alive([(2, 3), (4, 5)], [0, 0])
-    with pytest.raises(UserError, match="would empty a layer"):
+    with pytest.raises(SparseLabError, match="would empty a layer"):
         distribute("equal", 1, weights, weights, alive)
 
 

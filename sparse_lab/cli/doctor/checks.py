@@ -17,7 +17,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from sparse_lab.config import DatasetConfig, conf_dir
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError
 
 GIB = 2**30
 EXTRAS = {  # distribution -> what it is for, and how to get it
@@ -138,7 +138,7 @@ def data_sets(root: Path) -> Iterator[Finding]:
         try:
             data.check(config)
             yield Finding(True, f"dataset={path.stem}")
-        except (UserError, OSError) as error:
+        except (SparseLabError, OSError) as error:
             yield Finding(False, f"dataset={path.stem}: {error}")
 
 

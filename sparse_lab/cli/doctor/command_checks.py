@@ -13,13 +13,13 @@ from omegaconf import DictConfig
 
 from sparse_lab import data, loggers
 from sparse_lab.cli.doctor.checks import Finding, room, size, sparse_arithmetic
-from sparse_lab.config import Config, LoggerConfig
-from sparse_lab.errors import UserError
+from sparse_lab.config import Config
+from sparse_lab.errors import SparseLabError
 from sparse_lab.experiment import backend, phases
 from sparse_lab.experiment.build import alter, build_model
+from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.timeline import recipe_of
 from sparse_lab.experiment.validate import check_request
-from sparse_lab.records.run_dir import RunFolder
 from sparse_lab.sparsity.masks import layers
 from sparse_lab.sweep.plan import Request, check_extra
 
@@ -33,7 +33,7 @@ def look(argv: list[str]) -> Iterator[Finding]:
         request = Request.read(argv)
         base = request.read_experiment_axes()
         configs, sound, faults = _jobs(request)
-    except UserError as error:
+    except SparseLabError as error:
         yield Finding(False, str(error), needed=True)
         return
     yield from _told(faults)
@@ -60,7 +60,7 @@ def _jobs(request: Request) -> tuple[list[Config], list[Config], list[str]]:
             configs.append(config)
             check_request(config)
             sound.append(config)
-        except UserError as error:
+        except SparseLabError as error:
             faults[str(error)] = None
     return configs, sound, list(faults)
 
@@ -83,7 +83,7 @@ def _plugins(request: Request, base: DictConfig) -> Iterator[Finding]:
         try:
             check_extra(target)
             yield Finding(True, f"hydra/{group}={chosen}")
-        except UserError as error:
+        except SparseLabError as error:
             yield Finding(False, f"hydra/{group}={chosen}: {error}", needed=True)
         if target.endswith(SLURM) and shutil.which("sbatch") is None:
             way = "start the command on a login node, or take hydra/launcher=joblib or ray"
@@ -110,7 +110,7 @@ def _arithmetic(configs: list[Config]) -> Iterator[Finding]:
         try:
             backend.check(config, here=True)
             chosen = backend.choose(config)
-        except UserError as error:
+        except SparseLabError as error:
             said[str(error)] = False
             continue
         if chosen.line is not None:
@@ -122,13 +122,13 @@ def _arithmetic(configs: list[Config]) -> Iterator[Finding]:
 
 
 def _loggers(configs: list[Config]) -> Iterator[Finding]:
-    asked = {name for config in configs for name in loggers.chosen(config.logger)}
+    asked = {name for config in configs for name in config.logger.names}
     for name in sorted(asked):
         try:
-            loggers.check(replace(LoggerConfig(), **{name: True}))  # type: ignore[arg-type]
+            loggers.check([name])
             online = "online" if "WANDB_API_KEY" in os.environ else "offline, for WANDB_API_KEY is not set"
             yield Finding(True, f"logger={name}{f' ({online})' if name == 'wandb' else ''}")
-        except UserError as error:
+        except SparseLabError as error:
             yield Finding(False, str(error), needed=True)
 
 
@@ -137,7 +137,7 @@ def _data(configs: list[Config]) -> Iterator[Finding]:
         try:
             data.check(replace(dataset, download=False))
             yield Finding(True, f"dataset={dataset.name} in {dataset.root}")
-        except (UserError, OSError) as error:
+        except (SparseLabError, OSError) as error:
             fetched = dataset.download and _could_be_fetched(dataset.name)
             line = f"dataset={dataset.name} is fetched at the start: the network is needed" if fetched else str(error)
             yield Finding(False, line, needed=not fetched)
@@ -170,7 +170,7 @@ def _room(configs: list[Config], base: DictConfig) -> Iterator[Finding]:
 
 def _still_to_make(config: Config, left: dict[str, Config]) -> None:
     try:
-        folder = RunFolder(config)
+        folder = run_dir(config)
         if folder.name in left or folder.result() is not None:
             return
     except OSError:  # a folder that cannot be read: `room` says so

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError
 from sparse_lab.sparsity.masks import layers
 from sparse_lab.sparsity.topk import top_k
 
@@ -114,7 +114,7 @@ def choose_channels(
     higher is better. distribution "global": the lowest score goes first; "uniform": the lowest place within its group,
     (rank + 1) / channels, so that all groups lose the same share. Of equals, what comes first in the network stays.
 
-    Raises UserError when one channel a group is more than `kept`, and ValueError for NaN scores.
+    Raises SparseLabError when one channel a group is more than `kept`, and ValueError for NaN scores.
     """
     order = _order(groups, scores, distribution)
 
@@ -126,9 +126,9 @@ def choose_channels(
     if least > kept:
         total = sum(shape.numel() for shape in shapes.values())
         highest = (total - least) * 10**6 // total / 10**6
-        raise UserError(
+        raise SparseLabError(
             f"{kept} weights cannot keep one channel in each group, which takes {least}: by whole channels this "
-            f"network gets no sparser than {highest}: choose a lower sparsity.target"
+            f"network gets no sparser than {highest}: choose a lower sparsity"
         )
     gone = bisect.bisect_left(range(len(order)), -kept, key=lambda gone: -kept_weights(groups, left(gone), shapes))
     return {name: top_k(scores[name], number) for name, number in left(gone).items()}
@@ -137,13 +137,15 @@ def choose_channels(
 def by_rates(groups: Sequence[Group], scores: Mapping[str, Tensor], rates: Sequence[float]) -> dict[str, Tensor]:
     """Which channels stay (bool [channels] a group) when the i-th group keeps its int(channels * (1 - rates[i])) best.
 
-    A group's last channel stays in any case, and groups beyond the rates lose nothing. Raises UserError for more rates
-    than groups and for a rate outside [0, 1].
+    A group's last channel stays in any case, and groups beyond the rates lose nothing. Raises SparseLabError for more
+    rates than groups and for a rate outside [0, 1].
     """
     if len(rates) > len(groups):
-        raise UserError(f"{len(rates)} rates for {len(groups)} groups of channels: give at most {len(groups)}")
+        raise SparseLabError(f"{len(rates)} rates for {len(groups)} groups of channels: give at most {len(groups)}")
     if not all(0.0 <= rate <= 1.0 for rate in rates):
-        raise UserError(f"a rate is the share of a group's channels that goes, from 0 to 1; these are {list(rates)}")
+        raise SparseLabError(
+            f"a rate is the share of a group's channels that goes, from 0 to 1; these are {list(rates)}"
+        )
     gone = [*rates, *[0.0] * (len(groups) - len(rates))]
     return {
         # 10 * (1 - 0.9) is a hair below 1

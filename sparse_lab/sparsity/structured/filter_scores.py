@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sparse_lab.errors import UserError, nearest
+from sparse_lab.errors import SparseLabError, nearest
 from sparse_lab.sparsity.masks import Counted, layers
 from sparse_lab.sparsity.scores import View, evaluating
 
@@ -30,9 +30,9 @@ def filter_score(function: Callable[[View], FilterScores]) -> Callable[[View], F
 
 
 def find_filter_score(name: str) -> Callable[[View], FilterScores]:
-    """The score of filters of that name. Raises UserError with the nearest known one."""
+    """The score of filters of that name. Raises SparseLabError with the nearest known one."""
     if name not in FILTER_SCORES:
-        raise UserError(f"unknown filter score {name!r}; {nearest(name, list(FILTER_SCORES))}")
+        raise SparseLabError(f"unknown filter score {name!r}; {nearest(name, list(FILTER_SCORES))}")
     return FILTER_SCORES[name]
 
 

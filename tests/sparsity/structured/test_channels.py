@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError
 from sparse_lab.models import build
 from sparse_lab.sparsity.flops import layer_costs
 from sparse_lab.sparsity.masks import layers, num_kept
@@ -340,13 +340,13 @@ def test_too_high_a_sparsity_names_the_highest_that_holds() -> None:
     found, shapes = groups(model, 32, coupled=False), _shapes(model)
     scores = {group.name: torch.arange(float(group.channels)) for group in found}
     total = sum(shape.numel() for shape in shapes.values())
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(SparseLabError) as caught:
         choose_channels(found, scores, total // 1000, "global", shapes)
     assert "\n" not in str(caught.value)
     highest = float(re.findall(r"0\.\d+", str(caught.value))[0])
     chosen = choose_channels(found, scores, num_kept(highest, total), "global", shapes)
     assert all(torch.nonzero(stays).flatten().tolist() == [len(stays) - 1] for stays in chosen.values())
-    with pytest.raises(UserError):
+    with pytest.raises(SparseLabError):
         choose_channels(found, scores, num_kept(highest + 1e-6, total), "uniform", shapes)
 
 
@@ -370,9 +370,9 @@ def test_rates_take_the_worst_of_each_group() -> None:
     assert torch.nonzero(alive["b"]).flatten().tolist() == [0, 1, 2]
     assert alive["c"].all()
     assert torch.nonzero(by_rates(found, scores, [1.0])["a"]).flatten().tolist() == [9]
-    with pytest.raises(UserError, match="4 rates for 3 groups"):
+    with pytest.raises(SparseLabError, match="4 rates for 3 groups"):
         by_rates(found, scores, [0.1] * 4)
-    with pytest.raises(UserError, match="from 0 to 1"):
+    with pytest.raises(SparseLabError, match="from 0 to 1"):
         by_rates(found, scores, [0.1, 90.0])
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError
 from sparse_lab.models import build, weight_sharing
 from sparse_lab.sparsity.masks import Masks, layers
 from sparse_lab.sparsity.scores import View
@@ -94,7 +94,7 @@ def _check_ranks(model: nn.Module, where: dict[str, str], batches: list[tuple[Te
 
 def test_known_names() -> None:
     assert set(FILTER_SCORES) == {"l1", "l2", "random_filters", "rank"}
-    with pytest.raises(UserError, match=r"unknown filter score 'rnak'.*rank"):
+    with pytest.raises(SparseLabError, match=r"unknown filter score 'rnak'.*rank"):
         find_filter_score("rnak")
 
 
