@@ -2,44 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
+from torch.optim import Optimizer
 
+from sparse_lab.algorithms.base import Algorithm, StepHooks
 from sparse_lab.sparsity.masks import Masks
-from sparse_lab.training.lightning_module import Classifier
+
+Changed = Callable[[str, int], None]
 
 
-class EnforceMasks(pl.Callback):
+def nobody(change: str, asked: int) -> None:
+    """Nobody is told of mask changes."""
+
+
+class EnforceMasks(Algorithm):
     """What is masked gets no gradient, so no optimizer moves it: weight and state are zero and stay so. One number a
     weight is touched, where zeroing weights and state after the step would touch up to three.
 
     Where the gradients of pruned weights are read after the step they are left whole, and weights and state are zeroed
-    in the optimizer's own post-step hook; so are those whose mask has changed. The hook does not run when the gradient
-    scaler skips a step, and it runs before anything else can see the weights.
+    after it, before any other algorithm looks; so are those whose mask has changed.
     """
 
-    def __init__(self, masks: Masks) -> None:
-        self.masks = masks
+    order = -10
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Classifier)
-        self._module = pl_module
+    def __init__(self, masks: Masks) -> None:
+        super().__init__()
+        self.masks = masks
         self._cut = False
+
+    def attach(self, optimizer: Optimizer, broadcast: Callable[[Any], Any] | None = None) -> None:
+        super().attach(optimizer, broadcast)
         self._weights = frozenset(self.masks.weights().values())
         # a restored checkpoint or a move to a device has changed the buffers behind our back
         self.masks.refresh()
         self.masks.enforce()
-        pl_module.after_clipping.append(self._cut_gradients)
-        for optimizer in trainer.optimizers:
-            optimizer.register_step_post_hook(self._after_step)
 
-    def _cut_gradients(self) -> None:
-        # sparse arithmetic has no others than live ones, but where they are read
-        self._cut = self._module.arithmetic is None and not self._module.gradients_are_read()
+    def before_step(self, optimizer: Optimizer) -> None:
+        # sparse arithmetic has no others than live gradients, but where dense ones are read
+        live_alone = hasattr(optimizer, "stepped")
+        self._cut = not live_alone and not StepHooks.of(optimizer).gradients_are_read()
         if self._cut:
             self.masks.cut_gradients()
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self.masks.enforce(optimizer, but=self._weights if self._cut else self._module.moved_live(optimizer))
+    def after_step(self, optimizer: Optimizer) -> None:
+        moved_within = getattr(optimizer, "stepped", frozenset())  # of sparse_cpu: moved at live positions alone
+        self.masks.enforce(optimizer, but=self._weights if self._cut else moved_within)
+
+
+class MaskAlgorithm(Algorithm):
+    """An algorithm on masks: as long as it hangs on an optimizer, they hold there.
+
+    changed: told of each mask change, with the number of weights that it was to keep. seed: of what is left to chance.
+    """
+
+    def __init__(self, masks: Masks, seed: int, changed: Changed) -> None:
+        super().__init__()
+        self.masks = masks
+        self.seed = seed
+        self.changed = changed
+
+    def generator(self, step: int) -> torch.Generator:
+        """Return the chance of the mask change at this step: the same however the training came there."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+
+    def attach(self, optimizer: Optimizer, broadcast: Callable[[Any], Any] | None = None) -> None:
+        super().attach(optimizer, broadcast)
+        if not _on(optimizer, EnforceMasks, self.masks):
+            EnforceMasks(self.masks).attach(optimizer, broadcast)
+
+    def detach(self) -> None:
+        optimizer = self._optimizer
+        super().detach()
+        if optimizer is not None and not _on(optimizer, MaskAlgorithm, self.masks):
+            for one in _on(optimizer, EnforceMasks, self.masks):
+                one.detach()
+
+
+def _on(optimizer: Optimizer, kind: type[Algorithm], masks: Masks) -> list[Algorithm]:
+    """The algorithms of this kind on `optimizer` that have these masks."""
+    return [one for one in StepHooks.of(optimizer).algorithms if isinstance(one, kind) and one.masks is masks]  # type: ignore[attr-defined]

@@ -3,108 +3,108 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from sparse_lab.algorithms.selectors import WITHOUT_PASSES
-from sparse_lab.config import RegrowConfig
-from sparse_lab.errors import UserError, nearest
-from sparse_lab.sparsity.clock import Clock
+from sparse_lab.algorithms.enforce import Changed, MaskAlgorithm, nobody
 from sparse_lab.sparsity.mask_updates import grow_to
 from sparse_lab.sparsity.masks import Masks, layers, num_kept
 from sparse_lab.sparsity.schedules import Schedule
-from sparse_lab.sparsity.scores import Batches, Scores, View, find_score
+from sparse_lab.sparsity.scores import WITHOUT_PASSES, Batches, Scores, View, find_score
 from sparse_lab.sparsity.similarity import attention_maps, least_similar
 
 
-class Regrow(pl.Callback):
-    """Before a batch on which `schedule` is due, bring back the best pruned weights of the layers chosen.
+class Regrow(MaskAlgorithm):
+    """Before a step on which `schedule` is due, bring back the best pruned weights of the layers chosen.
 
-    `dense` is the trained dense network: what scores look at (config.score_on), what attention maps are compared
-    with, and where start values come from (config.value). `reference` holds the weights of a less sparse network,
-    for that score.
+    dense: the trained dense network: what scores look at (score_on='dense'), what attention maps are compared with, and
+    where start values come from (value='dense'). reference: the weights of a less sparse network, for that score.
+    distribution: 'all' layers in proportion to what they lost, the `ssim_layers` whose attention maps have the lowest
+    'ssim' first, or the names of the layers that regrow. batches: made only where something asks for them. value: what
+    a regrown weight starts from, see `start`. changed: told of each change, with the number of weights to be kept.
     """
+
+    order = 20
 
     def __init__(
         self,
-        config: RegrowConfig,
-        schedule: Schedule,
+        model: nn.Module,
         masks: Masks,
-        clock: Clock,
+        schedule: Schedule,
         dense: nn.Module,
-        reference: Scores | None,
-        batches: Callable[[int], Batches],
-        seed: int,
-        changed: Callable[[str, int], None],
-        image_size: int,
+        *,
+        score: str = "taylor",
+        score_on: str = "dense",
+        distribution: str | Sequence[str] = "all",
+        ssim_layers: int = 4,
+        value: str = "zero",
+        reference: Scores | None = None,
+        batches: Batches | Callable[[], Batches] = (),
+        image_size: int = 32,
+        seed: int = 0,
+        changed: Changed = nobody,
     ) -> None:
-        self.score = find_score(config.score)
-        self.config = config
+        super().__init__(masks, seed, changed)
+        self.model = model
         self.schedule = schedule
-        self.masks = masks
-        self.clock = clock
         self.dense = dense
+        self.score = find_score(score)
+        self.score_on = score_on
+        self.distribution = distribution
+        self.ssim_layers = ssim_layers
+        self.value = value
         self.reference = reference
         self.batches = batches
-        self.seed = seed
-        self.changed = changed
         self.image_size = image_size
+        self._passes = score not in WITHOUT_PASSES or distribution == "ssim"
+        self._anew = score == "random"  # each time
         self._dense_scores: Scores | None = None
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        step = self.clock.step
-        if self.schedule.due(step):
-            self.dense.to(pl_module.device)
-            self.to(self.schedule.sparsity(step), pl_module.model, step, trainer.strategy.broadcast)  # type: ignore[arg-type]
+    def begin_step(self, optimizer: Optimizer) -> None:
+        if self.schedule.due(self.step):
+            self.dense.to(next(iter(self.masks.weights().values())).device)
+            self.to(self.schedule.sparsity(self.step))
 
     def scores_next(self) -> bool:
-        """Is a regrowth due before the next step that runs a network to score it or to choose layers?"""
-        passes = self.config.score not in WITHOUT_PASSES or self.config.distribution not in ("all", "given")
-        return passes and self.schedule.due(self.clock.step)
+        return self._passes and self.schedule.due(self.step)
 
-    def to(self, sparsity: float, model: nn.Module, step: int, broadcast: Callable[[Any], Any] = lambda x: x) -> None:
-        """Regrow `model` to `sparsity` now; `step` seeds chance, `broadcast` makes rank 0's masks everyone's."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+    def to(self, sparsity: float) -> None:
+        """Regrow to `sparsity` now; the step seeds chance."""
+        generator = self.generator(self.step)
         kept = num_kept(sparsity, self.masks.total())
         before = {name: mask.clone() for name, mask in self.masks.masks().items()}
-        after = broadcast(grow_to(self.masks, kept, self._scores(model, generator), self._order(model)))
+        after = self.broadcast(grow_to(self.masks, kept, self._scores(generator), self._order()))
         self.masks.set(after)
         grown = {name: after[name] & ~before[name] for name in after}
-        start(self.masks.weights(), grown, self.config.value, self.dense, generator)
+        start(self.masks.weights(), grown, self.value, self.dense, generator)
         self.changed("regrow", kept)
 
-    def _scores(self, model: nn.Module, generator: torch.Generator) -> Scores:
-        batches = partial(self.batches, self.config.batches)  # made only by a score that asks
-        if self.config.score_on == "sparse":
-            return self.score(View(model, batches, generator, self.reference, image_size=self.image_size))
-        if self._dense_scores is None or self.config.score == "random":
-            self._dense_scores = self.score(
-                View(self.dense, batches, generator, self.reference, image_size=self.image_size)
-            )
+    def _scores(self, generator: torch.Generator) -> Scores:
+        if self.score_on == "sparse":
+            return self.score(self._view(self.model, generator))
+        if self._dense_scores is None or self._anew:
+            self._dense_scores = self.score(self._view(self.dense, generator))
         return self._dense_scores
 
-    def _order(self, model: nn.Module) -> list[list[str]]:
+    def _view(self, model: nn.Module, generator: torch.Generator) -> View:
+        return View(model, self.batches, generator, self.reference, image_size=self.image_size)
+
+    def _order(self) -> list[list[str]]:
         """Groups of layers, the first to grow first."""
         names = list(self.masks.layers)
-        if self.config.distribution == "all":
+        if self.distribution == "all":
             return [names]
-        if self.config.distribution == "given":
-            return [list(self.config.given)]
-        batches = self.batches(self.config.batches)
-        ranked = [
-            name for name, _ in least_similar(attention_maps(self.dense, batches), attention_maps(model, batches))
-        ]
-        chosen = self.config.ssim_layers
+        if self.distribution != "ssim":
+            return [list(self.distribution)]
+        batches = self.batches() if callable(self.batches) else self.batches
+        maps = attention_maps(self.dense, batches), attention_maps(self.model, batches)
+        ranked = [name for name, _ in least_similar(*maps)]
         others = [name for name in names if name not in ranked]
         # what the chosen layers cannot take goes to the next least similar, last to those that cannot be compared
-        return [ranked[:chosen], *([name] for name in ranked[chosen:]), others]
+        return [ranked[: self.ssim_layers], *([name] for name in ranked[self.ssim_layers :]), others]
 
 
 @torch.no_grad()
@@ -125,13 +125,3 @@ def start(
         else:
             fresh = torch.zeros_like(weight)
         weight.copy_(torch.where(grown[name], fresh, weight))
-
-
-def check_layers(config: RegrowConfig, model: nn.Module) -> None:
-    """Raises UserError when a given layer is not one of the model's counted layers."""
-    known = list(layers(model))
-    if config.distribution == "given" and not config.given:
-        raise UserError("method.regrow.distribution=given needs method.regrow.given=[LAYER, ...]")
-    for name in config.given:
-        if name not in known:
-            raise UserError(f"method.regrow.given: unknown layer {name!r}; {nearest(name, known)}")

@@ -23,8 +23,11 @@ class Activations(pl.Callback):
     that the run ends with.
     """
 
-    def __init__(self, folder: RunDir, batches: Iterable[tuple[Tensor, Tensor]], phased: bool) -> None:
+    def __init__(
+        self, folder: RunDir, network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], phased: bool
+    ) -> None:
         self.folder = folder
+        self.network = network
         self.batches = batches
         self.phased = phased
 
@@ -35,11 +38,10 @@ class Activations(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        network = pl_module.get_submodule("model")
         images, _ = next(iter(self.batches))
         with trainer.precision_plugin.forward_context():
-            shares = positive_shares(network, images)
-        betas = [round(float(module.beta), 6) for module in network.modules() if isinstance(module, DyReLU)]
+            shares = positive_shares(self.network, images)
+        betas = [round(float(module.beta), 6) for module in self.network.modules() if isinstance(module, DyReLU)]
         beta = (betas or [0.0])[0] if self.phased else None
         row = {"epoch": trainer.current_epoch + 1, "beta": beta, "layers": shares}
         self.folder.add_line(FILE, row)

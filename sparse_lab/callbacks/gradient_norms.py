@@ -13,7 +13,6 @@ from sparse_lab.models.dyrelu import DyReLU
 from sparse_lab.models.weight_sharing import SharedConv2d
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.sparsity.masks import Masks, layers
-from sparse_lab.training.lightning_module import Classifier
 
 if TYPE_CHECKING:
     from sparse_lab.sparse_cpu.sparse_weights import SparseWeight
@@ -24,12 +23,17 @@ FILE = "gradients"
 class GradientNorms(pl.Callback):
     """Adds up, on the device, each step's L2 norms before clipping; reads them once an epoch.
 
-    Sparse arithmetic knows the gradients of pruned positions in a few steps alone: their mean is over those.
+    Sparse arithmetic knows the gradients of pruned positions in a few steps alone: their mean is over those. live: what
+    it knows of each masked weight; nothing in dense arithmetic.
     """
 
-    def __init__(self, folder: RunDir, masks: Masks | None) -> None:
+    def __init__(
+        self, folder: RunDir, network: nn.Module, masks: Masks | None, live: Mapping[nn.Parameter, SparseWeight]
+    ) -> None:
         self.folder = folder
+        self.network = network
         self.masks = masks
+        self.live = live
         self.sums: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -39,8 +43,7 @@ class GradientNorms(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        assert isinstance(pl_module, Classifier)
-        for part, norm in part_norms(pl_module.model, self.masks, pl_module.live).items():
+        for part, norm in part_norms(self.network, self.masks, self.live).items():
             # a step that the gradient scaler will skip has infinite gradients, and does not count
             counts = torch.isfinite(norm)
             pair = torch.stack([torch.where(counts, norm, 0.0), counts.to(norm)])

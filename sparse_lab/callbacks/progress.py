@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from sparse_lab.callbacks.rounds import Rounds
-from sparse_lab.training.lightning_module import Classifier
 
 DRAW_SECONDS = 0.25  # between two pictures
 READ_SECONDS = 2.0  # between two readings from the device: each waits for what it still has to do
@@ -59,17 +58,16 @@ class Progress(pl.Callback):
         self._images += len(batch[1]) * trainer.world_size
         now = time.monotonic()
         if now - self._read >= READ_SECONDS or trainer.is_last_batch:
-            assert isinstance(pl_module, Classifier)
-            self._look(pl_module)
+            self._look()
         if self.live is not None:
             if now - self._drew >= DRAW_SECONDS:
                 self._draw()
         elif now - self._spoke >= SILENT_SECONDS:
             self._speak()
 
-    def _look(self, module: Classifier) -> None:
+    def _look(self) -> None:
         """Read from the device, which has then done all that it was asked to: the rate is that of real work."""
-        loss, hits, images = module.sums["train"].tolist()  # with several processes: this one's share
+        loss, hits, images = self.rounds.figures.so_far("train")  # with several processes: this one's share
         self.figures |= {"train_loss": loss / images, "train_accuracy": 100.0 * hits / images, **self.kept()}
         self._read = time.monotonic()
         self.figures["rate"] = self._images / max(self._read - self._epoch_began, 1e-9)

@@ -13,17 +13,20 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sparse_lab.algorithms.base import Algorithm, StepHooks
 from sparse_lab.errors import UserError
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.optimizer_state import reset_state
 from sparse_lab.training.evaluate import accuracy
-from sparse_lab.training.lightning_module import Classifier
+from sparse_lab.training.figures import Figures
 
 
 class Rounds(pl.Callback):
     """Owns the clock: ticks it, ends epochs and rounds, selects each level's weights.
+
+    network: what trains. figures: its sums of the epoch. algorithms: those whose steps begin anew with each round.
 
     select: 'validation_best', 'last' or 'test_best' (the last is what some papers do; the record is marked).
     at_target: is the network as sparse as this round is to end? A better epoch before that does not count.
@@ -32,6 +35,8 @@ class Rounds(pl.Callback):
 
     def __init__(
         self,
+        network: nn.Module,
+        figures: Figures,
         clock: Clock,
         select: str,
         patience: int | None,
@@ -39,7 +44,11 @@ class Rounds(pl.Callback):
         at_target: Callable[[], bool],
         measure: Callable[[], dict[str, Any]],
         say: Callable[[str], None],
+        algorithms: Iterable[Algorithm] = (),
     ) -> None:
+        self.network = network
+        self.figures = figures
+        self.algorithms = list(algorithms)
         self.clock = clock
         self.select = select
         self.patience = patience
@@ -59,7 +68,7 @@ class Rounds(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for optimizer in trainer.optimizers:
-            optimizer.register_step_post_hook(lambda *_: self.clock.tick())
+            StepHooks.of(optimizer).add(_Ticking(self.clock))
         self._since = time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -74,9 +83,8 @@ class Rounds(pl.Callback):
                 reset_state(optimizer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Classifier)
-        train_loss, train_accuracy = pl_module.take("train")
-        loss, validation = pl_module.take("validation")
+        train_loss, train_accuracy = self.figures.take("train")
+        loss, validation = self.figures.take("validation")
         self.seconds += time.monotonic() - self._since
         self._since = time.monotonic()
         self.row = {
@@ -99,14 +107,14 @@ class Rounds(pl.Callback):
         if self.clock.epoch_in_round >= self.clock.epochs_a_round or self._out_of_patience():
             self._end_round(trainer, pl_module)
 
-    def _keep_best(self, trainer: pl.Trainer, module: Classifier, validation: float) -> None:
+    def _keep_best(self, trainer: pl.Trainer, module: pl.LightningModule, validation: float) -> None:
         if not self.at_target():
             return
         score = self._test_accuracy(trainer, module) if self.select == "test_best" else validation
         self.waited += 1
         if self.best is None or self.select == "last" or score > self.best["score"]:
             self.waited = 0
-            network = {name: value.detach().clone() for name, value in module.model.state_dict().items()}
+            network = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
             self.best = {
                 "score": score,
                 "epoch": self.clock.epoch_in_round,
@@ -117,9 +125,9 @@ class Rounds(pl.Callback):
     def _out_of_patience(self) -> bool:
         return self.patience is not None and self.waited >= self.patience
 
-    def _end_round(self, trainer: pl.Trainer, module: Classifier) -> None:
+    def _end_round(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert self.best is not None, "the schedule has not reached its target by the end of the round"
-        module.model.load_state_dict(self.best["network"])
+        self.network.load_state_dict(self.best["network"])
         test = self._test_accuracy(trainer, module)
         level = {
             "level": self.clock.round + 1,
@@ -136,14 +144,16 @@ class Rounds(pl.Callback):
             f"({level['kept']:,} weights), validation {level['validation_accuracy']:.2f}%, test {test:.2f}%"
         )
         self.clock.end_round()
+        for one in self.algorithms:  # a round that ended early counts in full
+            one.step = self.clock.round * self.clock.steps_a_round
         self._start_round()
         self._since = time.monotonic()
         trainer.should_stop = self.clock.finished
 
-    def _test_accuracy(self, trainer: pl.Trainer, module: Classifier) -> float:
+    def _test_accuracy(self, trainer: pl.Trainer, module: pl.LightningModule) -> float:
         with trainer.precision_plugin.forward_context():
             # each process has BatchNorm statistics of its own: the first one's count, or they select different epochs
-            return trainer.strategy.broadcast(accuracy(module.model, self.test, module.forward))
+            return trainer.strategy.broadcast(accuracy(self.network, self.test, module.forward))
 
     def state_dict(self) -> dict[str, Any]:
         seconds = self.seconds + time.monotonic() - self._since
@@ -158,3 +168,16 @@ class Rounds(pl.Callback):
         self.seconds = state["seconds"]
         if self.best is not None:
             self.best["network"] = {name: torch.as_tensor(value) for name, value in self.best["network"].items()}
+
+
+class _Ticking(Algorithm):
+    """The clock counts a step before anything else looks at it."""
+
+    order = -100
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.clock.tick()

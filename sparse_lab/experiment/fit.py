@@ -12,8 +12,9 @@ from rich.console import Console
 from sparse_lab import data
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.build import assemble, make_trainer
+from sparse_lab.experiment.build import assemble
 from sparse_lab.experiment.result import make_result, remove_channels_of
+from sparse_lab.experiment.trainer import make_trainer
 from sparse_lab.models.weight_sharing import unshared
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.records.system import reset_peak_memory

@@ -12,11 +12,10 @@ from urllib.parse import urlsplit
 import torch
 
 from sparse_lab import data, loggers, models
-from sparse_lab.algorithms.regrow import check_layers
 from sparse_lab.config import PARTS, Config, CyclesConfig, DropAndGrowConfig, LoggerConfig, check_ranges
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment import backend, phases
-from sparse_lab.experiment.build import alter, plain_network
+from sparse_lab.experiment.networks import alter, plain_network
 from sparse_lab.experiment.timeline import clock_of, recipe_of
 from sparse_lab.experiment.validate_structured import check_filters
 from sparse_lab.models import weight_sharing
@@ -412,9 +411,12 @@ def check_regrowth(config: Config) -> None:
     if regrow.reference is not None:
         load_checkpoint(regrow.reference)
     model = plain_network(config.model.name, config.dataset.num_classes, config.model.width, config.dataset.image_size)
-    check_layers(regrow, model)
     if regrow.distribution == "given":
         sizes = {name: module.weight.numel() for name, module in layers(model).items()}
+        if not regrow.given:
+            raise UserError("method.regrow.distribution=given needs method.regrow.given=[LAYER, ...]")
+        if unknown := [name for name in regrow.given if name not in sizes]:
+            raise UserError(f"method.regrow.given: unknown layer {unknown[0]!r}; {nearest(unknown[0], sizes)}")
         growth = num_kept(config.sparsity.target, sum(sizes.values()))
         growth -= num_kept(phases.regrowth_start(config), sum(sizes.values()))
         room = sum(sizes[name] for name in set(regrow.given))

@@ -10,7 +10,7 @@ import torch
 from sparse_lab import models
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.build import filter_groups
+from sparse_lab.experiment.networks import filter_groups
 from sparse_lab.experiment.timeline import recipe_of
 from sparse_lab.sparsity.flops import layer_costs
 from sparse_lab.sparsity.masks import layers, num_kept

@@ -70,7 +70,7 @@ class RunDir:
     def claim(self, say: Callable[[str], None], wait: bool) -> Iterator[None]:
         """Hold the run for this process. The lock goes when its holder dies.
 
-        Raises Elsewhere while another process has it, unless `wait`; UserError when the folder cannot be written.
+        Raises RunLocked while another process has it, unless `wait`; UserError when the folder cannot be written.
         """
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +68,8 @@ class Masks:
     the weight's dtype, for enforcing: multiplying by floats costs 2.5 times less than by bools.
     """
 
+    _known: ClassVar[WeakKeyDictionary[nn.Module, Masks]] = WeakKeyDictionary()
+
     def __init__(self, model: nn.Module) -> None:
         self.layers = layers(model)
         for module in self.layers.values():
@@ -74,6 +78,13 @@ class Masks:
         self._factors: list[Tensor] = []
         self._enforced: dict[str, int] = {}  # version of each mask when it was last enforced on an optimizer too
         self._uses = uses(model)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Masks:
+        """The masks of this model; made when they are first asked for."""
+        if model not in cls._known:
+            cls._known[model] = cls(model)
+        return cls._known[model]
 
     def __getitem__(self, name: str) -> Tensor:
         return self.layers[name].get_buffer("mask")

@@ -63,7 +63,7 @@ class View:
     """What a score may look at: the network, batches of (images, labels), and a random generator (on the CPU).
 
     `batches` may be a function that makes them: decoding photos for a score of weights alone would be for nothing.
-    `taken`: dense gradients that are at hand already (those of a training step); then no batch is looked at.
+    `grads`: dense gradients that are at hand already (those of a training step); then no batch is looked at.
     `image_size`: H = W in pixels, for scores that make an image of their own.
     """
 
@@ -71,7 +71,7 @@ class View:
     batches: Batches | Callable[[], Batches] = ()
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
     reference: Scores | None = None
-    taken: Scores | None = None
+    grads: Scores | None = None
     image_size: int = 32
 
     def weights(self) -> Scores:
@@ -97,8 +97,8 @@ class View:
         mode: `evaluating` uses BatchNorm's running statistics, `batch_statistics` each batch's own; neither moves them.
         temperature: the loss is the cross-entropy of logits / temperature. Raises ValueError without batches.
         """
-        if self.taken is not None:
-            return {name: grad.pow(power) for name, grad in self.taken.items()}
+        if self.grads is not None:
+            return {name: grad.pow(power) for name, grad in self.grads.items()}
         if not self.seen():
             raise ValueError("this score needs batches")
         weights = [module.weight for module in layers(self.model).values()]
@@ -115,21 +115,28 @@ SCORES: dict[str, Callable[[View], Scores]] = {}
 
 OF_WEIGHTS: set[str] = set()
 OWN_PASSES: set[str] = set()
+WITHOUT_PASSES: set[str] = set()
 
 
 def score(
-    function: Callable[[View], Scores] | None = None, *, of_weights: bool = False, own_passes: bool = False
+    function: Callable[[View], Scores] | None = None,
+    *,
+    of_weights: bool = False,
+    own_passes: bool = False,
+    without_passes: bool = False,
 ) -> Any:
     """Enter a score under its function's name: `@score`, or with what a request has to know of it.
 
     of_weights: a weight of zero scores zero, so it cannot say which pruned weight is to come back.
     own_passes: it runs the network itself, and gradients that a training step has at hand are not enough.
+    without_passes: it runs no network and looks at no gradients.
     """
     if function is None:
-        return partial(score, of_weights=of_weights, own_passes=own_passes)
+        return partial(score, of_weights=of_weights, own_passes=own_passes, without_passes=without_passes)
     SCORES[function.__name__] = function
     OF_WEIGHTS.update([function.__name__] * of_weights)
     OWN_PASSES.update([function.__name__] * own_passes)
+    WITHOUT_PASSES.update([function.__name__] * without_passes)
     return function
 
 
@@ -140,13 +147,13 @@ def find_score(name: str) -> Callable[[View], Scores]:
     return SCORES[name]
 
 
-@score(of_weights=True)
+@score(of_weights=True, without_passes=True)
 def magnitude(view: View) -> Scores:
     """|w|."""
     return {name: weight.abs() for name, weight in view.weights().items()}
 
 
-@score(of_weights=True)
+@score(of_weights=True, without_passes=True)
 def lamp(view: View) -> Scores:
     """Layer-adaptive magnitude (Lee et al. 2021, arXiv 2010.07611), to be ranked over all layers at once."""
     return {name: lamp_of(weight) for name, weight in view.weights().items()}
@@ -195,7 +202,7 @@ def grasp(view: View) -> Scores:
     mean over batches. The paper scores -w (H g) and removes the highest. With batch statistics. Raises SparseLabError
     without batches: gradients at hand say nothing of H.
     """
-    if view.taken is not None or not view.seen():
+    if view.grads is not None or not view.seen():
         raise SparseLabError(
             "grasp needs batches: it can prune or regrow, but not drop and grow by the gradients of a step"
         )
@@ -250,7 +257,7 @@ def mest(view: View) -> Scores:
     return {name: weight.abs() + MEST_LAMBDA * grads[name].abs() for name, weight in view.weights().items()}
 
 
-@score
+@score(without_passes=True)
 def random(view: View) -> Scores:
     """Uniform in [0, 1): the control of every comparison."""
     return {
@@ -259,7 +266,7 @@ def random(view: View) -> Scores:
     }
 
 
-@score
+@score(without_passes=True)
 def reference(view: View) -> Scores:
     """Weights alive in a less sparse reference network first, by |w| there; then the rest by |w| in the network
     viewed.

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from sparse_lab.algorithms.base import StepHooks
 from sparse_lab.config import RecipeConfig
 from sparse_lab.models.surgery import rebuild_structure
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.training.clipping import clip, masks_of
+from sparse_lab.training.figures import Figures
 from sparse_lab.training.optimizers import learning_rate, make_optimizer, parameter_groups
 from sparse_lab.training.step import TrainingStep, compute
 
@@ -23,12 +24,10 @@ if TYPE_CHECKING:
 
 
 class Classifier(pl.LightningModule):
-    """Cross-entropy training of `model`. Sums of loss and hits stay on the device; one read an epoch.
+    """Cross-entropy training of `model`.
 
     arithmetic: computes the model with its live weights alone; None where the model computes itself, densely.
     step: what torch has compiled of a dense training step; None: eager.
-    readers: questions put in every step, whether the gradients of pruned weights are read once the step is done.
-    after_clipping: called when gradients are as the optimizer is to see them.
     """
 
     def __init__(
@@ -47,9 +46,7 @@ class Classifier(pl.LightningModule):
         self.label_smoothing = label_smoothing
         self.arithmetic = arithmetic
         self.step = step
-        self.readers: list[Callable[[], bool]] = []
-        self.after_clipping: list[Callable[[], None]] = []
-        self.sums: dict[str, Tensor] = {}
+        self.figures = Figures(self._over_ranks)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images) if self.arithmetic is None else self.arithmetic(images)
@@ -58,14 +55,6 @@ class Classifier(pl.LightningModule):
     def live(self) -> Mapping[nn.Parameter, SparseWeight]:
         """What sparse arithmetic knows of each masked weight; nothing in dense arithmetic."""
         return {} if self.arithmetic is None else self.arithmetic.live
-
-    def gradients_are_read(self) -> bool:
-        """Does anything look at the gradients of pruned weights after this step?"""
-        return any(reads() for reads in self.readers)
-
-    def moved_live(self, optimizer: torch.optim.Optimizer) -> AbstractSet[Tensor]:
-        """The weights that the last step moved at live positions alone."""
-        return frozenset() if self.arithmetic is None else optimizer.stepped  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         # a fused optimizer would want to unscale what a gradient scaler has scaled, and clipping comes before it
@@ -87,16 +76,13 @@ class Classifier(pl.LightningModule):
             masks = masks_of(self.model) if self.recipe.clip_over == "live" else {}
             parameters = [one for group in optimizer.param_groups for one in group["params"]]
             clip(parameters, self.live, gradient_clip_val, masks or None)
-        for call in self.after_clipping:
-            call()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["sums"] = {stage: self._over_ranks(one) for stage, one in self.sums.items()}
+        checkpoint["sums"] = self.figures.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         rebuild_structure(self.model, [name.removeprefix("model.") for name in checkpoint["state_dict"]])
-        # within an epoch the sums over all ranks are saved; each image counts once
-        self.sums = dict(checkpoint["sums"]) if self.trainer.is_global_zero else {}
+        self.figures.load_state_dict(checkpoint["sums"] if self.trainer.is_global_zero else {})
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         rate = learning_rate(self.recipe, self.clock.progress)
@@ -106,7 +92,7 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         if self.arithmetic is not None:
             clips_all = self.recipe.clip_norm is not None and self.recipe.clip_over == "all"
-            self.arithmetic.dense_gradients = clips_all or self.gradients_are_read()
+            self.arithmetic.dense_gradients = clips_all or StepHooks.of(self.trainer.optimizers[0]).gradients_are_read()
         elif self.step is not None:
             return self._counted("train", *self.step(*batch))
         return self._counted("train", *compute(self.forward, *batch, self.label_smoothing))
@@ -121,17 +107,8 @@ class Classifier(pl.LightningModule):
         return self._counted("validation", *compute(self.forward, *batch, 0.0))
 
     def _counted(self, stage: str, loss: Tensor, figures: Tensor) -> Tensor:
-        figures = figures.detach()
-        if stage in self.sums:
-            self.sums[stage] = self.sums[stage].to(figures) + figures
-        else:
-            self.sums[stage] = figures.clone()  # the next step may write its own in the same place
+        self.figures.add(stage, figures)
         return loss
-
-    def take(self, stage: str) -> tuple[float, float]:
-        """(mean loss, accuracy in percent) of `stage` since the last call, over all ranks; starts counting anew."""
-        loss, hits, images = self._over_ranks(self.sums.pop(stage)).tolist()
-        return loss / images, 100.0 * hits / images
 
     def _over_ranks(self, one: Tensor) -> Tensor:
         return one if self.trainer.world_size == 1 else self.trainer.strategy.reduce(one.clone(), reduce_op="sum")

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sparse_lab.algorithms.enforce import EnforceMasks
 from sparse_lab.callbacks.rounds import Rounds
+from sparse_lab.callbacks.sparsify import Sparsify
 from sparse_lab.config import RecipeConfig
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.masks import Masks
@@ -46,14 +47,16 @@ def fit(recipe: RecipeConfig, precision: str, keep: bool, epochs: int = 4):
     images, labels = torch.randn(80, 3, 8, 8), torch.randint(0, 4, (80,))
     data = DataLoader(TensorDataset(images, labels), batch_size=16)
     clock = Clock(1, epochs, len(data))
-    rounds = Rounds(clock, "last", None, data, lambda: True, lambda: {"sparsity": 0.9, "kept": 1}, lambda line: None)
+    module = Classifier(model, recipe, clock)
+    facts = {"sparsity": 0.9, "kept": 1}
+    rounds = Rounds(model, module.figures, clock, "last", None, data, lambda: True, lambda: facts, lambda line: None)
     watch = Watch(masks)
-    callbacks = [rounds, *([EnforceMasks(masks)] if keep else []), watch]
+    callbacks = [rounds, *([Sparsify(EnforceMasks(masks))] if keep else []), watch]
     trainer = pl.Trainer(
         max_epochs=epochs, precision=precision, accelerator="cpu", callbacks=callbacks, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
-    trainer.fit(Classifier(model, recipe, clock), data, data)
+    trainer.fit(module, data, data)
     return watch, clock
 
 

@@ -8,10 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from sparse_lab.algorithms.regrow import Regrow, check_layers, start
-from sparse_lab.config import RegrowConfig
-from sparse_lab.errors import UserError
-from sparse_lab.sparsity.clock import Clock
+from sparse_lab.algorithms.regrow import Regrow, start
+from sparse_lab.errors import SparseLabError
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sparsity.schedules import Regrowth
 
@@ -35,31 +33,20 @@ def batches(count: int):
     ]
 
 
-def regrow_with(config: RegrowConfig, start_density: float = 0.1):
+def regrow_with(start_density: float = 0.1, **options):
     dense, sparse = net(0), net(0)
     masks = Masks(sparse)
     source = torch.Generator().manual_seed(1)
     masks.set({name: torch.rand(mask.shape, generator=source) < start_density for name, mask in masks.masks().items()})
     seen: list[int] = []
     schedule = Regrowth(0.9, 0.8, 1, 10)
-    callback = Regrow(
-        config,
-        schedule,
-        masks,
-        Clock(1, 1, 10),
-        dense,
-        None,
-        batches,
-        seed=1,
-        changed=lambda *_: seen.append(1),
-        image_size=32,
-    )
-    return callback, masks, dense, sparse, seen
+    regrow = Regrow(sparse, masks, schedule, dense, seed=1, changed=lambda *_: seen.append(1), **options)
+    return regrow, masks, sparse, seen
 
 
 def test_taylor_brings_back_the_pruned_weights_that_matter_most_to_the_dense_network():
     """Reference: g^2 w^2 of the dense network by float64 autograd, largest first, in each layer its own share."""
-    callback, masks, _, sparse, seen = regrow_with(RegrowConfig(score="taylor", batches=2))
+    regrow, masks, sparse, seen = regrow_with(score="taylor", batches=batches(2))
     before = {name: mask.clone() for name, mask in masks.masks().items()}
     reference = net(0).double()
     squares = {name: torch.zeros_like(masks[name], dtype=torch.float64) for name in before}
@@ -69,7 +56,7 @@ def test_taylor_brings_back_the_pruned_weights_that_matter_most_to_the_dense_net
         for name in before:
             weight = reference.get_submodule(name).weight
             squares[name] += (weight.grad * weight.detach()).square() / 2
-    callback.to(0.7, sparse, step=0)
+    regrow.to(0.7)
     assert masks.kept() == round(0.3 * masks.total()) and seen == [1]
     lost = {name: int((~mask).sum()) for name, mask in before.items()}
     for name, old in before.items():
@@ -82,8 +69,8 @@ def test_taylor_brings_back_the_pruned_weights_that_matter_most_to_the_dense_net
 
 
 def test_ssim_regrows_first_the_layer_whose_attention_map_is_destroyed():
-    config = RegrowConfig(layers="ssim", ssim_layers=1, score="magnitude", batches=1)
-    callback, masks, _, sparse, _ = regrow_with(config, start_density=1.1)
+    how = {"distribution": "ssim", "ssim_layers": 1, "score": "magnitude", "batches": batches(1)}
+    regrow, masks, _, _ = regrow_with(start_density=1.1, **how)
     hit = {name: mask.clone() for name, mask in masks.masks().items()}
     hit["0"][:] = False
     hit["0"][0, 0, 0, 0] = (
@@ -92,19 +79,19 @@ def test_ssim_regrows_first_the_layer_whose_attention_map_is_destroyed():
     hit["5"][:, ::2] = False
     masks.set(hit)
     before = masks.kept()
-    callback.to(1 - (before + 40) / masks.total(), sparse, step=0)
+    regrow.to(1 - (before + 40) / masks.total())
     assert int(masks["0"].sum()) + int((masks["2"]).sum()) - 1 - 144 == 40
     assert int(masks["5"].sum()) == int(hit["5"].sum())
 
 
 def test_given_layers_only_and_an_error_when_they_are_full():
-    callback, masks, _, sparse, _ = regrow_with(RegrowConfig(layers="given", given=["2"], score="magnitude", batches=1))
+    regrow, masks, _, _ = regrow_with(distribution=["2"], score="magnitude")
     before = masks.kept_by_layer()
-    callback.to(1 - (masks.kept() + 50) / masks.total(), sparse, step=0)
+    regrow.to(1 - (masks.kept() + 50) / masks.total())
     after = masks.kept_by_layer()
     assert after["2"] == before["2"] + 50 and after["0"] == before["0"] and after["5"] == before["5"]
-    with pytest.raises(UserError, match="name more of them"):
-        callback.to(0.0, sparse, step=0)
+    with pytest.raises(SparseLabError, match="name more of them"):
+        regrow.to(0.0)
 
 
 @pytest.mark.parametrize("value", ["zero", "dense", "kaiming"])
@@ -126,16 +113,8 @@ def test_start_values(value):
             assert fresh.abs().max() <= bound and fresh.std() == pytest.approx(bound / math.sqrt(3), rel=0.3)
 
 
-def test_given_layers_are_checked_by_name():
-    with pytest.raises(UserError, match="did you mean"):
-        check_layers(RegrowConfig(layers="given", given=["22"]), net(0))
-    with pytest.raises(UserError, match="needs"):
-        check_layers(RegrowConfig(layers="given"), net(0))
-
-
 def test_a_score_of_weights_alone_asks_for_no_batches():
     """Decoding photos for nothing would cost minutes on ImageNet."""
-    callback, masks, _, sparse, _ = regrow_with(RegrowConfig(score="magnitude"))
-    callback.batches = lambda count: pytest.fail("batches were made")
-    callback.to(0.8, sparse, step=0)
+    regrow, masks, _, _ = regrow_with(score="magnitude", batches=lambda: pytest.fail("batches were made"))
+    regrow.to(0.8)
     assert masks.kept() == round(0.2 * masks.total())

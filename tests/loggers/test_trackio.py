@@ -18,7 +18,7 @@ TOKEN = "hf_" + "x" * 30  # Trackio would ask the hub whose it is
 MAKE = """
 import sys
 from rich.console import Console
-from sparse_lab.callbacks.checkpoint import SaveLast
+from sparse_lab.callbacks.checkpoint import Checkpoint
 from sparse_lab.experiment.compose import to_config
 from sparse_lab.sweep.plan import Request
 from sparse_lab.experiment.runner import run
@@ -30,11 +30,11 @@ def no_network(*_):
 socket.socket.connect = no_network
 config = to_config(Request.read([]).compose(sys.argv[2:]))
 if sys.argv[1] == "fail":
-    original = SaveLast.on_train_epoch_end
+    original = Checkpoint.on_train_epoch_end
     def save_and_fail(self, trainer, module):
         original(self, trainer, module)
         raise RuntimeError("somebody pulled the plug")
-    SaveLast.on_train_epoch_end = save_and_fail
+    Checkpoint.on_train_epoch_end = save_and_fail
 run(config, "x", Console(width=300))
 """
 

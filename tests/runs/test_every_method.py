@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from sparse_lab import models
+from sparse_lab.algorithms.base import StepHooks
 from sparse_lab.algorithms.enforce import EnforceMasks
 from sparse_lab.callbacks.checkpoint import Checkpoint
 from sparse_lab.callbacks.nan_guard import NanGuard
@@ -117,7 +118,8 @@ def watched(monkeypatch) -> dict[int, str]:
     steps: dict[int, str] = {}
 
     def last_of_all(self, trainer, module) -> None:
-        masks = next((callback.masks for callback in trainer.callbacks if isinstance(callback, EnforceMasks)), None)
+        hung = StepHooks.of(trainer.optimizers[0]).algorithms
+        masks = next((one.masks for one in hung if isinstance(one, EnforceMasks)), None)
         trainer.optimizers[0].register_step_post_hook(partial(after, trainer, module, masks))
 
     def after(trainer, module, masks, optimizer, *_) -> None:

@@ -77,9 +77,9 @@ def test_the_smallest_filters_of_every_layer_go(method, order, compose, quiet, w
     """By numpy, from the weights that the pruning saw."""
     seen = []
 
-    def spied(self, sparsity, model, *rest, **kwargs):
+    def spied(self, *rest, **kwargs):
         before = {name: weight.detach().clone() for name, weight in self.masks.weights().items()}
-        original(self, sparsity, model, *rest, **kwargs)
+        original(self, *rest, **kwargs)
         seen.append((convs({f"{name}.weight": value for name, value in before.items()}, "weight"), {
             name: mask.clone() for name, mask in self.masks.masks().items()}))  # fmt: skip
 
@@ -99,26 +99,29 @@ def test_the_smallest_filters_of_every_layer_go(method, order, compose, quiet, w
 def test_soft_pruning_masks_rows_and_lets_them_train_again(compose, quiet, monkeypatch):
     states = []
 
-    def note(self, trainer, module, when):
+    def note(self, optimizer, when):
         masks = {name: mask.clone() for name, mask in self.masks.masks().items()}
         weights = {name: weight.detach().clone() for name, weight in self.masks.weights().items()}
-        momentum = [
-            trainer.optimizers[0].state.get(w, {}).get("momentum_buffer") for w in self.masks.weights().values()
-        ]
+        momentum = [optimizer.state.get(w, {}).get("momentum_buffer") for w in self.masks.weights().values()]
         states.append((when, masks, weights, [None if m is None else m.clone() for m in momentum]))
 
-    def start(self, trainer, module, batch, batch_idx):
-        starts(self, trainer, module, batch, batch_idx)
-        note(self, trainer, module, f"before {batch_idx}")
+    def start(self, optimizer):  # two steps an epoch
+        starts(self, optimizer)
+        note(self, optimizer, f"before {self.step % 2}")
 
-    def end(self, trainer, module, outputs, batch, batch_idx):
-        note(self, trainer, module, f"after {batch_idx}")
-        ends(self, trainer, module, outputs, batch, batch_idx)
-        note(self, trainer, module, f"pruned {batch_idx}")
+    def after(self, optimizer):
+        note(self, optimizer, f"after {(self.step - 1) % 2}")
+        if self.step % 2:
+            note(self, optimizer, "pruned 0")
 
-    starts, ends = Prune.on_train_batch_start, Prune.on_train_batch_end
-    monkeypatch.setattr(Prune, "on_train_batch_start", start)
-    monkeypatch.setattr(Prune, "on_train_batch_end", end)
+    def end(self, optimizer):
+        ends(self, optimizer)
+        note(self, optimizer, "pruned 1")
+
+    starts, ends = Prune.begin_step, Prune.end_epoch
+    monkeypatch.setattr(Prune, "begin_step", start)
+    monkeypatch.setattr(Prune, "after_step", after)
+    monkeypatch.setattr(Prune, "end_epoch", end)
     config = compose("method=sfp", "sparsity.target=0.8", "training.epochs=4")
     result = run(config, "x", quiet)
     ends_of_epochs = [(masks, weights, momentum) for when, masks, weights, momentum in states if when == "pruned 1"]
@@ -241,18 +244,18 @@ def test_a_network_with_large_logits_is_compared_as_exactly(compose, quiet, with
 def test_compactors_change_no_answer_at_first_and_have_a_recipe_of_their_own(compose, quiet, with_starts, monkeypatch):
     seen = {}
 
-    def look(self, trainer, module, batch, batch_idx):
+    def look(self, optimizer):
         if seen:
             return
         plain = models.build("vgg16", width=0.0625).eval()
         plain.load_state_dict({k: v for k, v in load_network(dense).items() if not k.endswith(".mask")})
-        network = module.model.eval()
+        network, images = self.model.eval(), torch.randn(8, 3, 32, 32)
         with torch.no_grad():
-            assert torch.equal(network(batch[0]), plain(batch[0]))
+            assert torch.equal(network(images), plain(images))
         network.train()
         found = compactors.compactors(network)
         assert len(found) == 13 and all(c.alive.all() for c in found.values())
-        rest, own = trainer.optimizers[0].param_groups
+        rest, own = optimizer.param_groups
         assert {id(p) for p in own["params"]} == {id(c.weight) for c in found.values()}
         assert (own["momentum"], own["weight_decay"]) == (0.99, 0.0) and rest["momentum"] == 0.9
         assert len(rest["params"]) == sum(1 for _ in plain.parameters())
@@ -260,7 +263,7 @@ def test_compactors_change_no_answer_at_first_and_have_a_recipe_of_their_own(com
 
     config = with_starts(compose("method=resrep", "sparsity.target=0.6", *COMPACTING))
     dense = run_dir(phases.parent(config)).best
-    monkeypatch.setattr(Compaction, "on_train_batch_start", look, raising=False)
+    monkeypatch.setattr(Compaction, "begin_step", look)
     run(config, "x", quiet)
     assert seen
     (group,) = load_checkpoint(run_dir(config).last)["optimizer_states"][0]["param_groups"]
@@ -271,8 +274,9 @@ def test_rows_are_given_up_a_few_more_at_each_look_the_shortest_first(compose, q
     """And never more than must go; a row that is given up follows the penalty alone."""
     counts = []
 
-    def spied(self, network, most, *rest):
-        original(self, network, most, *rest)
+    def spied(self, most):
+        network = self.model
+        original(self, most)
         norms = compactors.norms(network)
         given = {name: ~compactor.alive for name, compactor in compactors.compactors(network).items()}
         counts.append(sum(int(rows.sum()) for rows in given.values()))
@@ -308,8 +312,9 @@ def folding(monkeypatch) -> list[float]:
     """Rows that go are set to exactly zero just before compactors are folded; by how much logits move then."""
     moved: list[float] = []
 
-    def spied(self, network, *rest):
-        stay = self.filters.best(compactors.norms(network), self.sparsity)
+    def spied(self, optimizer):
+        network = self.model
+        stay = self.selector.best(compactors.norms(network), self.sparsity)
         with torch.no_grad():
             for name, compactor in compactors.compactors(network).items():
                 compactor.weight[~stay[name]] = 0.0
@@ -318,7 +323,7 @@ def folding(monkeypatch) -> list[float]:
         network.eval()
         with torch.no_grad():
             before = network(images)
-            original(self, network, *rest)
+            original(self, optimizer)
             moved.append(float((network(images) - before).abs().max()))
         network.train(training)
 

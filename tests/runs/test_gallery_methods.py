@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional
 
 from sparse_lab import data, models
-from sparse_lab.algorithms.after_step import AfterStep
 from sparse_lab.algorithms.drop_and_grow import ElasticMutation
 from sparse_lab.algorithms.enforce import EnforceMasks
 from sparse_lab.algorithms.hypersphere import Hypersphere
+from sparse_lab.algorithms.mask_update import MaskUpdate
 from sparse_lab.algorithms.prune import Prune
 from sparse_lab.callbacks.checkpoint import Checkpoint
 from sparse_lab.errors import UserError
@@ -201,10 +201,10 @@ def changes(monkeypatch) -> list[tuple[dict, dict]]:
     """The network before and after every pruning."""
     seen: list[tuple[dict, dict]] = []
 
-    def spied(self, sparsity, model, *rest, **kwargs):
-        before = {name: value.clone() for name, value in model.state_dict().items()}
-        original(self, sparsity, model, *rest, **kwargs)
-        seen.append((before, {name: value.clone() for name, value in model.state_dict().items()}))
+    def spied(self, *rest, **kwargs):
+        before = {name: value.clone() for name, value in self.model.state_dict().items()}
+        original(self, *rest, **kwargs)
+        seen.append((before, {name: value.clone() for name, value in self.model.state_dict().items()}))
 
     original = Prune.to
     monkeypatch.setattr(Prune, "to", spied)
@@ -286,11 +286,11 @@ def test_rewinding_goes_back_to_the_end_of_that_very_epoch(epoch, compose, quiet
 def test_elastic_mutation_drops_and_grows_to_the_bounds(method, compose, quiet, monkeypatch):
     seen = []
 
-    def spied(self, masks, steps_done, drop, grow, chance):
-        alive = {name: mask.clone().numpy() for name, mask in masks.masks().items()}
-        weights = {name: weight.detach().clone().numpy() for name, weight in masks.weights().items()}
-        grads = {name: weight.grad.clone().numpy() for name, weight in masks.weights().items()}
-        kept, [new] = original(self, masks, steps_done, drop, grow, chance)
+    def spied(self, step, drop, grow, generator):
+        alive = {name: mask.clone().numpy() for name, mask in self.masks.masks().items()}
+        weights = {name: weight.detach().clone().numpy() for name, weight in self.masks.weights().items()}
+        grads = {name: weight.grad.clone().numpy() for name, weight in self.masks.weights().items()}
+        kept, [new] = original(self, step, drop, grow, generator)
         low, high = 0, 0
         for name, mask in new.items():
             now, old = mask.numpy(), alive[name]
@@ -300,12 +300,12 @@ def test_elastic_mutation_drops_and_grows_to_the_bounds(method, compose, quiet, 
                 assert scores[gone].max() <= scores[stay].min(), name
             low, high = low + int(stay.sum()), high + int(now.sum())
             assert now.any()
-        seen.append((steps_done, sum(int(m.sum()) for m in alive.values()), low, high))
+        seen.append((step, sum(int(m.sum()) for m in alive.values()), low, high))
         assert kept == high
         return kept, [new]
 
-    original = ElasticMutation.change
-    monkeypatch.setattr(ElasticMutation, "change", spied)
+    original = ElasticMutation.update
+    monkeypatch.setattr(ElasticMutation, "update", spied)
     config = compose(
         f"method={method}", "sparsity.target=0.9", "training.epochs=8", "method.drop_and_grow.update_every=1"
     )
@@ -341,12 +341,12 @@ def test_mest_is_not_said_to_rewire_nothing_where_it_does(every, compose, capsys
 def test_granet_prunes_along_the_cubic_and_then_exchanges(start, compose, quiet, monkeypatch):
     seen = []
 
-    def spied(self, module, optimizer, broadcast):
+    def spied(self, optimizer):
         alive = {name: mask.clone() for name, mask in self.masks.masks().items()}
         weights = {name: weight.detach().clone() for name, weight in self.masks.weights().items()}
         grads = {name: weight.grad.abs() for name, weight in self.masks.weights().items()}
-        original(self, module, optimizer, broadcast)
-        step = self.clock.step_in_round
+        original(self, optimizer)
+        step = self.step
         p = min(step / 10, 1.0)
         kept = round((1 - (0.9 + (start - 0.9) * (1 - p) ** 3)) * TOTAL)
         scores = {n: np.where(alive[n].numpy(), w.abs().numpy(), -np.inf) for n, w in weights.items()}
@@ -371,8 +371,8 @@ def test_granet_prunes_along_the_cubic_and_then_exchanges(start, compose, quiet,
             alive_again += int((weight.detach()[fresh] != 0).sum()) + int((momentum[fresh] != 0).sum())
         seen.append((step, kept, alive_again))
 
-    original = AfterStep._update
-    monkeypatch.setattr(AfterStep, "_update", spied)
+    original = MaskUpdate._update
+    monkeypatch.setattr(MaskUpdate, "_update", spied)
     config = compose(
         "method=granet",
         "sparsity.target=0.9",
@@ -405,22 +405,22 @@ def test_granets_sparse_start_is_random_by_erk(compose, quiet):
 def test_dense_and_sparse_by_turns(compose, quiet, monkeypatch):
     seen = []
 
-    def after(self, optimizer, args, kwargs):
-        original(self, optimizer, args, kwargs)
+    def after(self, optimizer):
+        original(self, optimizer)
         seen.append(self.masks.kept())
 
-    def spied(self, trainer, module, batch, batch_idx):
+    def spied(self, optimizer):
         old = {name: mask.clone() for name, mask in self.masks.masks().items()}
-        begins(self, trainer, module, batch, batch_idx)
+        begins(self, optimizer)
         for name, mask in self.masks.masks().items():
             fresh = mask & ~old[name]
             if fresh.any():
-                assert mask.all() and not trainer.optimizers[0].state
+                assert mask.all() and not optimizer.state
                 assert not self.masks.weights()[name].detach()[fresh].any()
 
-    original, begins = EnforceMasks._after_step, Prune.on_train_batch_start
-    monkeypatch.setattr(EnforceMasks, "_after_step", after)
-    monkeypatch.setattr(Prune, "on_train_batch_start", spied)
+    original, begins = EnforceMasks.after_step, Prune.begin_step
+    monkeypatch.setattr(EnforceMasks, "after_step", after)
+    monkeypatch.setattr(Prune, "begin_step", spied)
     # 40 steps: 4 dense, turns of 4, 6 dense from 28 to 34, then sparse
     config = compose(
         "method=acdc", "sparsity.target=0.9", "training.epochs=20", "schedule.turn=0.1", "schedule.last_dense=0.15"
@@ -438,18 +438,18 @@ def test_dense_and_sparse_by_turns(compose, quiet, monkeypatch):
 def test_the_dense_offset_is_trained_and_never_masked(method, compose, quiet, monkeypatch):
     seen = []
 
-    def look(self, trainer, module, batch, batch_idx):
-        original(self, trainer, module, batch, batch_idx)
-        held = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
-        parts = [part for part in module.model.modules() if hasattr(part, "alpha")]
+    def look(self, optimizer):
+        original(self, optimizer)
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        parts = [part for part in self.model.modules() if hasattr(part, "alpha")]
         assert len(parts) == 14 and all(id(part.alpha) in held and id(part.weight) in held for part in parts)
         if not seen:
             assert not any(part.weight.any() for part in parts) and all(part.alpha.item() == 1 for part in parts)
         assert all(bool((part.offset != 0).sum() > 0.9 * part.offset.numel()) for part in parts)
         seen.append([part.alpha.item() for part in parts])
 
-    original = Prune.on_train_batch_start
-    monkeypatch.setattr(Prune, "on_train_batch_start", look)
+    original = Prune.begin_step
+    monkeypatch.setattr(Prune, "begin_step", look)
     config = compose(
         f"method={method}", "sparsity.target=0.9", "method.drop_and_grow.update_every=1", "diagnostics.layers=true"
     )
@@ -471,10 +471,10 @@ def sphere(monkeypatch) -> list[tuple[float, float]]:
     """Watches every step: norms, the added gradient against autograd in float64; yields the shares outside of K."""
     shares: list[tuple[float, float]] = []
 
-    def before(self, trainer, module, optimizer):
+    def before(self, optimizer):
         old = {name: weight.grad.clone() for name, weight in self.masks.weights().items()}
-        original(self, trainer, module, optimizer)
-        strength = self.config.penalty * self.clock.step_in_round / self.clock.steps_a_round
+        original(self, optimizer)
+        strength = self.penalty * self.step / self.total_steps
         total, everything = 0.0, 0
         for name, weight in self.masks.weights().items():
             leaf = weight.detach().double().requires_grad_()
@@ -492,8 +492,8 @@ def sphere(monkeypatch) -> list[tuple[float, float]]:
             if weight.dim() == 4:
                 assert torch.allclose(weight.flatten(1).norm(dim=1), torch.ones(len(weight)).to(weight), atol=1e-6)
 
-    original, normalise = Hypersphere.on_before_optimizer_step, Hypersphere._normalise
-    monkeypatch.setattr(Hypersphere, "on_before_optimizer_step", before)
+    original, normalise = Hypersphere.gradients_ready, Hypersphere._normalise
+    monkeypatch.setattr(Hypersphere, "gradients_ready", before)
     monkeypatch.setattr(Hypersphere, "_normalise", after)
     return shares
 
@@ -513,9 +513,9 @@ def test_filters_stay_on_the_sphere_and_what_will_be_pruned_is_emptied(compose, 
 def test_what_is_pruned_becomes_its_filters_mean(recovery, compose, quiet, monkeypatch):
     seen = {}
 
-    def spied(self, sparsity, model, *rest, **kwargs):
+    def spied(self, *rest, **kwargs):
         seen.update({name: weight.detach().clone() for name, weight in self.masks.weights().items()})
-        original(self, sparsity, model, *rest, **kwargs)
+        original(self, *rest, **kwargs)
 
     original = Prune.to
     monkeypatch.setattr(Prune, "to", spied)

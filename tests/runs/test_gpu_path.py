@@ -127,13 +127,13 @@ def test_automatic_precision_is_that_of_the_device(compose, monkeypatch):
 def test_on_a_gpu_paths_are_looked_at_now_and_then(compose, quiet, tmp_path, monkeypatch):
     """At pruning always; at exchanges at least so many steps behind the last look. Every change has its line."""
     words = ("method=rigl", "method.drop_and_grow.update_every=2", "method.drop_and_grow.end=1.0", "training.epochs=10")
-    rows, flops, made = {}, [], build.MaskLog
+    rows, flops, made = {}, [], build.MaskLogger
     for name, apart in (("all", 0), ("few", 7)):
 
         def with_apart(*args, _apart=apart, **keys):
             return made(*args, **{**keys, "apart": _apart})
 
-        monkeypatch.setattr(build, "MaskLog", with_apart)
+        monkeypatch.setattr(build, "MaskLogger", with_apart)
         config = compose(*words, f"paths.outputs={tmp_path / name}")
         flops.append(run(config, "test", quiet)["flops"])
         lines = (run_dir(config).path / "updates.jsonl").read_text(encoding="utf-8").splitlines()

@@ -12,13 +12,14 @@ from rich.console import Console
 from torch.nn import functional
 
 from sparse_lab import models
-from sparse_lab.algorithms.after_step import AfterStep
 from sparse_lab.algorithms.drop_and_grow import DropAndGrow
 from sparse_lab.algorithms.enforce import EnforceMasks
+from sparse_lab.algorithms.mask_update import MaskUpdate
 from sparse_lab.experiment.identity import run_dir, run_name
 from sparse_lab.experiment.runner import run
 from sparse_lab.models.dyrelu import DyReLU
 from sparse_lab.training.checkpoint_io import load_checkpoint, load_network
+from sparse_lab.training.lightning_module import Classifier
 
 NARROW = ("model=resnet34", "sparsity.target=0.9", "training.epochs=10")  # 20 steps, 83,468 weights
 
@@ -64,11 +65,11 @@ def test_what_drops_is_smallest_and_what_grows_starts_at_zero(method, compose, q
     """RigL: grown where |gradient| is largest, by float64 autograd on the same batch; SET: elsewhere."""
     seen = []
 
-    def spied(self, module, optimizer, broadcast):
+    def spied(self, optimizer):
         before = {name: (mask.clone(), module_.weight.detach().clone()) for (name, mask), module_ in zip(
             self.masks.masks().items(), self.masks.layers.values(), strict=True)}  # fmt: skip
         gradients = {name: weight.grad.clone() for name, weight in self.masks.weights().items()}
-        original(self, module, optimizer, broadcast)
+        original(self, optimizer)
         for name, layer in self.masks.layers.items():
             mask, weight = before[name]
             now = self.masks[name]
@@ -83,13 +84,13 @@ def test_what_drops_is_smallest_and_what_grows_starts_at_zero(method, compose, q
             if grown.any() and bool((~mask & ~now).any()):
                 seen.append(bool(by_gradient[grown].min() >= by_gradient[~mask & ~now].max()))
 
-    def fraction(callback):
-        return 0.15 * (1 + math.cos(math.pi * callback.clock.step_in_round / 9))  # alpha 0.3, T_end 0.75 * 12
+    def fraction(update):
+        return 0.15 * (1 + math.cos(math.pi * update.step / 9))  # alpha 0.3, T_end 0.75 * 12
 
-    original = AfterStep._update
-    monkeypatch.setattr(AfterStep, "_update", spied)
+    original = MaskUpdate._update
+    monkeypatch.setattr(MaskUpdate, "_update", spied)
     # SET reads no gradients, and those of pruned weights are then cut: left whole here, to see that it ignores them
-    monkeypatch.setattr(AfterStep, "_reads_the_next_step", lambda self: self._due(self.clock.step_in_round + 1))
+    monkeypatch.setattr(MaskUpdate, "reads_gradients", lambda self: self._is_due(self.step + 1))
     run(compose(f"method={method}", *NARROW, "training.epochs=6", "method.drop_and_grow.update_every=4"), "x", quiet)
     assert len(seen) > 50
     assert all(seen) if method == "rigl" else not all(seen)
@@ -99,7 +100,8 @@ def test_growth_sees_the_dense_gradients_of_the_training_step(compose, quiet, mo
     """Float64 autograd of the same batch in a network of the same weights, before the step; pruned positions too."""
     caught = {}
 
-    def remember(self, trainer, module, batch, batch_idx):
+    def remember(module, batch, batch_idx):
+        sets_rate(module, batch, batch_idx)
         plain = models.build("vgg16", width=0.0625).double().train()
         state = {name: value.double() for name, value in module.model.state_dict().items() if "mask" not in name}
         plain.load_state_dict(state)
@@ -107,15 +109,15 @@ def test_growth_sees_the_dense_gradients_of_the_training_step(compose, quiet, mo
         functional.cross_entropy(plain(images.double()), labels).backward()
         caught.update({name: layer.weight.grad for name, layer in plain.named_modules() if hasattr(layer, "weight")})
 
-    def compare(self, masks, steps_done, drop, grow, chance):
+    def compare(self, step, drop, grow, generator):
         for name, score in grow.items():
             assert torch.allclose(score, caught[name].abs(), rtol=1e-8, atol=1e-12), name
         caught["compared"] = True
-        return original(self, masks, steps_done, drop, grow, chance)
+        return original(self, step, drop, grow, generator)
 
-    original = DropAndGrow.change
-    monkeypatch.setattr(AfterStep, "on_train_batch_start", remember)
-    monkeypatch.setattr(DropAndGrow, "change", compare)
+    original, sets_rate = DropAndGrow.update, Classifier.on_train_batch_start
+    monkeypatch.setattr(Classifier, "on_train_batch_start", remember)
+    monkeypatch.setattr(DropAndGrow, "update", compare)
     exact = ("trainer.precision=64-true", "training.epochs=2")  # in float32 flips of ReLUs move gradients by percents
     run(compose("method=rigl", "sparsity.target=0.9", "method.drop_and_grow.update_every=1", *exact), "x", quiet)
     assert caught["compared"]
@@ -126,12 +128,12 @@ def test_growth_sees_the_dense_gradients_of_the_training_step(compose, quiet, mo
 def test_gradients_are_taken_after_clipping_or_before_it(when, clipped, compose, quiet, monkeypatch):
     norms = []
 
-    def spied(self, masks, steps_done, drop, grow, chance):
+    def spied(self, step, drop, grow, generator):
         norms.append(math.sqrt(sum(float(score.double().square().sum()) for score in grow.values())))
-        return original(self, masks, steps_done, drop, grow, chance)
+        return original(self, step, drop, grow, generator)
 
-    original = DropAndGrow.change
-    monkeypatch.setattr(DropAndGrow, "change", spied)
+    original = DropAndGrow.update
+    monkeypatch.setattr(DropAndGrow, "update", spied)
     overrides = (
         "training.clip_norm=1e-3",
         f"method.gradients={when}",
@@ -145,13 +147,13 @@ def test_gradients_are_taken_after_clipping_or_before_it(when, clipped, compose,
 def test_explored_is_the_share_of_weights_that_were_ever_alive(compose, quiet, monkeypatch):
     ever: dict[str, torch.Tensor] = {}
 
-    def watched(self, optimizer, args, kwargs):
-        original(self, optimizer, args, kwargs)
+    def watched(self, optimizer):
+        original(self, optimizer)
         for name, mask in self.masks.masks().items():
             ever[name] = mask.clone() | ever.get(name, mask)
 
-    original = EnforceMasks._after_step
-    monkeypatch.setattr(EnforceMasks, "_after_step", watched)
+    original = EnforceMasks.after_step
+    monkeypatch.setattr(EnforceMasks, "after_step", watched)
     result = run(
         compose("method=set", "sparsity.target=0.9", "training.epochs=5", "method.drop_and_grow.update_every=3"),
         "x",

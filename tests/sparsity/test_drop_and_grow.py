@@ -196,7 +196,7 @@ def test_gradients_at_hand_need_no_batch() -> None:
     model = nn.Module()
     model.layers = nn.Sequential(*masks.layers.values())
     taken = {f"layers.{name}": grad for name, grad in grads.items()}
-    view = View(model, _no_batches, taken=taken)
+    view = View(model, _no_batches, grads=taken)
     for name, weight in masks.weights().items():
         key, w = f"layers.{name}", weight.detach().double()
         g = before[name].double()
@@ -217,7 +217,7 @@ def test_gradients_at_hand_are_those_of_a_batch() -> None:
     taken = {name: model.get_submodule(name).weight.grad for name in ("1", "3")}
     for score in ("gradient", "taylor"):
         without = find_score(score)(View(model, [(images, labels)]))
-        with_them = find_score(score)(View(model, _no_batches, taken=taken))
+        with_them = find_score(score)(View(model, _no_batches, grads=taken))
         for name, value in without.items():
             torch.testing.assert_close(with_them[name], value, rtol=1e-6, atol=1e-9)
 

@@ -133,7 +133,7 @@ def test_snip_is_the_gradient_of_explicit_masks() -> None:
 def test_snip_takes_gradients_at_hand() -> None:
     net = _net()
     taken = {name: torch.randn_like(module.weight) for name, module in layers(net).items()}
-    for name, score in find_score("snip")(View(net, taken=taken)).items():
+    for name, score in find_score("snip")(View(net, grads=taken)).items():
         assert torch.equal(score, (net.get_submodule(name).weight * taken[name]).abs())
 
 
@@ -215,7 +215,7 @@ def test_scores_that_need_batches_say_so() -> None:
     net = _net()
     taken = {name: module.weight.detach() for name, module in layers(net).items()}
     with pytest.raises(SparseLabError, match="grasp needs batches"):
-        find_score("grasp")(View(net, _batches(), taken=taken))
+        find_score("grasp")(View(net, _batches(), grads=taken))
     with pytest.raises(SparseLabError, match="grasp needs batches"):
         find_score("grasp")(View(net))
     for name in ("snip", "mest"):
@@ -327,7 +327,7 @@ def test_mest_is_magnitude_and_gradient() -> None:
     torch.testing.assert_close(scores, weight.abs() + (error.T @ x / 6).abs(), rtol=1e-10, atol=1e-16)
     assert bool((scores[0] > 0).all()), "a weight just grown has only its gradient"
     taken = {"1": torch.full_like(weight, -3.0)}
-    assert torch.equal(find_score("mest")(View(net, taken=taken))["1"], weight.abs() + 3.0)
+    assert torch.equal(find_score("mest")(View(net, grads=taken))["1"], weight.abs() + 3.0)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from sparse_lab.cli.doctor.checks import Finding, room, size, sparse_arithmetic
 from sparse_lab.config import Config
 from sparse_lab.errors import SparseLabError
 from sparse_lab.experiment import backend, phases
-from sparse_lab.experiment.build import alter, build_model
 from sparse_lab.experiment.identity import run_dir
+from sparse_lab.experiment.networks import alter, build_model
 from sparse_lab.experiment.timeline import recipe_of
 from sparse_lab.experiment.validate import check_request
 from sparse_lab.sparsity.masks import layers

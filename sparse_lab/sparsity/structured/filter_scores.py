@@ -7,6 +7,8 @@ One function a score; higher is better and is kept; a score is found by its own 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +25,15 @@ AT_ONCE = 2**22  # numbers of feature maps that are decomposed together: bounds 
 FILTER_SCORES: dict[str, Callable[[View], FilterScores]] = {}
 
 
-def filter_score(function: Callable[[View], FilterScores]) -> Callable[[View], FilterScores]:
-    """Enter a score of filters under its function's name."""
+FILTER_SCORES_WITHOUT_PASSES: set[str] = set()
+
+
+def filter_score(function: Callable[[View], FilterScores] | None = None, *, without_passes: bool = False) -> Any:
+    """Enter a score of filters under its function's name. without_passes: it runs no network."""
+    if function is None:
+        return partial(filter_score, without_passes=without_passes)
     FILTER_SCORES[function.__name__] = function
+    FILTER_SCORES_WITHOUT_PASSES.update([function.__name__] * without_passes)
     return function
 
 
@@ -43,19 +51,19 @@ def filtered(model: nn.Module) -> dict[str, Counted]:
     return {name: layer for name, layer in found.items() if name != last or not isinstance(layer, nn.Linear)}
 
 
-@filter_score
+@filter_score(without_passes=True)
 def l1(view: View) -> FilterScores:
     """Sum of |w| (Li et al. 2017, arXiv 1608.08710)."""
     return {name: rows.abs().sum(1) for name, rows in _rows(view).items()}
 
 
-@filter_score
+@filter_score(without_passes=True)
 def l2(view: View) -> FilterScores:
     """Euclidean norm (soft filter pruning, He et al. 2018, arXiv 1808.06866)."""
     return {name: torch.linalg.vector_norm(rows, dim=1) for name, rows in _rows(view).items()}
 
 
-@filter_score
+@filter_score(without_passes=True)
 def random_filters(view: View) -> FilterScores:
     """Uniform in [0, 1): the control of every comparison."""
     return {

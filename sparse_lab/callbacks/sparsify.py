@@ -1,0 +1,231 @@
+"""Algorithms in a Lightning fit: in the runner's, and in anybody's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import nn
+from torch.optim import Optimizer
+
+from sparse_lab.algorithms.base import Algorithm, StepHooks
+from sparse_lab.algorithms.cyclic import CyclicSparsity
+from sparse_lab.algorithms.drop_and_grow import DropAndGrow
+from sparse_lab.algorithms.dyrelu_phasing import DyReLUPhasing
+from sparse_lab.algorithms.prune import Prune
+from sparse_lab.algorithms.regrow import Regrow
+from sparse_lab.algorithms.selectors import WeightSelector
+from sparse_lab.errors import SparseLabError
+from sparse_lab.sparsity.masks import Masks
+from sparse_lab.sparsity.schedules import Constant, Cyclic, DropFraction, OneShot, Schedule
+from sparse_lab.sparsity.scores import Batches
+
+
+class Sparsify(pl.Callback):
+    """Hang algorithms on the optimizer of a LightningModule, tell them what torch's own hooks do not say, and keep
+    their state in the checkpoint. Where it stands among other callbacks has no say in what happens to the masks.
+
+    algorithms: ready ones; a subclass makes its own of the module, see `make`. Raises SparseLabError at the start of a
+    fit where several optimizers move the weights.
+    """
+
+    def __init__(self, *algorithms: Algorithm) -> None:
+        self.algorithms = list(algorithms)
+        self._state: list[dict[str, Any]] | None = None
+        self._optimizer: Optimizer | None = None
+
+    def make(self, network: nn.Module, masks: Masks, total_steps: int) -> Sequence[Algorithm]:
+        """Return what to attach to this network, which will train for so many steps."""
+        return []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if not self.algorithms:
+            Masks.of(pl_module)  # before a checkpoint is read: it holds masks too
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.algorithms:
+            self.algorithms = list(self.make(pl_module, Masks.of(pl_module), _total_steps(trainer)))
+        for one, state in zip(self.algorithms, self._state or (), strict=self._state is not None):
+            one.load_state_dict(state)
+        self._state = None
+        self._optimizer = _that_moves(self.algorithms, trainer.optimizers)
+        for one in self.algorithms:
+            one.attach(self._optimizer, trainer.strategy.broadcast)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        assert self._optimizer is not None
+        StepHooks.of(self._optimizer).begin(self._optimizer)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        assert self._optimizer is not None
+        StepHooks.of(self._optimizer).gradients_ready(self._optimizer)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.is_last_batch:
+            assert self._optimizer is not None
+            StepHooks.of(self._optimizer).end_epoch(self._optimizer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for one in self.algorithms:
+            one.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"algorithms": [one.state_dict() for one in self.algorithms]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._state = list(state["algorithms"])
+
+
+def _that_moves(algorithms: Sequence[Algorithm], optimizers: Sequence[Optimizer]) -> Optimizer:
+    """The one optimizer that moves the weights of these algorithms' masks."""
+    masks = [one.masks for one in algorithms if hasattr(one, "masks")]
+    weights = {id(weight) for one in masks for weight in one.weights().values()}
+    moving = [
+        optimizer
+        for optimizer in optimizers
+        if len(optimizers) == 1
+        or any(id(weight) in weights for group in optimizer.param_groups for weight in group["params"])
+    ]
+    if len(moving) != 1:
+        raise SparseLabError(
+            f"{len(moving)} optimizers move the weights that have masks: let one optimizer move them all"
+        )
+    return moving[0]
+
+
+def _total_steps(trainer: pl.Trainer) -> int:
+    steps = trainer.estimated_stepping_batches
+    if not math.isfinite(steps) or steps < 0:
+        raise SparseLabError("how long is the training? Give the Trainer max_epochs or max_steps")
+    return int(steps)
+
+
+class PruneCallback(Sparsify):
+    """Prune to `sparsity`: in one shot before the first step, unless `schedule` says otherwise.
+
+    score, distribution: names in sparsity/scores.py and sparsity/distributions.py. schedule: one of
+    sparsity/schedules.py, in optimizer steps. batches: (images, labels), for scores that look at data. seed: of chance.
+    """
+
+    def __init__(
+        self,
+        sparsity: float,
+        score: str = "magnitude",
+        distribution: str = "global",
+        *,
+        schedule: Schedule | None = None,
+        batches: Batches | Callable[[], Batches] = (),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.schedule = OneShot(sparsity) if schedule is None else schedule
+        self.score, self.distribution = score, distribution
+        self.batches = batches
+        self.seed = seed
+
+    def make(self, network: nn.Module, masks: Masks, total_steps: int) -> Sequence[Algorithm]:
+        selector = WeightSelector(masks, self.score, self.distribution, batches=self.batches)
+        return [Prune(network, selector, self.schedule, total_steps=total_steps, seed=self.seed)]
+
+
+class RegrowCallback(Sparsify):
+    """Bring pruned weights back when `schedule` says so, down to its sparsities; see `algorithms.regrow.Regrow`.
+
+    dense: the trained dense network, with the layers of the one that trains. options: the keywords of `Regrow`.
+    """
+
+    def __init__(self, schedule: Schedule, dense: nn.Module, **options: Any) -> None:
+        super().__init__()
+        self.schedule = schedule
+        self.dense = dense
+        self.options = options
+
+    def make(self, network: nn.Module, masks: Masks, total_steps: int) -> Sequence[Algorithm]:
+        return [Regrow(network, masks, self.schedule, self.dense, **self.options)]
+
+
+class DropAndGrowCallback(Sparsify):
+    """Train at `sparsity` from the first step: a random start, then every `update_every` steps each layer drops a
+    falling fraction of its weights and grows as many (grow='random': SET, grow='gradient': RigL).
+
+    distribution: of the start over layers. drop, grow: names of scores. end: the last update lies before this share of
+    the training.
+    """
+
+    def __init__(
+        self,
+        sparsity: float,
+        *,
+        distribution: str = "erk",
+        drop: str = "magnitude",
+        grow: str = "gradient",
+        drop_fraction: float = 0.3,
+        update_every: int = 100,
+        end: float = 0.75,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.sparsity = sparsity
+        self.distribution = distribution
+        self.scores = {"drop": drop, "grow": grow}
+        self.drop_fraction = drop_fraction
+        self.update_every = update_every
+        self.end = end
+        self.seed = seed
+
+    def make(self, network: nn.Module, masks: Masks, total_steps: int) -> Sequence[Algorithm]:
+        start = WeightSelector(masks, "random", self.distribution)
+        updates = DropFraction(self.update_every, 0, max(1, round(self.end * total_steps)), self.drop_fraction)
+        return [
+            Prune(network, start, Constant(self.sparsity), total_steps=total_steps, seed=self.seed),
+            DropAndGrow(network, masks, total_steps, updates, seed=self.seed, **self.scores),
+        ]
+
+
+class CyclicSparsityCallback(Sparsify):
+    """Let density rise to `multiplier` times the target's and fall back in cycles of these lengths (steps), from a
+    random start at `sparsity` on; see `algorithms.cyclic.CyclicSparsity`.
+    """
+
+    def __init__(
+        self,
+        sparsity: float,
+        lengths: Sequence[int],
+        *,
+        multiplier: float = 3.0,
+        update_every: int = 100,
+        shape: str = "cosine",
+        distribution: str = "erk",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.schedule = Cyclic(sparsity, tuple(lengths), multiplier, update_every, shape)
+        self.distribution = distribution
+        self.seed = seed
+
+    def make(self, network: nn.Module, masks: Masks, total_steps: int) -> Sequence[Algorithm]:
+        start, distribution = Constant(self.schedule.target), self.distribution
+        selector = WeightSelector(masks, "random", distribution)
+        return [
+            Prune(network, selector, start, total_steps=total_steps, seed=self.seed),
+            CyclicSparsity(network, masks, total_steps, self.schedule, distribution=distribution, seed=self.seed),
+        ]
+
+
+class DyReLUPhasingCallback(Sparsify):
+    """Fade the DyReLUs that `models.dyrelu.install` put into the network into ReLUs between two steps."""
+
+    def __init__(self, begin: int, end: int) -> None:
+        super().__init__()
+        self.begin, self.end = begin, end
+
+    def make(self, network: nn.Module, masks: Masks, total_steps: int) -> Sequence[Algorithm]:
+        return [DyReLUPhasing(network, self.begin, self.end)]
