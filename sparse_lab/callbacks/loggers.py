@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 
 from sparse_lab.callbacks.mask_logger import MaskLogger
 from sparse_lab.callbacks.rounds import Rounds
-from sparse_lab.loggers import About, Board, Feed, close_all, left_out, reason
+from sparse_lab.loggers import LoggerThread, RunInfo, RunLogger, close_all, left_out, reason
 
 LEVEL = ("level", "sparsity", "kept", "validation_accuracy", "test_accuracy")
 SUMMARY = ("test_accuracy", "validation_accuracy", "kept", "sparsity")
@@ -25,8 +25,8 @@ class Loggers(pl.Callback):
 
     def __init__(
         self,
-        factories: dict[str, Callable[[], Board]],
-        about: About,
+        factories: dict[str, Callable[[], RunLogger]],
+        about: RunInfo,
         row: Callable[[], dict[str, Any]],
         rounds: Rounds,
         mask_log: MaskLogger,
@@ -38,7 +38,7 @@ class Loggers(pl.Callback):
         self.rounds = rounds
         self.mask_log = mask_log
         self.say = say
-        self.feeds: list[Feed] = []
+        self.feeds: list[LoggerThread] = []
         self._seen = -1  # mask changes
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -54,7 +54,7 @@ class Loggers(pl.Callback):
             except Exception as error:  # an SDK that cannot even be imported
                 self.say(left_out(name, reason(error)))
             else:
-                self.feeds.append(Feed(name, board, about, self.say))
+                self.feeds.append(LoggerThread(name, board, about, self.say))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not any(feed.alive for feed in self.feeds):

@@ -240,10 +240,10 @@ def _measure(model: nn.Module, masks: Masks | None, log: MaskLogger) -> Callable
     return lambda: {**_kept(model, masks), "effective": log.look().as_dict()}
 
 
-def about(config: Config, folder: RunDir) -> loggers.About:
+def about(config: Config, folder: RunDir) -> loggers.RunInfo:
     """The run as its dashboards know it."""
     plain = identity(config)
-    return loggers.About(
+    return loggers.RunInfo(
         name=folder.name,
         hash=digest(plain),
         group=f"{config.method.name}-{phases.final_sparsity(config):g}",

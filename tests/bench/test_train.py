@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from sparse_lab.bench import main, train_table
+from sparse_lab.bench import train_table
 from sparse_lab.bench.together import overlapped, throughput
 from sparse_lab.bench.train import BARE, PLAIN, Pace, Settings, Stopwatch, request
+from sparse_lab.cli.bench import main
 from sparse_lab.errors import UserError
 
 TINY = Settings(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse_lab.cli.main import status
+from sparse_lab.cli import status
 from sparse_lab.records.sweep_dir import SweepFolder, now
 
 HERE = {"pid": os.getpid(), "host": socket.gethostname()}

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from sparse_lab.loggers import About, Feed, close_all, thread
+from sparse_lab.loggers import LoggerThread, RunInfo, close_all, thread
 from sparse_lab.loggers.thread import reason
 
-ABOUT = About("run", "0123456789", "group", "project", {}, None, None)  # type: ignore[arg-type]
+ABOUT = RunInfo("run", "0123456789", "group", "project", {}, None, None)  # type: ignore[arg-type]
 
 
 class Book:
@@ -36,7 +36,7 @@ class Book:
 
 
 def start(board, said):
-    one = Feed("fake", board, ABOUT, said.append)
+    one = LoggerThread("fake", board, ABOUT, said.append)
     for step in range(5):
         one.send(lambda step=step: board.log({}, step))
     return one
@@ -83,7 +83,7 @@ def test_rows_that_wait_are_bounded(monkeypatch):
     released = threading.Event()
     said: list[str] = []
     board = Book("open", released.wait)
-    one = Feed("fake", board, ABOUT, said.append)
+    one = LoggerThread("fake", board, ABOUT, said.append)
     for step in range(100):
         one.send(lambda step=step: board.log({}, step))
     assert len(said) == 1 and "20 rows" in said[0] and not one.alive

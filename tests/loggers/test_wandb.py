@@ -105,11 +105,11 @@ def test_no_key_is_written(compose, quiet, monkeypatch):
 ONLINE = """
 import sys
 from rich.console import Console
-from sparse_lab.loggers import feed
+from sparse_lab.loggers import thread
 from sparse_lab.experiment.compose import to_config
 from sparse_lab.sweep.plan import Request
 from sparse_lab.experiment.runner import run
-feed.PATIENCE = 2.0
+thread.PATIENCE = 2.0
 run(to_config(Request.read([]).compose(sys.argv[1:])), "x", Console(width=300))
 print("over")
 """

@@ -464,7 +464,7 @@ def test_a_launcher_in_a_swept_choice_is_refused_and_named(tmp_path, capsys):
     ("group", "extra"), [("launcher=joblib", "joblib"), ("launcher=ray", "ray"), ("sweeper=optuna", "optuna")]
 )
 def test_a_missing_extra_is_named(group, extra, monkeypatch, capsys):
-    from sparse_lab.sweep.launch import plan
+    from sparse_lab.sweep import plan
 
     monkeypatch.setattr(plan, "find_spec", lambda name: None if extra in name else object())
     assert main(["-m", f"hydra/{group}", "seed=1,2", "dataset=digits"]) == 2
