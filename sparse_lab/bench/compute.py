@@ -48,12 +48,9 @@ def run(settings: Settings, out: Path) -> int:
 
 def _check(model: str, settings: Settings) -> None:
     """Raises UserError for a network that cannot be built, or whose layers do not all keep a weight."""
-    import torch
+    from sparse_lab.experiment.networks import meta_network
 
-    from sparse_lab import models
-
-    with torch.device("meta"):
-        network = models.build(model, width=settings.width, image_size=IMAGE_SIZE)
+    network = meta_network((model, 10, settings.width, IMAGE_SIZE))
     for sparsity in settings.sparsities:
         kept, needed = num_kept(sparsity / 100.0, count(network)), len(layers(network))
         if kept < needed:

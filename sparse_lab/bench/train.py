@@ -146,7 +146,7 @@ def run(config: Config, watch: Stopwatch, say: Callable[[str], None]) -> Pace:
     reset_peak_memory()
     with StopRequest(say) as stop:
         batches = data.build(settled.dataset, settled.training, settled.seed, device)
-        parts = assemble(settled, batches, folder, {}, Console(file=StringIO()), "", stop, device)
+        parts = assemble(settled, batches, folder, {}, Console(file=StringIO()), "", "", stop, device)
         parts.callbacks.insert(0, watch)
         trainer = make_trainer(settled, parts, folder)
         trainer.fit(parts.module, batches.train, batches.validation)

@@ -73,19 +73,20 @@ def assemble(
     starts: dict[str, Path],
     console: Console,
     label: str,
+    job: str,
     stop: StopRequest,
     device: torch.device,
 ) -> Parts:
     """Everything that trains on `device`. `starts` holds the networks to start from: 'parent', and for regrowth
-    'dense', 'reference'.
+    'dense', 'reference'. label, job: what stands before the lines of its progress, and before others.
     """
 
-    job = f"{label.split()[0]} " if label.startswith("[") else ""  # several may speak at a time
+    before = f"{job} " if job else ""  # several may speak at a time
 
     def say(line: str) -> None:
         if rank() == 0:
             style = "bold red" if "WARNING" in line else None
-            console.print(f"  {redact(job + line)}", highlight=False, soft_wrap=True, style=style, markup=False)
+            console.print(f"  {redact(before + line)}", highlight=False, soft_wrap=True, style=style, markup=False)
 
     model, rewind = _network(config, starts, device)
     masks = Masks(model) if config.method.prunes else None

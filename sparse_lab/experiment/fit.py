@@ -34,6 +34,7 @@ def fit(
     command: str,
     console: Console,
     label: str,
+    job: str,
     stop: StopRequest,
 ) -> dict[str, Any]:
     """Train what `config` asks for, from the networks in `starts` on, and return the record that stands in `folder`.
@@ -46,7 +47,7 @@ def fit(
     device = device_of(config.trainer.accelerator, rank())
     processes = config.trainer.devices
     batches = data.build(config.dataset, config.training, config.seed, device, rank(), processes)
-    parts = assemble(config, batches, folder, starts, console, label, stop, device)
+    parts = assemble(config, batches, folder, starts, console, label, job, stop, device)
     trainer = make_trainer(config, parts, folder)
     resume = broadcast_from_rank0(folder.newest())
     if resume is not None and not load_checkpoint(resume).keys() >= RESUMABLE:

@@ -47,20 +47,38 @@ def alter(model: nn.Module, config: Config) -> nn.Module:
     return model
 
 
+Spec = tuple[str, int, float, int]  # name, classes, width, image size: what `models.build` takes
+
+
+def spec_of(config: Config) -> Spec:
+    return config.model.name, config.dataset.num_classes, config.model.width, config.dataset.image_size
+
+
 @lru_cache(maxsize=8)
-def plain_network(name: str, num_classes: int, width: float, image_size: int) -> nn.Module:
-    """The plain network on the device "meta", to ask for its structure; it is not the caller's to change."""
+def meta_network(spec: Spec, sharing: bool = False) -> nn.Module:
+    """The plain network on the device "meta", to ask for its structure; it is not the caller's to change. sharing: with
+    shared weights.
+    """
     with torch.device("meta"):
-        return models.build(name, num_classes, width, image_size)
+        network = models.build(*spec)
+        if sharing:
+            weight_sharing.share(network)
+        return network
+
+
+def altered_meta_network(config: Config) -> nn.Module:
+    """The network that the method trains, on the device "meta". Raises UserError where the two do not go together."""
+    with torch.device("meta"):
+        return alter(models.build(*spec_of(config)), config)
 
 
 def filter_groups(config: Config) -> list[channels.Group]:
     """The channels of the plain network that can go. Raises UserError when there are none."""
     chosen = config.model.name
-    network = (chosen, config.dataset.num_classes, config.model.width, config.dataset.image_size)
-    plain = plain_network(*network)
+    spec = spec_of(config)
+    plain = meta_network(spec)
     try:
-        found = list(_filter_groups(network, config.method.filters.coupled))
+        found = list(_filter_groups(spec, config.method.filters.coupled))
     except ValueError as error:
         raise UserError(
             f"method {config.method.name} prunes filters, and {chosen} has none that can go: {error}: "
@@ -77,6 +95,6 @@ def filter_groups(config: Config) -> list[channels.Group]:
 
 
 @lru_cache(maxsize=8)
-def _filter_groups(network: tuple[str, int, float, int], coupled: bool) -> tuple[channels.Group, ...]:
+def _filter_groups(spec: Spec, coupled: bool) -> tuple[channels.Group, ...]:
     """An image's way through the network is followed once: a sweep's jobs all ask."""
-    return tuple(channels.groups(plain_network(*network), network[3], coupled))
+    return tuple(channels.groups(meta_network(spec), spec[3], coupled))

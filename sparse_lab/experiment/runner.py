@@ -23,14 +23,17 @@ from sparse_lab.training.processes import broadcast_from_rank0, rank
 from sparse_lab.training.signals import Stopped, StopRequest
 
 
-def run(config: Config, command: str, console: Console, label: str = "", wait: bool = False) -> dict[str, Any]:
+def run(
+    config: Config, command: str, console: Console, job: str = "", role: str = "", wait: bool = False
+) -> dict[str, Any]:
     """Make the run that `config` asks for, with the runs that it starts from, and return its record.
 
-    A finished run is not made again. Raises SparseLabError for what the user can mend (RunLocked while another process
+    job: which of a sweep it is, such as [3/10]. role: what it is made for. Both stand before its lines. A finished run is
+    not made again. Raises SparseLabError for what the user can mend (RunLocked while another process
     has the run, unless `wait`) and Stopped after a signal; every failure is in status.json too.
     """
     folder = run_dir(config)
-    label = f"{label} {folder.name}".strip()
+    label = " ".join(word for word in (job, role, folder.name) if word)
 
     def say(line: str) -> None:
         if rank() == 0:
@@ -53,7 +56,7 @@ def run(config: Config, command: str, console: Console, label: str = "", wait: b
                 say(chosen.line)
             from sparse_lab.experiment.fit import fit
 
-            result = fit(backend.resolve_backend(config), folder, starts, parent, command, console, label, stop)
+            result = fit(backend.resolve_backend(config), folder, starts, parent, command, console, label, job, stop)
         except BaseException as error:
             raise _failure(folder, error) from error
         say(
@@ -85,7 +88,7 @@ def _starts(config: Config, command: str, console: Console) -> tuple[dict[str, P
     names: dict[str, str] = {}
     for part, other in wanted.items():
         if other is not None:
-            names[part] = run(other, command, console, label="  needed first:", wait=True)["name"]
+            names[part] = run(other, command, console, role="needed first:", wait=True)["name"]
             starts[part] = run_dir(other).best
     if config.method.regrows and config.method.regrow.reference is not None:
         starts["reference"] = Path(config.method.regrow.reference)

@@ -15,10 +15,9 @@ from sparse_lab import data, loggers, models
 from sparse_lab.config import PARTS, Config, CyclesConfig, DropAndGrowConfig, LoggerConfig, check_ranges
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment import backend, phases
-from sparse_lab.experiment.networks import alter, plain_network
+from sparse_lab.experiment.networks import Spec, altered_meta_network, meta_network, spec_of
 from sparse_lab.experiment.timeline import clock_of, recipe_of
 from sparse_lab.experiment.validate_structured import check_filters
-from sparse_lab.models import weight_sharing
 from sparse_lab.sparsity.distributions import DISTRIBUTIONS
 from sparse_lab.sparsity.masks import count, layers, num_kept
 from sparse_lab.sparsity.scores import OF_WEIGHTS, OWN_PASSES, SCORES, find_score
@@ -62,9 +61,7 @@ def check_device(config: Config) -> None:
 
 def _overlaps(config: Config) -> bool:
     """Does a pixel belong to two windows of a max-pooling?"""
-    model, data = config.model, config.dataset
-    plain = plain_network(model.name, data.num_classes, model.width, data.image_size)
-    pools = [module for module in plain.modules() if isinstance(module, torch.nn.MaxPool2d)]
+    pools = [module for module in meta_network(spec_of(config)).modules() if isinstance(module, torch.nn.MaxPool2d)]
     return any(pool.kernel_size != pool.stride for pool in pools)
 
 
@@ -228,11 +225,9 @@ ALTERED: set[str] = set()
 
 def _check_surgery(config: Config) -> None:
     """Once a process for each method and network: a sweep's jobs differ in their seeds more than in these."""
-    model, data = config.model, config.dataset
-    request = repr((model, data.num_classes, data.image_size, config.method))
+    request = repr((spec_of(config), config.method))
     if request not in ALTERED:
-        with torch.device("meta"):
-            alter(models.build(model.name, data.num_classes, model.width, data.image_size), config)
+        altered_meta_network(config)
         ALTERED.add(request)
 
 
@@ -381,16 +376,12 @@ class Size(NamedTuple):
 
 def counted(config: Config) -> Size:
     """The size of the network that the method trains, without its memory."""
-    model, data = config.model, config.dataset
-    return _size(model.name, data.num_classes, model.width, data.image_size, config.method.sharing)
+    return _size(spec_of(config), config.method.sharing)
 
 
 @cache
-def _size(name: str, num_classes: int, width: float, image_size: int, sharing: bool) -> Size:
-    with torch.device("meta"):
-        model = models.build(name, num_classes, width, image_size)
-        if sharing:
-            weight_sharing.share(model)
+def _size(spec: Spec, sharing: bool) -> Size:
+    model = meta_network(spec, sharing)
     found = layers(model).values()
     return Size(count(model), sum(module.weight.numel() for module in found), len(found))
 
@@ -410,9 +401,8 @@ def check_regrowth(config: Config) -> None:
             )
     if regrow.reference is not None:
         load_checkpoint(regrow.reference)
-    model = plain_network(config.model.name, config.dataset.num_classes, config.model.width, config.dataset.image_size)
     if regrow.distribution == "given":
-        sizes = {name: module.weight.numel() for name, module in layers(model).items()}
+        sizes = {name: module.weight.numel() for name, module in layers(meta_network(spec_of(config))).items()}
         if not regrow.given:
             raise UserError("method.regrow.distribution=given needs method.regrow.given=[LAYER, ...]")
         if unknown := [name for name in regrow.given if name not in sizes]:

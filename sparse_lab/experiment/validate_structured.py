@@ -7,10 +7,9 @@ from functools import cache
 
 import torch
 
-from sparse_lab import models
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.networks import filter_groups
+from sparse_lab.experiment.networks import Spec, filter_groups, meta_network, spec_of
 from sparse_lab.experiment.timeline import recipe_of
 from sparse_lab.sparsity.flops import layer_costs
 from sparse_lab.sparsity.masks import layers, num_kept
@@ -73,7 +72,7 @@ def _check_channels(config: Config) -> None:
     """Would the rates, or what sparsity.target and method.filters.flops ask, take a layer's last filter?"""
     chosen = config.method.filters
     groups = filter_groups(config)
-    costs = _costs(config.model.name, config.dataset.num_classes, config.model.width, config.dataset.image_size)
+    costs = _costs(spec_of(config))
     shapes = {name: shape for name, (shape, _) in costs.items()}
     total = sum(shape.numel() for shape in shapes.values())
     if chosen.rates:
@@ -110,9 +109,8 @@ def _check_channels(config: Config) -> None:
 
 
 @cache
-def _costs(name: str, num_classes: int, width: float, image_size: int) -> dict[str, tuple[torch.Size, int]]:
+def _costs(spec: Spec) -> dict[str, tuple[torch.Size, int]]:
     """Shape and multiply-adds of every counted layer of a plain network."""
-    with torch.device("meta"):
-        model = models.build(name, num_classes, width, image_size)
+    model = meta_network(spec)
     found = layers(model)
-    return {cost.name: (found[cost.name].weight.shape, cost.macs) for cost in layer_costs(model, image_size)}
+    return {cost.name: (found[cost.name].weight.shape, cost.macs) for cost in layer_costs(model, spec[3])}

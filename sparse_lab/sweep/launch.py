@@ -75,8 +75,7 @@ class Task:
             return None
         number = int(hydra.job.num)
         swept = [line for line in hydra.overrides.task if line.split("=", 1)[0].lstrip("+") in self.swept]
-        label = f"[{number + 1}/{self.jobs}]"
-        outcome = self._run(cfg, label, lambda name: folder.begin(number, name))
+        outcome = self._run(cfg, f"[{number + 1}/{self.jobs}]", lambda name: folder.begin(number, name))
         stopped = outcome.pop("stopped", None)
         folder.outcome(number, {**outcome, "swept": swept})
         if outcome["outcome"] == "failed":
@@ -98,7 +97,7 @@ class Task:
         self.last = self._run(config, "", lambda name: None)
         return True
 
-    def _run(self, cfg: DictConfig | Config, label: str, begin: Any) -> dict[str, Any]:
+    def _run(self, cfg: DictConfig | Config, job: str, begin: Any) -> dict[str, Any]:
         """{"run", "outcome", "said", "value"}; and "stopped", the exception, where a signal stopped it."""
         from sparse_lab.experiment.compose import to_config
         from sparse_lab.experiment.identity import run_dir
@@ -117,7 +116,7 @@ class Task:
             if not folder.has_result:
                 check_run(config)
             before = _written(result)
-            record = run(config, self.command, self._console(), label)
+            record = run(config, self.command, self._console(), job)
             again = before is not None and before == _written(result)
         except RunLocked as error:
             return {**about, "outcome": "skipped", "said": str(error), "elsewhere": True}

@@ -17,7 +17,7 @@ from sparse_lab.config import Config
 from sparse_lab.errors import SparseLabError
 from sparse_lab.experiment import backend, phases
 from sparse_lab.experiment.identity import run_dir
-from sparse_lab.experiment.networks import alter, build_model
+from sparse_lab.experiment.networks import altered_meta_network
 from sparse_lab.experiment.timeline import recipe_of
 from sparse_lab.experiment.validate import check_request
 from sparse_lab.sparsity.masks import layers
@@ -186,8 +186,7 @@ def checkpoint_bytes(config: Config) -> tuple[int, int]:
     """(last.ckpt, best.ckpt) of a finished run in bytes, about: the network and its masks, with the optimizer's state
     and without.
     """
-    with torch.device("meta"):
-        model = alter(build_model(replace(config, model=replace(config.model, weights=None))), config)
+    model = altered_meta_network(config)
     network = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     trained = sum(value.numel() * value.element_size() for value in model.parameters())
     if config.method.prunes:
