@@ -5,24 +5,13 @@ state.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
-from torch import distributed
 from torch.optim import Optimizer
 
 from sparse_lab.errors import SparseLabError
-
-T = TypeVar("T")
-
-
-def broadcast_from_rank0(value: T) -> T:
-    """Rank 0's value everywhere; the value itself where there is one process."""
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
-        return value
-    box = [value]
-    distributed.broadcast_object_list(box, src=0)
-    return box[0]
+from sparse_lab.sparsity.processes import broadcast_from_rank0
 
 
 class Algorithm:

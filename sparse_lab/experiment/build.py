@@ -41,11 +41,11 @@ from sparse_lab.records.redaction import redact
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.masks import Masks, count, num_kept
+from sparse_lab.sparsity.processes import rank
 from sparse_lab.sparsity.schedules import EpochEnds
 from sparse_lab.training.checkpoint_io import load_into, load_network
 from sparse_lab.training.device import layout_of
 from sparse_lab.training.lightning_module import Classifier
-from sparse_lab.training.processes import rank
 from sparse_lab.training.signals import StopRequest
 from sparse_lab.training.step import TrainingStep, resolve_compile_mode
 

@@ -18,9 +18,9 @@ from sparse_lab.experiment.trainer import make_trainer
 from sparse_lab.models.weight_sharing import unshared
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.records.system import reset_peak_memory
+from sparse_lab.sparsity.processes import broadcast_from_rank0, rank
 from sparse_lab.training.checkpoint_io import load_checkpoint, save_network
 from sparse_lab.training.device import device_of
-from sparse_lab.training.processes import broadcast_from_rank0, rank
 from sparse_lab.training.signals import StopRequest
 
 RESUMABLE = {"state_dict", "callbacks", "optimizer_states", "random_state", "pytorch-lightning_version"}

@@ -19,7 +19,7 @@ from sparse_lab.experiment import backend, phases
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.records.redaction import redact
 from sparse_lab.records.run_dir import RunDir
-from sparse_lab.training.processes import broadcast_from_rank0, rank
+from sparse_lab.sparsity.processes import broadcast_from_rank0, rank
 from sparse_lab.training.signals import Stopped, StopRequest
 
 
@@ -28,8 +28,9 @@ def run(
 ) -> dict[str, Any]:
     """Make the run that `config` asks for, with the runs that it starts from, and return its record.
 
-    job: which of a sweep it is, such as [3/10]. role: what it is made for. Both stand before its lines. A finished run is
-    not made again. Raises SparseLabError for what the user can mend (RunLocked while another process
+    job: which of a sweep it is, such as [3/10]. role: what it is made for. Both stand before its lines.
+
+    A finished run is not made again. Raises SparseLabError for what the user can mend (RunLocked while another process
     has the run, unless `wait`) and Stopped after a signal; every failure is in status.json too.
     """
     folder = run_dir(config)
