@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_lab import models
+from sparse_lab import data, models
+from sparse_lab.callbacks import rounds
 from sparse_lab.config import UserError
 from sparse_lab.record import RunFolder
 from sparse_lab.run import run
 from sparse_lab.training.files import load_network
+from sparse_lab.training.module import Classifier
 
 
 @pytest.mark.full
@@ -194,6 +196,38 @@ def test_patience_ends_a_phase_early_and_test_selection_marks_the_record(compose
     )
     assert result["levels"][0]["epochs"] < 12
     assert result["selected_on"] == "test"
+
+
+@pytest.mark.parametrize(("select", "chosen"), [("validation_best", 2), ("last", 6), ("test_best", 3)])
+def test_a_level_ends_with_the_weights_of_the_epoch_that_is_selected(select, chosen, compose, quiet, monkeypatch):
+    """Of equals the first: by validation that is epoch 2, by the test set epoch 3."""
+    validation, test = [20.0, 60.0, 40.0, 60.0, 30.0, 10.0], [10.0, 20.0, 50.0, 30.0, 50.0, 40.0]
+    networks, take, accuracy = [], Classifier.take, rounds.accuracy
+
+    def scripted(self, stage):
+        loss, found = take(self, stage)
+        if stage == "train":
+            return loss, found
+        networks.append({name: value.clone() for name, value in self.model.state_dict().items()})
+        return loss, validation[len(networks) - 1]
+
+    def read(*which):  # the test set: at the end of the level, and where it selects after each epoch too
+        return test.pop(0) if select == "test_best" and test else accuracy(*which)
+
+    monkeypatch.setattr(Classifier, "take", scripted)
+    monkeypatch.setattr(rounds, "accuracy", read)
+    config = compose("method=dense", "training.epochs=6", f"training.select={select}")
+    level = run(config, "x", quiet)["levels"][0]
+    assert (level["best_epoch"], level["validation_accuracy"]) == (chosen, validation[chosen - 1])
+    kept = load_network(RunFolder(config).best)
+    same = [all(torch.equal(value, one[name]) for name, value in kept.items()) for one in networks]
+    assert same == [epoch == chosen for epoch in range(1, 7)]
+    network = models.build("vgg16", 10, 0.0625, 32)
+    network.load_state_dict(kept)
+    with torch.no_grad():
+        images = data.build(config.dataset, config.training, config.seed).test
+        hits = torch.cat([network.eval()(batch).argmax(1) == labels for batch, labels in images])
+    assert level["test_accuracy"] == pytest.approx(100.0 * hits.double().mean().item())
 
 
 def test_cubic_pruning_ends_exactly_at_the_target_and_selects_only_there(compose, quiet, with_starts):
