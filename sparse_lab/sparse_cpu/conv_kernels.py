@@ -12,48 +12,48 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from sparse_lab.sparse_cpu.layout import KERNEL, SPARE
+from sparse_lab.sparse_cpu.layout import INLINED, KERNEL, SPARE
 from sparse_lab.sparse_cpu.simd import BYTES, gathered
 
 LONGEST_SUM = 4096  # numbers that are added up in their own precision before float64 takes over
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _set_1(z, x, start, run, o0, v0, bias):
     out, a = z[start : start + run], x[o0 : o0 + run]
     for i in range(run):
         out[i] = bias + v0 * a[i]
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _set_2(z, x, start, run, o0, o1, v0, v1, bias):
     out, a, b = z[start : start + run], x[o0 : o0 + run], x[o1 : o1 + run]
     for i in range(run):
         out[i] = bias + v0 * a[i] + v1 * b[i]
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _add_1(z, x, start, run, o0, v0):
     out, a = z[start : start + run], x[o0 : o0 + run]
     for i in range(run):
         out[i] += v0 * a[i]
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _add_2(z, x, start, run, o0, o1, v0, v1):
     out, a, b = z[start : start + run], x[o0 : o0 + run], x[o1 : o1 + run]
     for i in range(run):
         out[i] += v0 * a[i] + v1 * b[i]
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _add_4(z, x, start, run, o0, o1, o2, o3, v0, v1, v2, v3):
     out, a, b, c, d = z[start : start + run], x[o0 : o0 + run], x[o1 : o1 + run], x[o2 : o2 + run], x[o3 : o3 + run]
     for i in range(run):
         out[i] += v0 * a[i] + v1 * b[i] + v2 * c[i] + v3 * d[i]
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def sum_of_rows(z, start, run, x, base, offsets, values, first, last, bias, adds):
     """z[start : start + run] = bias + the sum of values[e] * x[base + offsets[e] ...], or added to what is there."""
     e = first
@@ -77,7 +77,7 @@ def sum_of_rows(z, start, run, x, base, offsets, values, first, last, bias, adds
         _add_1(z, x, start, run, base + offsets[e], values[e])
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _row_moments(z, start, run):
     """Mean, and sum of squared deviations from it, of a run that lies in the cache."""
     row = z[start : start + run]
@@ -91,7 +91,7 @@ def _row_moments(z, start, run):
     return np.float64(mean), np.float64(squares)
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def plane_moments(z, start, height, run, pitch):
     """Mean and sum of squared deviations of one plane: rows are merged in float64 (Chan et al. 1983)."""
     mean, squares = _row_moments(z, start, run)
@@ -133,7 +133,7 @@ def rows(x, z, sizes, channels, pad, first, offsets, values, bias, adds, means, 
             means[place], squares[place] = plane_moments(z, target, height, run, pitch)
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _dot_1(g, x, start, run, o0):
     a, b = g[start : start + run], x[o0 : o0 + run]
     total = a[0] - a[0]
@@ -142,7 +142,7 @@ def _dot_1(g, x, start, run, o0):
     return np.float64(total)
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _dot_4(g, x, start, run, o0, o1, o2, o3):
     a, b, c, d, e = g[start : start + run], x[o0 : o0 + run], x[o1 : o1 + run], x[o2 : o2 + run], x[o3 : o3 + run]
     s0 = s1 = s2 = s3 = a[0] - a[0]
@@ -191,7 +191,7 @@ def rows_weight(x, g, sizes, channels, pad, first, offsets, partial):
                 e += 1
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _span(tap, stride, pad, inside, outside):
     """Output positions [low, high) whose input position low * stride + tap - pad lies in [0, inside)."""
     low = max(0, -((tap - pad) // stride))
@@ -199,7 +199,7 @@ def _span(tap, stride, pad, inside, outside):
     return low, max(low, high)
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _add_strided(z, start, z_step, x, begin, x_step, pixels, block, value):
     if z_step == x_step:
         _add_1(z, x, start, pixels * block, begin, value)
@@ -211,7 +211,7 @@ def _add_strided(z, start, z_step, x, begin, x_step, pixels, block, value):
             out[i] += value * a[i]
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _dot_strided(g, start, g_step, x, begin, x_step, pixels, block):
     if g_step == x_step:
         return _dot_1(g, x, start, pixels * block, begin)

@@ -22,6 +22,7 @@ KERNEL: dict[str, Any] = {
     "cache": True,
     "error_model": "numpy",
 }
+INLINED = {**KERNEL, "forceinline": True}  # what kernels call: see layout.INLINED
 
 CONV, SPLIT, MAX_POOL, AVERAGE_POOL = range(4)
 RELU, RELU6 = 1, 2
@@ -58,7 +59,7 @@ RELU, RELU6 = 1, 2
 COLUMNS = 33
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _pool_row(arena, at, z, upper, lower, width):  # type: ignore[no-untyped-def]
     """The largest of each 2x2 of two rows of one image."""
     for x in range(width):
@@ -67,7 +68,7 @@ def _pool_row(arena, at, z, upper, lower, width):  # type: ignore[no-untyped-def
         arena[at + x] = left if left > right else right
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _add_spread(sums, row, lanes):  # type: ignore[no-untyped-def]
     """A row of a bias map, the same for all images."""
     if lanes == 1:
@@ -80,7 +81,7 @@ def _add_spread(sums, row, lanes):  # type: ignore[no-untyped-def]
                 pixel[lane] += row[x]
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _finish(op, arena, z, channel, y, rows, lanes, table, floats, low, high):  # type: ignore[no-untyped-def]
     """Bias map, residual and activation of `rows` rows of a channel from row `y` on, from the sums `z` into place."""
     width, pitch, spare = op[DST_WIDTH], op[SRC_PITCH] * lanes, (op[DST_PITCH] - op[DST_WIDTH]) * lanes
@@ -105,7 +106,7 @@ def _finish(op, arena, z, channel, y, rows, lanes, table, floats, low, high):  #
         row += n + spare
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _add_map(op, z, y, rows, lanes, place, floats, low, high):  # type: ignore[no-untyped-def]
     """Bias map and activation of rows that will be pooled, in place; the map's height and width are even here."""
     width, pitch = 2 * op[DST_WIDTH], op[SRC_PITCH] * lanes
@@ -117,7 +118,7 @@ def _add_map(op, z, y, rows, lanes, place, floats, low, high):  # type: ignore[n
             sums[i] = value if value < high else high
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _finish_pooled(op, arena, z, channel, y, rows, lanes):  # type: ignore[no-untyped-def]
     width, pitch, whole = op[DST_WIDTH], op[SRC_PITCH] * lanes, op[DST_PITCH] * lanes
     row = (op[DST] + channel * op[DST_PLANE] + (y // 2) * op[DST_PITCH]) * lanes
@@ -131,7 +132,7 @@ def _finish_pooled(op, arena, z, channel, y, rows, lanes):  # type: ignore[no-un
         row += whole
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _zero_columns(op, arena, row, rows, lanes):  # type: ignore[no-untyped-def]
     """The spare pixels at the end of `rows` rows from number `row` of the arena on."""
     n, whole = op[DST_WIDTH] * lanes, op[DST_PITCH] * lanes
@@ -141,7 +142,7 @@ def _zero_columns(op, arena, row, rows, lanes):  # type: ignore[no-untyped-def]
         row += whole
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _zero_below(op, arena, channel, lanes):  # type: ignore[no-untyped-def]
     """The spare rows of one channel, and the pixels in front of the first channel."""
     plane = (op[DST] + channel * op[DST_PLANE]) * lanes
@@ -152,14 +153,14 @@ def _zero_below(op, arena, channel, lanes):  # type: ignore[no-untyped-def]
             arena[i] = 0.0
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _addend(op, channel, y, lanes, table):  # type: ignore[no-untyped-def]
     """Where row `y` of the residual of a channel begins, -1 where nothing is added."""
     added = table[op[RESIDUAL_ROWS] + channel] if op[RESIDUAL] >= 0 else -1
     return (op[RESIDUAL] + added * op[RESIDUAL_PLANE] + y * op[RESIDUAL_PITCH]) * lanes if added >= 0 else -1
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _conv(op, arena, z, first, last, lanes, table, offsets, values, floats):  # type: ignore[no-untyped-def]
     scale = 2 if op[POOLED] else 1
     height, width, pitch = scale * op[DST_HEIGHT], scale * op[DST_WIDTH], op[SRC_PITCH]
@@ -193,7 +194,7 @@ def _conv(op, arena, z, first, last, lanes, table, offsets, values, floats):  # 
         _zero_below(op, arena, channel, lanes)
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _split(op, arena, first, last, lanes):  # type: ignore[no-untyped-def]
     """Channel c into one channel for each phase of the stride: pixel (s y + i, s x + j) to (y, x) of phase (i, j)."""
     down, across = op[WINDOW + 2], op[WINDOW + 3]
@@ -217,7 +218,7 @@ def _split(op, arena, first, last, lanes):  # type: ignore[no-untyped-def]
         _zero_below(op, arena, channel, lanes)
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _max_pool(op, arena, first, last, lanes, table):  # type: ignore[no-untyped-def]
     window = op[WINDOW : WINDOW + 6]
     for channel in range(first, last):
@@ -239,7 +240,7 @@ def _max_pool(op, arena, first, last, lanes, table):  # type: ignore[no-untyped-
         _zero_below(op, arena, channel, lanes)
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _average_pool(op, arena, first, last, lanes, table):  # type: ignore[no-untyped-def]
     for channel in range(first, last):
         source = op[SRC] + table[op[ROWS] + channel] * op[SRC_PLANE]
@@ -260,7 +261,7 @@ def _average_pool(op, arena, first, last, lanes, table):  # type: ignore[no-unty
         _zero_below(op, arena, channel, lanes)
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _perform(op, arena, z, first, last, lanes, table, offsets, values, floats):  # type: ignore[no-untyped-def]
     """One operation on its channels from `first` to before `last`."""
     if op[KIND] == CONV:

@@ -24,6 +24,10 @@ ALIGNED = 64  # bytes: a cache line
 BEST_BLOCK = 32  # images: one row of a 4x4 map is then 16 AVX2 registers long
 # sums may be reordered and fused; NaN and infinity keep their meaning, for a diverged run has to be seen
 KERNEL: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "nogil": True, "cache": True}
+# What kernels call stands in the code of each that calls it. As a function of its own it would be there twice, compiled
+# for itself and with its caller, with sums rounded in other places: a process that compiles calls the first, one that
+# finds the caller in the cache the second, and a run that goes on would not have the bits of one that was not stopped.
+INLINED: dict[str, Any] = {**KERNEL, "forceinline": True}
 
 
 def block_size(images: int) -> int:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from numba import njit, prange
 
-from sparse_lab.sparse_cpu.layout import KERNEL, SPARE
+from sparse_lab.sparse_cpu.layout import INLINED, KERNEL, SPARE
 
 OPEN, GATED, GATED_BY_OUTPUT = 0, 1, 2  # is the gradient stopped by the activation, and who knows where
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _clamp(y, low, high):
     y = low if y < low else y
     return high if y > high else y
@@ -42,7 +42,7 @@ def norm(z, residual, out, sizes, channels, affine):
                     y[i] = _clamp((x[i] - m) * s + b, low, high)
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _sums_open(g, x, m):
     total = product = g[0] - g[0]
     for i in range(g.size):
@@ -51,7 +51,7 @@ def _sums_open(g, x, m):
     return total, product
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _sums_gated(g, x, m, s, b, low, high):
     zero = g[0] - g[0]
     total = product = zero
@@ -63,7 +63,7 @@ def _sums_gated(g, x, m, s, b, low, high):
     return total, product
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _sums_gated_by_output(g, x, y, m, low, high):
     zero = g[0] - g[0]
     total = product = zero
@@ -103,7 +103,7 @@ def norm_sums(g, z, out, sizes, channels, affine, gate, partial):
         partial[plane, 0], partial[plane, 1] = totals, products
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _input_gated(g, x, m, s, b, low, high, k, p):
     for i in range(g.size):
         away = x[i] - m
@@ -150,7 +150,7 @@ def norm_input_over(g, z, sizes, channels, affine, by_sum, by_product):
                 x[i] = s * dy[i] - k - p * (x[i] - m)
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _larger(a, b):  # type: ignore[no-untyped-def]
     """NaN where one of the two is."""
     return b if b > a or b != b else a
@@ -220,7 +220,7 @@ def norm_pool_sums(g, z, g_guard, sizes, channels, affine, partial):
         partial[plane, 0], partial[plane, 1] = totals, products
 
 
-@njit(**KERNEL)
+@njit(**INLINED)
 def _square_input(g, v0, v1, v2, v3, m, s, b, low, high, k, p):
     """The gradient goes to the first maximum of a square, as torch has it: the later one only if it is larger."""
     for i in range(g.size):

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_lab import models
+from sparse_lab import data, models
+from sparse_lab.callbacks import rounds
 from sparse_lab.errors import UserError
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
 from sparse_lab.training.checkpoint_io import load_network
+from sparse_lab.training.figures import Figures
 
 
 @pytest.mark.full
@@ -194,6 +196,43 @@ def test_patience_ends_a_phase_early_and_test_selection_marks_the_record(compose
     )
     assert result["levels"][0]["epochs"] < 12
     assert result["selected_on"] == "test"
+
+
+@pytest.mark.parametrize(("select", "chosen"), [("validation_best", 2), ("last", 6), ("test_best", 3)])
+def test_a_level_ends_with_the_weights_of_the_epoch_that_is_selected(select, chosen, compose, quiet, monkeypatch):
+    """Of equals the first: by validation that is epoch 2, by the test set epoch 3."""
+    validation, test = [20.0, 60.0, 40.0, 60.0, 30.0, 10.0], [10.0, 20.0, 50.0, 30.0, 50.0, 40.0]
+    networks, take, accuracy = [], Figures.take, rounds.accuracy
+
+    def scripted(self, stage):
+        loss, found = take(self, stage)
+        if stage == "train":
+            return loss, found
+        return loss, validation[len(networks)]
+
+    def read(*which):  # the test set: at the end of the level, and where it selects after each epoch too
+        return test.pop(0) if select == "test_best" and test else accuracy(*which)
+
+    def look(self, *rest):
+        networks.append({name: value.clone() for name, value in self.network.state_dict().items()})
+        keep_best(self, *rest)
+
+    keep_best = rounds.Rounds._keep_best
+    monkeypatch.setattr(rounds.Rounds, "_keep_best", look)
+    monkeypatch.setattr(Figures, "take", scripted)
+    monkeypatch.setattr(rounds, "accuracy", read)
+    config = compose("method=dense", "training.epochs=6", f"training.select={select}")
+    level = run(config, "x", quiet)["levels"][0]
+    assert (level["best_epoch"], level["validation_accuracy"]) == (chosen, validation[chosen - 1])
+    kept = load_network(run_dir(config).best)
+    same = [all(torch.equal(value, one[name]) for name, value in kept.items()) for one in networks]
+    assert same == [epoch == chosen for epoch in range(1, 7)]
+    network = models.build("vgg16", 10, 0.0625, 32)
+    network.load_state_dict(kept)
+    with torch.no_grad():
+        images = data.build(config.dataset, config.training, config.seed).test
+        hits = torch.cat([network.eval()(batch).argmax(1) == labels for batch, labels in images])
+    assert level["test_accuracy"] == pytest.approx(100.0 * hits.double().mean().item())
 
 
 def test_cubic_pruning_ends_exactly_at_the_target_and_selects_only_there(compose, quiet, with_starts):

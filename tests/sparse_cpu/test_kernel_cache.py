@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +144,62 @@ def test_a_call_with_other_types_is_seen(program, monkeypatch):
     assert not foreign(program)
     one(np.zeros(1, np.float64), 0, np.zeros(2, np.float32), 0, 0, 1)
     assert set(foreign(program)) == {"_pool_row"}
+
+
+def test_what_kernels_call_is_part_of_their_own_code(program):
+    """Or a process that has compiled a function and its caller runs other code than one that finds the caller cached,
+    and the bits of the two differ.
+    """
+    bodies: dict[str, tuple[str, set[str]]] = {}
+    for module in program.MODULES:
+        for node in ast.parse((program.SOURCES / f"{module}.py").read_text()).body:
+            options = [ast.unparse(one) for one in getattr(node, "decorator_list", []) if "njit" in ast.unparse(one)]
+            if options:
+                calls = {one.func.id for one in ast.walk(node) if isinstance(one, ast.Call) and hasattr(one.func, "id")}
+                bodies[node.name] = options[0], calls
+    called = set().union(*(calls for _, calls in bodies.values())) & set(bodies)
+    copying = {"_pack", "_unpack"}  # loops for several threads cannot be part of others; no sum is in them
+    assert len(called) > 20
+    assert {name for name in called if bodies[name][0] != "njit(**INLINED)"} == copying
+
+
+COLD_OR_WARM = """
+import hashlib, torch
+import sparse_lab
+from torch import nn
+from sparse_lab import models
+from sparse_lab.sparse_cpu.engine import SparseArithmetic
+from sparse_lab.sparse_cpu.optimizer import LiveOptimizer
+from sparse_lab.sparse_cpu.norm_kernels import norm_pool_input
+from sparse_lab.sparsity.masks import Masks
+
+torch.manual_seed(0)
+model = models.build("vgg16", width=0.0625)
+masks = Masks(model)
+masks.set({layer: torch.rand(mask.shape) < 0.1 for layer, mask in masks.masks().items()})
+arithmetic = SparseArithmetic(model)
+optimizer = LiveOptimizer(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), arithmetic.live)
+for step in range(3):
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(arithmetic(torch.randn(16, 3, 32, 32)), torch.arange(16) % 10).backward()
+    optimizer.step()
+digest = hashlib.sha256()
+for value in model.state_dict().values():
+    digest.update(value.numpy().tobytes())
+print(sum(norm_pool_input.stats.cache_hits.values()), digest.hexdigest())
+"""
+
+
+@pytest.mark.full
+def test_a_process_that_compiles_computes_the_bits_of_one_that_loads(tmp_path):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def computed() -> tuple[str, str]:
+        done = subprocess.run([sys.executable, "-c", COLD_OR_WARM], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        hits, digest = done.stdout.split()
+        return hits, digest
+
+    compiled, loaded = computed(), computed()
+    assert (compiled[0], loaded[0]) == ("0", "1")
+    assert compiled[1] == loaded[1]
