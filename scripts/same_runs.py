@@ -58,7 +58,7 @@ OF_THE_MOMENT = {
     "name", "cell", "hash", "identity", "config", "command", "commit", "seconds", "started", "finished", "versions",
     "packages", "memory", "peak_memory_mib", "device", "checksum", "parent", "host", "small_seconds",
 }  # fmt: skip
-CHANGES = {"drop_and_grow": "drop_and_grow", "cycle": "cyclic", "elastic_mutation": "elastic_mutation"}
+CHANGES = {"rewire": "drop_and_grow", "mutate": "elastic_mutation"}
 
 
 def main() -> int:
