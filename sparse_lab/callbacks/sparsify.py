@@ -33,6 +33,7 @@ class Sparsify(pl.Callback):
 
     def __init__(self, *algorithms: Algorithm) -> None:
         self.algorithms = list(algorithms)
+        self._makes = type(self).make is not Sparsify.make
         self._state: list[dict[str, Any]] | None = None
         self._optimizer: Optimizer | None = None
 
@@ -41,11 +42,11 @@ class Sparsify(pl.Callback):
         return []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if not self.algorithms:
+        if self._makes:
             Masks.of(pl_module)  # before a checkpoint is read: it holds masks too
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self.algorithms:
+        if self._makes:
             self.algorithms = list(self.make(pl_module, Masks.of(pl_module), _total_steps(trainer)))
         for one, state in zip(self.algorithms, self._state or (), strict=self._state is not None):
             one.load_state_dict(state)
