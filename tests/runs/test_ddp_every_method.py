@@ -127,8 +127,7 @@ def work(folder: Path, rank: int) -> None:
 
     torch.set_num_threads(1)
     changes: list[str] = []
-    made: list[Parts] = []
-    begun: list[int] = []  # how many changes there were when the last run began to train
+    made: list[tuple[Parts, int]] = []  # of each run, and how many changes there were when it began to train
     set_masks, put_together = Masks.set, Parts.__init__
 
     def watched(self, *rest, **more) -> None:
@@ -137,8 +136,7 @@ def work(folder: Path, rank: int) -> None:
 
     def kept(self, *rest, **more) -> None:
         put_together(self, *rest, **more)
-        made.append(self)
-        begun.append(len(changes))
+        made.append((self, len(changes)))
 
     Masks.set, Parts.__init__ = watched, kept  # type: ignore[method-assign]
     request = Request.read([])
@@ -152,7 +150,7 @@ def work(folder: Path, rank: int) -> None:
         except BaseException:
             tell(folder, rank, {"name": name, "error": traceback.format_exc()})
             raise
-        (parts,) = made[-1:]
+        parts, before = made[-1]
         state = parts.model.named_parameters()
         tell(
             folder,
@@ -160,7 +158,7 @@ def work(folder: Path, rank: int) -> None:
             {
                 "name": name,
                 "changes": changes,
-                "own_changes": len(changes) - begun[-1],
+                "own_changes": len(changes) - before,
                 "masks": hash_of(parts.masks.masks() if parts.masks else {}),
                 "weights": hash_of({key: value.detach() for key, value in state}),
                 "levels": [[level[key] for key in LEVEL] for level in parts.rounds.levels],
