@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # before torch is imported: tests run side by side, and so small networks are slower with more threads. Processes that
 # a test starts inherit it.
@@ -136,6 +138,13 @@ def small() -> tuple[str, ...]:
 
 
 @pytest.fixture
+def three_epochs(tmp_path: Path) -> tuple[str, ...]:
+    """The words of three epochs of a step each, under tmp_path."""
+    data = ("dataset.train_limit=64", "training.batch_size=64", "dataset.eval_limit=50")
+    return (*SMALL, *data, "training.epochs=3", "training.finetune.epochs=1", f"paths.outputs={tmp_path}")
+
+
+@pytest.fixture
 def compose(small: tuple[str, ...], tmp_path: Path) -> Callable[..., Config]:
     """compose("method=oneshot", ...) -> the config of a small run under tmp_path."""
     return partial(composed, f"paths.outputs={tmp_path}", *small)
@@ -152,3 +161,46 @@ def quiet() -> Console:
     from rich.console import Console
 
     return Console(quiet=True)
+
+
+@pytest.fixture
+def metrics() -> Callable[[Config], list[dict[str, float]]]:
+    """The rows of a run's metrics.csv, which dashboards have no hand in."""
+
+    from sparse_lab.experiment.identity import run_dir
+
+    def read(config: Config) -> list[dict[str, float]]:
+        with open(run_dir(config).path / "metrics.csv", newline="") as file:
+            return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+    return read
+
+
+@pytest.fixture
+def updates() -> Callable[[Config], list[dict[str, Any]]]:
+    """The lines of a run's updates.jsonl."""
+
+    from sparse_lab.experiment.identity import run_dir
+
+    def read(config: Config) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (run_dir(config).path / "updates.jsonl").read_text().splitlines()]
+
+    return read
+
+
+@pytest.fixture
+def plug(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """plug(2): a run fails right after it has saved its second epoch. plug(0): runs go through again."""
+    from sparse_lab.callbacks.checkpoint import Checkpoint
+
+    original = Checkpoint.on_train_epoch_end
+
+    def pull(epochs: int) -> None:
+        def save_and_fail(self: Checkpoint, trainer: Any, module: Any) -> None:
+            original(self, trainer, module)
+            if trainer.current_epoch + 1 == epochs:
+                raise RuntimeError("somebody pulled the plug")
+
+        monkeypatch.setattr(Checkpoint, "on_train_epoch_end", save_and_fail)
+
+    return pull

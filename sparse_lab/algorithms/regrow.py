@@ -10,11 +10,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_lab.algorithms.enforce import Changed, MaskAlgorithm, nobody
+from sparse_lab.errors import SparseLabError, nearest
 from sparse_lab.sparsity.mask_updates import grow_to
 from sparse_lab.sparsity.masks import Masks, layers, num_kept
 from sparse_lab.sparsity.schedules import Schedule
 from sparse_lab.sparsity.scores import WITHOUT_PASSES, Batches, Scores, View, find_score
 from sparse_lab.sparsity.similarity import attention_maps, least_similar
+
+SCORE_ON = ("dense", "sparse")
+VALUES = ("zero", "dense", "kaiming")
 
 
 class Regrow(MaskAlgorithm):
@@ -48,6 +52,7 @@ class Regrow(MaskAlgorithm):
         changed: Changed = nobody,
     ) -> None:
         super().__init__(masks, seed, changed)
+        _check(masks, dense, score_on, distribution, value)
         self.model = model
         self.schedule = schedule
         self.dense = dense
@@ -98,13 +103,31 @@ class Regrow(MaskAlgorithm):
         if self.distribution == "all":
             return [names]
         if self.distribution != "ssim":
-            return [list(self.distribution)]
+            return [[self.distribution] if isinstance(self.distribution, str) else list(self.distribution)]
         batches = self.batches() if callable(self.batches) else self.batches
         maps = attention_maps(self.dense, batches), attention_maps(self.model, batches)
         ranked = [name for name, _ in least_similar(*maps)]
         others = [name for name in names if name not in ranked]
         # what the chosen layers cannot take goes to the next least similar, last to those that cannot be compared
         return [ranked[: self.ssim_layers], *([name] for name in ranked[self.ssim_layers :]), others]
+
+
+def _check(masks: Masks, dense: nn.Module, score_on: str, distribution: str | Sequence[str], value: str) -> None:
+    for name, given, known in (("score_on", score_on, SCORE_ON), ("value", value, VALUES)):
+        if given not in known:
+            raise SparseLabError(f"{name}={given!r}: {nearest(given, known)}")
+    if distribution not in ("all", "ssim"):
+        named = [distribution] if isinstance(distribution, str) else distribution
+        for name in named:
+            if name not in masks.layers:
+                raise SparseLabError(f"distribution={name!r}: {nearest(name, ('all', 'ssim', *masks.layers))}")
+    source = layers(dense)
+    for name, layer in masks.layers.items():
+        if name not in source or source[name].weight.shape != layer.weight.shape:
+            raise SparseLabError(
+                f"the dense network has no layer {name!r} of shape {tuple(layer.weight.shape)}: give one that was made "
+                "in the same way as the network that trains, its layers under the same names"
+            )
 
 
 @torch.no_grad()

@@ -36,6 +36,12 @@ class Sparsify(pl.Callback):
         self._makes = type(self).make is not Sparsify.make
         self._state: list[dict[str, Any]] | None = None
         self._optimizer: Optimizer | None = None
+        self._state_key = " ".join(type(one).__qualname__ for one in (self, *algorithms))
+
+    @property
+    def state_key(self) -> str:
+        """Where a checkpoint keeps the state; several with other algorithms stand beside each other."""
+        return self._state_key
 
     def make(self, network: nn.Module, masks: Masks, total_steps: int) -> Sequence[Algorithm]:
         """Return what to attach to this network, which will train for so many steps."""

@@ -147,18 +147,20 @@ class EpochEnds:
 
 @dataclass(frozen=True)
 class Regrowth:
-    """From `start` down to `target` in equal steps of sparsity, one every `every` optimizer steps."""
+    """From `start` down to `target` in equal steps of sparsity, one every `every` optimizer steps from `begin` on."""
 
     start: float
     target: float
     steps: int
     every: int
+    begin: int = 0
 
     def due(self, step: int) -> bool:
-        return step % self.every == 0 and step // self.every < self.steps
+        since = step - self.begin
+        return since >= 0 and since % self.every == 0 and since // self.every < self.steps
 
     def sparsity(self, step: int) -> float:
-        done = min(step // self.every + 1, self.steps)
+        done = min(max((step - self.begin) // self.every + 1, 0), self.steps)
         return self.target if done == self.steps else self.start + (self.target - self.start) * done / self.steps
 
 

@@ -118,3 +118,26 @@ def test_a_score_of_weights_alone_asks_for_no_batches():
     regrow, masks, _, _ = regrow_with(score="magnitude", batches=lambda: pytest.fail("batches were made"))
     regrow.to(0.8)
     assert masks.kept() == round(0.2 * masks.total())
+
+
+@pytest.mark.parametrize(
+    "options, wanted",
+    [
+        ({"value": "kaming"}, "value='kaming': did you mean 'kaiming'"),
+        ({"score_on": "both"}, "score_on='both': known: dense, sparse"),
+        ({"distribution": "1"}, "distribution='1': known: 0, 2, 5, all, ssim"),
+        ({"distribution": ["0", "7"]}, "distribution='7'"),
+    ],
+)
+def test_an_unknown_choice_is_refused_before_anything_happens(options, wanted):
+    with pytest.raises(SparseLabError) as caught:
+        regrow_with(**options)
+    assert wanted in str(caught.value)
+
+
+def test_a_dense_network_of_another_making_is_refused():
+    sparse = net(0)
+    other = nn.Sequential(*list(net(0))[:-1], nn.Linear(256, 6))
+    for dense in (nn.ModuleDict({"body": net(0)}), other):
+        with pytest.raises(SparseLabError, match=r"the dense network has no layer '.' of shape"):
+            Regrow(sparse, Masks(sparse), Regrowth(0.9, 0.8, 1, 10), dense)

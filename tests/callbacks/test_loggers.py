@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sparse_lab import loggers
 from sparse_lab.config import LoggerConfig
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.experiment.compose import to_config
 from sparse_lab.experiment.identity import identity
 from sparse_lab.experiment.runner import run
@@ -142,7 +142,7 @@ def test_one_whose_package_is_broken_is_said_once(compose, monkeypatch, capsys):
 def test_one_whose_package_is_not_there_is_refused_with_the_line_that_mends_it(found, monkeypatch):
     monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: found)
     check_loggers(LoggerConfig())
-    with pytest.raises(UserError, match=r"pip install 'sparse_lab\[mlflow\]'"):
+    with pytest.raises(SparseLabError, match=r"pip install 'sparse_lab\[mlflow\]'"):
         check_loggers(LoggerConfig(mlflow=True))
 
 

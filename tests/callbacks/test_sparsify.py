@@ -161,21 +161,10 @@ def test_cycles_end_at_the_target_and_regrowth_adds_to_what_was_pruned(digits):
     _, watch = trained(module, digits, CyclicSparsityCallback(0.95, [6, 8], update_every=2))
     kept = round(0.05 * total(module))
     assert max(watch.kept) > 2 * kept and watch.kept[-6:] == [kept] * 6 and watch.outside == 0
-    dense, module = cnn(), theirs(cnn)
-    back = RegrowCallback(Regrowth(0.95, 0.9, 1, 10), dense, score="magnitude")
-    back.make = lambda network, masks, steps: [  # ten steps later than the pruning
-        _late(algorithm) for algorithm in RegrowCallback.make(back, network, masks, steps)
-    ]
+    dense, module = theirs(cnn), theirs(cnn)
+    back = RegrowCallback(Regrowth(0.95, 0.9, steps=1, every=10, begin=10), dense, score="magnitude")
     _, watch = trained(module, digits, PruneCallback(0.95), back)
     assert watch.kept == [kept] * 10 + [round(0.1 * total(module))] * 10 and watch.outside == 0
-
-
-def _late(algorithm):
-    due = algorithm.schedule.due
-    algorithm.schedule = type(
-        "Late", (), {"due": lambda _, step: step == 10 and due(0), "sparsity": lambda _, step: 0.9}
-    )()
-    return algorithm
 
 
 def test_dyrelu_fades_and_its_parameters_leave_the_optimizer(digits):

@@ -120,6 +120,10 @@ def test_regrowth_goes_down_in_equal_steps_to_exactly_its_end(steps: int) -> Non
         assert schedule.sparsity(30 * k) == pytest.approx(0.9885 - 0.02 * (k + 1) / steps, abs=1e-12)
         assert schedule.sparsity(30 * k) == schedule.sparsity(30 * k + 29)
     assert schedule.sparsity(30 * (steps - 1)) == schedule.sparsity(10_000) == 0.9685
+    later = Regrowth(0.9885, 0.9685, steps, every=30, begin=40)
+    assert _due(later, 40 + 30 * (steps + 4)) == [40 + 30 * k for k in range(steps)]
+    assert {later.sparsity(step) for step in range(40)} == {0.9885}
+    assert [later.sparsity(step + 40) for step in range(200)] == [schedule.sparsity(step) for step in range(200)]
 
 
 @pytest.mark.parametrize("schedule", EVERY_KIND, ids=lambda schedule: type(schedule).__name__)

@@ -1,0 +1,10 @@
+"""Runs of a second or two under tmp_path."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def small(three_epochs: tuple[str, ...]) -> tuple[str, ...]:
+    return three_epochs
