@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparse_lab.export.packed import load as load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # torch and numba have a pool of OpenMP threads each, which by default spin for milliseconds after every loop: where
 # cores are shared, a sparse step then takes five times as long. Read once, when the libraries are loaded.

@@ -71,6 +71,7 @@ RENAMED = {
     "method.starts_from": "method.init_from",
     "sparsity.connect": "sparsity.connected_init",
 }
+RENAMED_PARTS = {"rewire": "drop_and_grow"}
 KINDS = ("dense", "static", "dense to sparse", "bidirectional", "dynamic", "by turns", "structured", "penalty-driven")
 
 
@@ -460,8 +461,18 @@ class Config:
 
 def renamed(key: str) -> str | None:
     """Say what `key` (dots between its parts), or what it lies in, is called now; None where it was not renamed."""
-    old = next((old for old in RENAMED if f"{key}.".startswith(f"{old}.")), None)
+    old = _old(key)
     return None if old is None else f"{old} is {RENAMED[old]} since 0.2"
+
+
+def current(key: str) -> str:
+    """What a key of a record, of whatever version, is called now."""
+    old = _old(key)
+    return key if old is None else RENAMED[old] + key.removeprefix(old)
+
+
+def _old(key: str) -> str | None:
+    return next((old for old in RENAMED if f"{key}.".startswith(f"{old}.")), None)
 
 
 def check_ranges(part: Any, path: str = "") -> None:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import torch
 
 from sparse_lab import data, loggers, models
-from sparse_lab.config import PARTS, Config, CyclesConfig, DropAndGrowConfig, LoggerConfig, check_ranges
+from sparse_lab.config import PARTS, RENAMED_PARTS, Config, CyclesConfig, DropAndGrowConfig, LoggerConfig, check_ranges
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment import backend, phases
 from sparse_lab.experiment.networks import Spec, altered_meta_network, meta_network, spec_of
@@ -96,8 +96,8 @@ def _check_data(request: str, config: Config) -> None:
 def check_parts(config: Config) -> None:
     """Do the parts of the method, schedule and trainer go together?"""
     parts = config.method.parts
-    if "rewire" in parts:
-        raise UserError(f"method.parts={parts}: rewire is drop_and_grow since 0.2")
+    for old in RENAMED_PARTS.keys() & set(parts):
+        raise UserError(f"method.parts={parts}: {old} is {RENAMED_PARTS[old]} since 0.2")
     if tuple(parts) not in PARTS:
         raise UserError(f"method.parts={parts}: known lists are {', '.join(str(list(one)) for one in PARTS)}")
     if config.method.goes_on and config.method.init_from is None:

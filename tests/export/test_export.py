@@ -69,6 +69,18 @@ def test_float16_is_smaller_and_says_how_far_off_it_is(run, tmp_path, capsys) ->
     assert found["values"] == "fp16" and 1e-7 < found["difference"]["packed"] < 1e-2
 
 
+def test_a_run_of_before_a_key_was_renamed_is_compared_on_its_own_images(run, tmp_path, capsys) -> None:
+    config = run / "config.yaml"
+    now = config.read_text()
+    assert "drop_and_grow:" in now
+    config.write_text(now.replace("drop_and_grow:", "rewire:").replace("init_from:", "starts_from:"))
+    try:
+        assert main(["export", str(run), "--to", "packed", "--out", str(tmp_path)]) == 0
+    finally:
+        config.write_text(now)
+    assert "64 test images of digits" in capsys.readouterr().out
+
+
 def test_without_the_data_random_images_are_compared_and_that_is_said(run, tmp_path, capsys) -> None:
     (run / "config.yaml").rename(tmp_path / "config.yaml")
     try:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
-from sparse_lab.config import Config
+from sparse_lab.config import RENAMED_PARTS, Config, current
 from sparse_lab.report.load.records import Finished
 
 SHOWN = 3  # settings that a row's name spells out
@@ -45,12 +45,16 @@ def changing(runs: Iterable[Finished], names: Mapping[str, str]) -> list[str]:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config as dotted keys, in its own order, without the keys that do not change a result."""
+    """A nested config as dotted keys, in its own order, without the keys that do not change a result. What an older
+    version called otherwise has the name of this one, so that old and new records can stand in one row.
+    """
     flat: dict[str, Any] = {}
     for name, value in config.items():
-        key = f"{prefix}{name}"
+        key = current(f"{prefix}{name}")
         if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{key}."))
+            flat.update(flatten(value, f"{prefix}{name}."))
+        elif key == "method.parts" and isinstance(value, list):
+            flat[key] = [RENAMED_PARTS.get(str(one), one) for one in value]
         elif key not in _SILENT and not key.startswith(("paths.", "logger.")):
             flat[key] = value
     return flat

@@ -90,6 +90,25 @@ def test_keys_that_change_no_result_are_not_named(make_run: Make, tmp_path: Path
     assert set(tabulate(tmp_path)["method"]) == {"oneshot (training.epochs=3)", "oneshot (training.epochs=5)"}
 
 
+def test_records_of_before_a_key_was_renamed_differ_only_where_values_do(make_run: Make, tmp_path: Path) -> None:
+    """Records with 0.1's names beside records with 0.2's: a row's name holds today's name of what differs, no other."""
+    before = {"method.rewire.fraction": 0.3, "method.rewire.every": 100, "method.prune.allocation": "erk"}
+    now = {"method.drop_and_grow.drop_fraction": 0.5, "method.drop_and_grow.update_every": 100}
+    make_run(settings={**before, "method.parts": ["prune", "rewire"], "sparsity.connect": False})
+    make_run(
+        settings={
+            **now,
+            "method.prune.distribution": "erk",
+            "method.parts": ["prune", "drop_and_grow"],
+            "sparsity.connected_init": False,
+        }
+    )
+    assert set(tabulate(tmp_path)["method"]) == {
+        "oneshot (method.drop_and_grow.drop_fraction=0.3)",
+        "oneshot (method.drop_and_grow.drop_fraction=0.5)",
+    }
+
+
 def test_cells_without_a_known_difference_are_told_apart_by_their_hash(make_run: Make, tmp_path: Path) -> None:
     make_run(accuracy=80.0, cell="aaaa", folder="a")
     make_run(accuracy=90.0, cell="bbbb", folder="b")
