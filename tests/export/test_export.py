@@ -10,8 +10,9 @@ import torch
 
 import sparse_lab
 from sparse_lab import models
+from sparse_lab.cli import export as command
 from sparse_lab.cli.main import main
-from sparse_lab.export import export, latency
+from sparse_lab.export import latency
 from sparse_lab.records.atomic_io import damaged
 
 
@@ -94,7 +95,7 @@ def test_without_onnx_it_is_left_out_or_named(run, tmp_path, monkeypatch, capsys
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert main(["export", str(run), "--to", "onnx", "--out", str(tmp_path)]) == 2
     assert "pip install 'sparse_lab[onnx]'" in capsys.readouterr().err
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     assert main(["export", str(run), "--out", str(tmp_path)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["network.pt", "network.sparse"]
 
