@@ -98,8 +98,8 @@ FAULTS = [
         "sparsity algorithms runs",
     ),
     Fault(
-        "gradients of pruned weights come a step late", "algorithms/after_step.py",
-        "self._due(self.clock.step_in_round + 1)", "self._due(self.clock.step_in_round)", "runs",
+        "gradients of pruned weights come a step late", "algorithms/mask_update.py",
+        "self._is_due(self.step + 1)", "self._is_due(self.step)", "algorithms runs",
     ),
     Fault(
         "RigL grows where the gradient is smallest", "sparsity/scores.py",
