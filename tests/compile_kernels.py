@@ -3,10 +3,9 @@
     python tests/compile_kernels.py            forget what is out of date, compile what is missing
     python tests/compile_kernels.py --forget   only the first
 
-numba knows a cached kernel by its own file's date. It does not see that `simd` or `layout` have changed, whose code and
-constants are compiled in; here a kernel is forgotten when any of them has. Nor does it lock its index: two processes
-that compile one kernel for two types at one moment can leave the code of one under the name of the other. So kernels
-are shared out by file, and tests find everything compiled. With nothing to do this returns before numba is imported.
+numba knows a cached kernel by its own file's date. It does not see that `simd` or `layout_kernels` have changed, whose
+code and constants are compiled in; here a kernel is forgotten when any of them has. Nor does it lock its index
+(`sparse_cpu/kernel`): here kernels are shared out by file. With nothing to do this returns before numba is imported.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ SOURCES = TOP / "sparse_lab" / "sparse_cpu"
 SHARES = (
     ("conv_kernels",),
     ("norm_kernels",),
-    ("op_kernels", "optimizer_kernels", "layout", "sparse_weights"),
+    ("op_kernels", "optimizer_kernels", "layout_kernels", "weight_kernels"),
     ("inference_kernels",),
 )
 MODULES = tuple(module for share in SHARES for module in share)
@@ -70,8 +69,8 @@ CALLS: dict[str, dict[str, str]] = {
         "sgd_momentum": "A1 A1 I1 A1 N N N b b",
         "adam": "A1 A1 A1 I1 A1 N N N N N N N N",
     },
-    "layout": {"_pack": "A1 A1 i i i i i i", "_unpack": "A1 A1 i i i i i i", "_fill": "A1 i i i i i i I1 A1"},
-    "sparse_weights": {"_buckets": "I1 i"},
+    "layout_kernels": {"pack": "A1 A1 i i i i i i", "unpack": "A1 A1 i i i i i i", "fill": "A1 i i i i i i I1 A1"},
+    "weight_kernels": {"buckets": "I1 i"},
     "inference_kernels": {
         "run_blocks": "F4 F2 F2 F2 i 7i 2i I2 I1 J1 F1 F1",
         "run_layers": "F4 F2 F2 F2 i 7i 2i I2 I1 J1 F1 F1 I2 i",
@@ -152,6 +151,9 @@ def compile_all(modules: list[str]) -> None:
 
 
 def compile_here(modules: list[str]) -> None:
+    from sparse_lab.sparse_cpu.kernel import COMPILES
+
+    os.environ[COMPILES] = "1"
     for name in modules:
         module = importlib.import_module(f"sparse_lab.sparse_cpu.{name}")
         for kernel, signature in signatures(name):

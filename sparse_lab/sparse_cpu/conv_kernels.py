@@ -12,7 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from sparse_lab.sparse_cpu.layout import INLINED, KERNEL, SPARE
+from sparse_lab.sparse_cpu.kernel import INLINED, KERNEL, kernel
+from sparse_lab.sparse_cpu.layout_kernels import SPARE
 from sparse_lab.sparse_cpu.simd import BYTES, gathered
 
 LONGEST_SUM = 4096  # numbers that are added up in their own precision before float64 takes over
@@ -103,7 +104,7 @@ def plane_moments(z, start, height, run, pitch):
     return mean, squares
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def rows(x, z, sizes, channels, pad, first, offsets, values, bias, adds, means, squares):
     """Output rows as sums of input rows, for these channels of z. Backward: the same over gradients, by input channel.
 
@@ -154,7 +155,7 @@ def _dot_4(g, x, start, run, o0, o1, o2, o3):
     return np.float64(s0), np.float64(s1), np.float64(s2), np.float64(s3)
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def rows_weight(x, g, sizes, channels, pad, first, offsets, partial):
     """partial[block, e] (float64): the gradient of entry e, from the gradients `g` of these output channels and `x`.
 
@@ -221,7 +222,7 @@ def _dot_strided(g, start, g_step, x, begin, x_step, pixels, block):
     return total
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def taps(
     x, z, sizes, channels, stride, pad, dilation, first, inner, row_taps, column_taps, values, bias, means, squares
 ):
@@ -252,7 +253,7 @@ def taps(
             means[place], squares[place] = plane_moments(z, target, out_height, out_width * block, out_pitch)
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def taps_input(g, y, sizes, channels, stride, pad, dilation, first, inner, row_taps, column_taps, values, adds):
     """y = the gradient of the inputs, or added to what is there; sizes as in `taps`, entries by input channel."""
     blocks, block, inputs, height, width, y_guard, outputs, out_height, out_width, g_guard = sizes
@@ -273,7 +274,7 @@ def taps_input(g, y, sizes, channels, stride, pad, dilation, first, inner, row_t
                 _add_strided(y, out, stride[1] * block, g, begin, block, end - left, block, values[e])
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def taps_weight(x, g, sizes, channels, stride, pad, dilation, first, inner, row_taps, column_taps, partial):
     """partial[block, e] (float64): the gradient of entry e; entries by output channel."""
     blocks, block, inputs, height, width, x_guard, outputs, out_height, out_width, g_guard = sizes
@@ -294,7 +295,7 @@ def taps_weight(x, g, sizes, channels, stride, pad, dilation, first, inner, row_
             partial[group, e] = total
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def channel_sums(g, guard, blocks, number, height, width, block, channels, partial):
     """partial[block, c] (float64): the sum over each plane of these of the `number` channels."""
     pitch, run = (width + SPARE) * block, width * block

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+from sparse_lab.sparse_cpu.kernel import kernel
 from sparse_lab.sparse_cpu.simd import VECTOR, copied_run, pooled_run, weighted_run
 
 LANES = VECTOR  # images side by side in a batch; a single image has one lane, and its vectors run along the rows
@@ -22,7 +23,7 @@ KERNEL: dict[str, Any] = {
     "cache": True,
     "error_model": "numpy",
 }
-INLINED = {**KERNEL, "forceinline": True}  # what kernels call: see layout.INLINED
+INLINED = {**KERNEL, "forceinline": True}
 
 CONV, SPLIT, MAX_POOL, AVERAGE_POOL = range(4)
 RELU, RELU6 = 1, 2
@@ -295,7 +296,7 @@ def _unpack(logits, start, there, first, plane, arena, lanes):  # type: ignore[n
             logits[start + lane, label] = arena[(first + label * plane) * lanes + lane]
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def run_blocks(images, logits, arenas, sums, lanes, place, end, ops, table, offsets, values, floats):  # type: ignore[no-untyped-def]
     """Blocks of `lanes` images, each from its first layer to its last by one thread in an arena of its own.
 
@@ -315,7 +316,7 @@ def run_blocks(images, logits, arenas, sums, lanes, place, end, ops, table, offs
             _unpack(logits, block * lanes, there, end[0], end[1], arenas[thread], lanes)
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def run_layers(images, logits, arenas, sums, lanes, place, end, ops, table, offsets, values, floats, shares, alone):  # type: ignore[no-untyped-def]
     """The same for one block, whose threads share each operation's channels: `shares` int64 [ops, threads + 1] says
     who gets which. An operation that costs less than `alone` is not worth waking others for.

@@ -10,24 +10,17 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
 from numpy.typing import NDArray
 
 import sparse_lab.sparse_cpu.threads  # noqa: F401  first of all
+from sparse_lab.sparse_cpu import layout_kernels
+from sparse_lab.sparse_cpu.layout_kernels import SPARE
 
-SPARE = 1  # pixels at the end of each row
 ALIGNED = 64  # bytes: a cache line
 BEST_BLOCK = 32  # images: one row of a 4x4 map is then 16 AVX2 registers long
-# sums may be reordered and fused; NaN and infinity keep their meaning, for a diverged run has to be seen
-KERNEL: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "nogil": True, "cache": True}
-# What kernels call stands in the code of each that calls it. As a function of its own it would be there twice, compiled
-# for itself and with its caller, with sums rounded in other places: a process that compiles calls the first, one that
-# finds the caller in the cache the second, and a run that goes on would not have the bits of one that was not stopped.
-INLINED: dict[str, Any] = {**KERNEL, "forceinline": True}
 
 
 def block_size(images: int) -> int:
@@ -109,7 +102,7 @@ def _aligned(numbers: int, dtype: np.dtype) -> NDArray:
 def pack(images: torch.Tensor, shape: Shape, out: NDArray) -> None:
     """(N, C, H, W) into the blocked layout."""
     source = np.ascontiguousarray(images.detach().numpy()).reshape(-1)
-    _pack(
+    layout_kernels.pack(
         source, out, shape.guard, shape.blocks * shape.channels, shape.channels, shape.height, shape.width, shape.block
     )
 
@@ -118,7 +111,7 @@ def unpack(source: NDArray, shape: Shape) -> torch.Tensor:
     """The blocked layout as a contiguous (N, C, H, W) tensor."""
     out = torch.empty(shape.images, shape.channels, shape.height, shape.width, dtype=_torch_dtype(source))
     flat = out.view(-1).numpy()
-    _unpack(
+    layout_kernels.unpack(
         source, flat, shape.guard, shape.blocks * shape.channels, shape.channels, shape.height, shape.width, shape.block
     )
     return out
@@ -126,49 +119,10 @@ def unpack(source: NDArray, shape: Shape) -> torch.Tensor:
 
 def fill(array: NDArray, shape: Shape, channels: NDArray[np.int64], values: NDArray) -> None:
     """One number in every pixel of each of these channels; `values` has one for each of them."""
-    _fill(array, shape.guard, shape.blocks, shape.channels, shape.height, shape.width, shape.block, channels, values)
+    layout_kernels.fill(
+        array, shape.guard, shape.blocks, shape.channels, shape.height, shape.width, shape.block, channels, values
+    )
 
 
 def _torch_dtype(array: NDArray) -> torch.dtype:
     return torch.float64 if array.dtype == np.float64 else torch.float32
-
-
-@njit(parallel=True, **KERNEL)
-def _pack(source, out, guard, planes, channels, height, width, block):  # type: ignore[no-untyped-def]
-    pixels = height * width
-    for plane in prange(planes):
-        first = plane // channels * block
-        channel = plane % channels
-        for row in range(height):
-            start = guard + (plane * height + row) * (width + SPARE) * block
-            rows = out[start : start + width * block].reshape(width, block)
-            for image in range(block):
-                start = ((first + image) * channels + channel) * pixels + row * width
-                line = source[start : start + width]
-                for pixel in range(width):
-                    rows[pixel, image] = line[pixel]
-
-
-@njit(parallel=True, **KERNEL)
-def _unpack(source, out, guard, planes, channels, height, width, block):  # type: ignore[no-untyped-def]
-    pixels = height * width
-    for plane in prange(planes):
-        first = plane // channels * block
-        channel = plane % channels
-        for row in range(height):
-            start = guard + (plane * height + row) * (width + SPARE) * block
-            rows = source[start : start + width * block].reshape(width, block)
-            for image in range(block):
-                start = ((first + image) * channels + channel) * pixels + row * width
-                line = out[start : start + width]
-                for pixel in range(width):
-                    line[pixel] = rows[pixel, image]
-
-
-@njit(parallel=True, **KERNEL)
-def _fill(out, guard, blocks, number, height, width, block, channels, values):  # type: ignore[no-untyped-def]
-    for item in prange(blocks * channels.size):
-        plane = item // channels.size * number + channels[item % channels.size]
-        for row in range(height):
-            start = guard + (plane * height + row) * (width + SPARE) * block
-            out[start : start + width * block] = values[item % channels.size]

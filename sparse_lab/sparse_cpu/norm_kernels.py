@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from numba import njit, prange
 
-from sparse_lab.sparse_cpu.layout import INLINED, KERNEL, SPARE
+from sparse_lab.sparse_cpu.kernel import INLINED, KERNEL, kernel
+from sparse_lab.sparse_cpu.layout_kernels import SPARE
 
 OPEN, GATED, GATED_BY_OUTPUT = 0, 1, 2  # is the gradient stopped by the activation, and who knows where
 
@@ -20,7 +21,7 @@ def _clamp(y, low, high):
     return high if y > high else y
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def norm(z, residual, out, sizes, channels, affine):
     """out = clamp((z - mean) * scale + shift + residual); an empty residual is none."""
     guard, blocks, number, height, width, block = sizes
@@ -75,7 +76,7 @@ def _sums_gated_by_output(g, x, y, m, low, high):
     return total, product
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def norm_sums(g, z, out, sizes, channels, affine, gate, partial):
     """partial[plane] (float64): sums of dy and of dy * (z - mean), dy being g where the activation lets it pass.
 
@@ -112,7 +113,7 @@ def _input_gated(g, x, m, s, b, low, high, k, p):
         g[i] = s * passed - k - p * away
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def norm_input(g, z, sizes, channels, affine, gated, by_sum, by_product):
     """g = scale * dy - by_sum - by_product * (z - mean), in place."""
     guard, blocks, number, height, width, block = sizes
@@ -133,7 +134,7 @@ def norm_input(g, z, sizes, channels, affine, gated, by_sum, by_product):
                     dy[i] = s * dy[i] - k - p * (x[i] - m)
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def norm_input_over(g, z, sizes, channels, affine, by_sum, by_product):
     """z = scale * g - by_sum - by_product * (z - mean), in place; g is still needed, by the residual."""
     guard, blocks, number, height, width, block = sizes
@@ -156,7 +157,7 @@ def _larger(a, b):  # type: ignore[no-untyped-def]
     return b if b > a or b != b else a
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def norm_pool(z, out, out_guard, sizes, channels, affine):
     """As `norm`, then the largest of each 2x2 square; an odd last row or column is left out."""
     guard, blocks, number, height, width, block = sizes
@@ -182,7 +183,7 @@ def norm_pool(z, out, out_guard, sizes, channels, affine):
                     y[i] = _clamp(_larger(_larger(y0, y1), _larger(y2, y3)), low, high)
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def norm_pool_sums(g, z, g_guard, sizes, channels, affine, partial):
     """As `norm_sums`, for `norm_pool`: g has the pooled shape, and a square's winner gets it."""
     guard, blocks, number, height, width, block = sizes
@@ -241,7 +242,7 @@ def _square_input(g, v0, v1, v2, v3, m, s, b, low, high, k, p):
         v3[i] = right_down - k - p * a3
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def norm_pool_input(g, z, g_guard, sizes, channels, affine, by_sum, by_product):
     """As `norm_input`, for `norm_pool`, in place of z; an odd last row or column gets what the statistics give it."""
     guard, blocks, number, height, width, block = sizes
@@ -271,7 +272,7 @@ def norm_pool_input(g, z, g_guard, sizes, channels, affine, by_sum, by_product):
                 _square_input(dy, v0, v1, v2, v3, m, s, b, low, high, k, p)
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def add(target, other):
     """target += other, both of one shape."""
     parts = 64

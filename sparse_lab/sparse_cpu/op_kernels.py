@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-from sparse_lab.sparse_cpu.layout import KERNEL, SPARE
+from sparse_lab.sparse_cpu.kernel import KERNEL, kernel
+from sparse_lab.sparse_cpu.layout_kernels import SPARE
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def mean(x, out, guard, out_guard, out_pitch, planes, height, width, block):
     """out: one pixel a plane, the mean over its positions for each image."""
     pitch = (width + SPARE) * block
@@ -25,7 +26,7 @@ def mean(x, out, guard, out_guard, out_pitch, planes, height, width, block):
             total[i] /= height * width
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def mean_input(g, y, guard, g_guard, g_pitch, blocks, number, height, width, block, channels, adds):
     """y = the gradient of every position of these channels, or added to what is there; g: one pixel a plane."""
     pitch = (width + SPARE) * block
@@ -44,7 +45,7 @@ def mean_input(g, y, guard, g_guard, g_pitch, blocks, number, height, width, blo
                         a[i] = dy[i] / (height * width)
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def max_pool(x, out, winners, sizes, kernel, stride, pad):
     """The largest of every window; winners (uint8, as out): which tap it was, the first one where several are equal.
 
@@ -71,7 +72,7 @@ def max_pool(x, out, winners, sizes, kernel, stride, pad):
                     empty = False
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def max_pool_input(g, y, winners, sizes, kernel, stride, pad, adds):
     """y = the gradient of the inputs of `max_pool`, or added to what is there."""
     planes, block, height, width, guard, out_height, out_width, out_guard = sizes
@@ -89,7 +90,7 @@ def max_pool_input(g, y, winners, sizes, kernel, stride, pad, adds):
                     y[guard + (plane * height + down) * pitch + right * block + i] += g[start + i]
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def dynamic_relu(x, out, guard, planes, height, width, block, coefficients):
     """out = max(a1 x + b1, a2 x + b2); coefficients [planes, 4, block]: a1, a2, b1, b2 of each image."""
     pitch = (width + SPARE) * block
@@ -104,7 +105,7 @@ def dynamic_relu(x, out, guard, planes, height, width, block, coefficients):
                     y[i] = second if first <= second else first
 
 
-@njit(parallel=True, **KERNEL)
+@kernel(parallel=True, **KERNEL)
 def dynamic_relu_input(g, x, guard, planes, height, width, block, coefficients, slopes):
     """g becomes the gradient of x; slopes [planes, 4, block]: the gradient of the coefficients."""
     pitch = (width + SPARE) * block

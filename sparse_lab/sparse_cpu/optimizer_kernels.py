@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from sparse_lab.sparse_cpu.kernel import kernel
 
 KERNEL: dict[str, Any] = {
     "parallel": True,
@@ -21,14 +23,14 @@ KERNEL: dict[str, Any] = {
 }
 
 
-@njit(**KERNEL)
+@kernel(**KERNEL)
 def sgd(weight, positions, gradient, lr, decay):  # type: ignore[no-untyped-def]
     for i in prange(len(positions)):
         at = positions[i]
         weight[at] -= lr * (gradient[i] + decay * weight[at])
 
 
-@njit(**KERNEL)
+@kernel(**KERNEL)
 def sgd_momentum(weight, velocity, positions, gradient, lr, decay, momentum, nesterov, first):  # type: ignore[no-untyped-def]
     """first: no velocity yet, it starts as the gradient."""
     for i in prange(len(positions)):
@@ -41,7 +43,7 @@ def sgd_momentum(weight, velocity, positions, gradient, lr, decay, momentum, nes
         weight[at] -= lr * new
 
 
-@njit(**KERNEL)
+@kernel(**KERNEL)
 def adam(weight, mean, square, positions, gradient, shrink, decay, rate1, beta2, rate2, size, root, eps):  # type: ignore[no-untyped-def]
     """shrink: factor on the weight (AdamW); decay: added to the gradient (Adam); rate1, rate2: 1 - beta1, 1 - beta2.
 

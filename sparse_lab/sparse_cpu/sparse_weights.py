@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sparse_lab.sparse_cpu.layout import KERNEL
+from sparse_lab.sparse_cpu.weight_kernels import buckets
 
 
 @dataclass(frozen=True)
@@ -99,29 +98,13 @@ def _sorted(positions: NDArray[np.int64], shape: tuple[int, ...], groups: int, s
     output, inner = np.divmod(rest, inputs)
     inner = inner + output // (outputs // groups) * inputs
     if side == "output":
-        first, entries = _buckets(output * rows + row, outputs * rows)
+        first, entries = buckets(output * rows + row, outputs * rows)
         other = inner
     else:
-        first, entries = _buckets(inner * rows + (rows - 1 - row), inputs * groups * rows)
+        first, entries = buckets(inner * rows + (rows - 1 - row), inputs * groups * rows)
         other = output
     channels = np.flatnonzero(np.diff(first[::rows]))
     return Order(first, entries, other[entries], row[entries], column[entries], channels)
-
-
-@njit(**KERNEL)
-def _buckets(bucket, number):  # type: ignore[no-untyped-def]
-    """Stable counting sort: where each bucket begins, and the indices in order."""
-    first = np.zeros(number + 1, np.int64)
-    for one in bucket:
-        first[one + 1] += 1
-    first = np.cumsum(first)
-    place = first[:-1].copy()
-    entries = np.empty(len(bucket), np.int64)
-    for index in range(len(bucket)):
-        one = bucket[index]
-        entries[place[one]] = index
-        place[one] += 1
-    return first, entries
 
 
 def sparse_weights(model: nn.Module) -> dict[nn.Parameter, SparseWeight]:
