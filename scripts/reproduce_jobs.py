@@ -16,7 +16,7 @@ from types import FrameType
 
 from reproduce_table import Run, State
 
-from sparse_lab.errors import SparseLabError, UserError
+from sparse_lab.errors import SparseLabError
 from sparse_lab.records.atomic_io import printable
 from sparse_lab.records.redaction import redact
 
@@ -139,7 +139,7 @@ class Filling:
             for job in self.running:
                 job.process.terminate()
             self.say(f"{why}: {len(self.running)} running, saving")
-        first: UserError | None = None
+        first: SparseLabError | None = None
         while self.running:
             try:
                 self._reap(stopping=True)

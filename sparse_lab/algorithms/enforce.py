@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from sparse_lab.algorithms.base import Algorithm, StepHooks
@@ -48,7 +49,8 @@ class EnforceMasks(Algorithm):
             self.masks.cut_gradients()
 
     def after_step(self, optimizer: Optimizer) -> None:
-        moved_within = getattr(optimizer, "stepped", frozenset())  # of sparse_cpu: moved at live positions alone
+        # sparse_cpu's optimizer has moved these at live positions alone
+        moved_within: frozenset[Tensor] = getattr(optimizer, "stepped", frozenset())
         self.masks.enforce(optimizer, but=self._weights if self._cut else moved_within)
 
 

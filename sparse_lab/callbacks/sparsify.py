@@ -182,7 +182,7 @@ class DropAndGrowCallback(Sparsify):
         super().__init__()
         self.sparsity = sparsity
         self.distribution = distribution
-        self.scores = {"drop": drop, "grow": grow}
+        self.drop, self.grow = drop, grow
         self.drop_fraction = drop_fraction
         self.update_every = update_every
         self.end = end
@@ -193,7 +193,7 @@ class DropAndGrowCallback(Sparsify):
         updates = DropFraction(self.update_every, 0, max(1, round(self.end * total_steps)), self.drop_fraction)
         return [
             Prune(network, start, Constant(self.sparsity), total_steps=total_steps, seed=self.seed),
-            DropAndGrow(network, masks, total_steps, updates, seed=self.seed, **self.scores),
+            DropAndGrow(network, masks, total_steps, updates, drop=self.drop, grow=self.grow, seed=self.seed),
         ]
 
 

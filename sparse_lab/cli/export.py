@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
         description="Write the network of a finished run as files that others can use. packed: a few bytes a live "
         "weight, for sparse_lab.load(FILE), which runs it on sparse kernels. onnx: the live channels as a dense "
         "network, for any ONNX runtime. torch: weights with zeros where they are pruned, for "
-        "sparse_lab.export.export.read(FILE). Each file is read back, compared with the run's network and timed.",
+        "sparse_lab.export.state_dict.read(FILE). Each file is read back, compared with the run's network and timed.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder (it holds result.json)")
     parser.add_argument(

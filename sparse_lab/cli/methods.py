@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from sparse_lab.config import KINDS, Config, MethodConfig, ScheduleConfig, check_ranges, conf_dir
+from sparse_lab.config import KINDS, Config, MethodConfig, ScheduleConfig, check_ranges, conf_dir, renamed
 from sparse_lab.errors import UserError, nearest
 
 MEMORY = Path(__file__).with_name("memory.csv")
@@ -150,7 +150,8 @@ class Files:
         except yaml.YAMLError as error:
             raise UserError(f"method {name}: {' '.join(str(error).split())}") from None
         except (OmegaConfBaseException, UserError) as error:
-            raise UserError(f"method {name}: {str(error).splitlines()[0]}") from None
+            said = renamed(str(getattr(error, "full_key", ""))) or str(error).splitlines()[0]
+            raise UserError(f"method {name}: {said}") from None
         return Chosen(method, schedule, choice)
 
     def _read(self, group: str, name: str) -> tuple[DictConfig, str | None]:

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     return status
 
 
-def _refused(error: UserError) -> int:
+def _refused(error: SparseLabError) -> int:
     print(f"sparse-lab report: {error}", file=sys.stderr)
     return 2
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -182,7 +183,7 @@ def _drop_and_grow(
     config: Config, model: nn.Module, masks: Masks, clock: Clock, changed: Changed
 ) -> DropAndGrow | ElasticMutation:
     chosen, steps = config.method.drop_and_grow, clock.steps_a_round
-    how = {
+    how: dict[str, Any] = {
         "distribution": chosen.distribution,
         "drop": chosen.drop,
         "grow": chosen.grow,

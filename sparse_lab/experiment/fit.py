@@ -58,7 +58,7 @@ def fit(
     result = make_result(config, parts, batches, folder, parent, command)
     if rank() == 0:
         about = {"run": folder.name, **{key: result[key] for key in ("sparsity", "kept", "kept_with_reuse")}}
-        # loads into a plain network, or through models.surgery.match
+        # loads into a plain network, or through models.surgery.rebuild_structure
         save_network(unshared(parts.model), folder.best, about)
         if config.method.prunes_filters:
             small, result["small"] = remove_channels_of(config, parts, batches)

@@ -18,6 +18,7 @@ from torch import nn
 from sparse_lab.cli.main import main
 from sparse_lab.cli.methods import FROM_GRADIENTS, MEMORY, Files, markdown, memory, methods, table
 from sparse_lab.config import KINDS, conf_dir
+from sparse_lab.errors import UserError
 from sparse_lab.sparsity.scores import SCORES, View
 from sparse_lab.sparsity.structured.filter_scores import FILTER_SCORES
 from sparse_lab.sweep.plan import Request
@@ -216,6 +217,14 @@ def test_the_readme_carries_what_the_command_prints(capsys: pytest.CaptureFixtur
 
 def test_a_method_may_point_to_any_key_of_a_run(tmp_path):
     (tmp_path / "method").mkdir()
-    text = "defaults: [rigl, _self_]\nname: mine\nrewire: {every: '${seed}', fraction: '${sparsity.target}'}\n"
+    own = "{update_every: '${seed}', drop_fraction: '${sparsity.target}'}"
+    text = f"defaults: [rigl, _self_]\nname: mine\ndrop_and_grow: {own}\n"
     (tmp_path / "method" / "mine.yaml").write_text(text)
     assert "mine" in [row["name"] for row in methods(tmp_path)]
+
+
+def test_a_method_of_before_a_key_was_renamed_is_told_the_new_name(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("defaults: [rigl, _self_]\nname: mine\nrewire: {every: 5}\n")
+    with pytest.raises(UserError, match=r"method mine: method\.rewire is method\.drop_and_grow since 0\.2"):
+        methods(tmp_path)

@@ -17,13 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparse_lab import data, models
 from sparse_lab.algorithms.prune import Prune
 from sparse_lab.algorithms.structured.compaction import Compaction
+from sparse_lab.cli import export as command
 from sparse_lab.cli.main import main
 from sparse_lab.errors import UserError
 from sparse_lab.experiment import phases
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
 from sparse_lab.experiment.validate import check
-from sparse_lab.export import export
+from sparse_lab.export import state_dict
 from sparse_lab.models import compactors, registry
 from sparse_lab.sparsity.structured.remove_channels import rebuild
 from sparse_lab.training.checkpoint_io import load_checkpoint, load_network
@@ -220,9 +221,9 @@ def test_a_really_smaller_network_is_left(network, coupled, compose, quiet, with
         assert rows == uniform(round(0.4 * TOTAL))
     masked = models.build(network, width=0.0625).eval()
     masked.load_state_dict({k: v for k, v in load_network(folder.best).items() if not k.endswith(".mask")})
-    assert export.main([str(folder.path)]) == 0
+    assert command.main([str(folder.path)]) == 0
     assert f"{result['kept']:,} of {result['total']:,} weights" in capsys.readouterr().out
-    read = export.read(folder.path / "network.pt")
+    read = state_dict.read(folder.path / "network.pt")
     batches = data.build(config.dataset, config.training, config.seed)
     with torch.no_grad():
         for images, _ in batches.test:

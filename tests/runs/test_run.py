@@ -249,7 +249,7 @@ def test_cubic_pruning_ends_exactly_at_the_target_and_selects_only_there(compose
 @pytest.mark.parametrize(
     "choice",
     [
-        "layers=ssim",
+        "distribution=ssim",
         "score=gradient,score_on=sparse",
         "score=reference",
         "value=dense",

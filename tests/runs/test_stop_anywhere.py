@@ -159,7 +159,7 @@ def test_within_validation_diagnostics_and_the_end_of_a_level(leave, monkeypatch
         Moment(activations, "positive_shares", 2, step=6),
         Moment(rounds, "accuracy", 1, step=9),
         Moment(mask_logger, "connectivity", 1, step=9),
-        Moment(fit, "outcome", 1, step=9),
+        Moment(fit, "make_result", 1, step=9),
     )
 
 

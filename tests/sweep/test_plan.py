@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sparse_lab.cli.main import main
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.experiment.compose import to_config
 from sparse_lab.experiment.validate import check
 from sparse_lab.sweep.plan import Request
@@ -301,7 +301,7 @@ def test_what_is_wrong_is_said_in_one_line(name, tmp_path, monkeypatch):
     """The steps of the command one by one."""
     argv, wanted = BAD[name]
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(SparseLabError) as refused:
         request = Request.read([*argv, "dataset=digits", "paths.outputs=out"])
         config = COMPOSER.config(dict(one.split("=", 1) for one in request.fixed))
         request._check_job(config)
