@@ -90,7 +90,8 @@ class StepHooks:
     """The algorithms on one optimizer, and its own hooks that ask them: `StepHooks.of(optimizer)`.
 
     What torch's optimizers have no hook for, a loop says: `begin` before the forward pass, `gradients_ready` where it
-    clips, `end_epoch`. Each may be said more than once in a step; it counts once.
+    clips, `end_epoch`. Each may be said more than once in a step; it counts once. Of the first two a loop may say
+    nothing: then the moment before the optimizer moves will do.
     """
 
     _known: ClassVar[WeakKeyDictionary[Optimizer, StepHooks]] = WeakKeyDictionary()
@@ -121,13 +122,16 @@ class StepHooks:
     def begin(self, optimizer: Optimizer) -> None:
         """Before the forward pass of a step. A step that was skipped is begun once."""
         self._ready = False
+        self._begin(optimizer)
+
+    def _begin(self, optimizer: Optimizer) -> None:
         for one in self.algorithms:
             if one._begun_at != one.step:
                 one._begun_at = one.step
                 one.begin_step(optimizer)
 
     def gradients_ready(self, optimizer: Optimizer) -> None:
-        """The gradients are there. Where nobody says so, the moment before the optimizer moves will do."""
+        """The gradients are there: before they are clipped, where a loop clips."""
         if self._ready:
             return
         self._ready = True
@@ -157,6 +161,7 @@ class StepHooks:
         return (args[0],), {**kwargs, "closure": computed}
 
     def _ask_before(self, optimizer: Optimizer) -> None:
+        self._begin(optimizer)
         self.gradients_ready(optimizer)
         for one in self.algorithms:
             one.before_step(optimizer)

@@ -66,6 +66,15 @@ class RigL(DropAndGrow):
         super().__init__(*rest, **{"drop": "magnitude", "grow": "gradient", **more})
 
 
+class GraNet(RigL):
+    """RigL that becomes sparser meanwhile, along `pruning` (Liu et al. 2021, arXiv 2106.10404)."""
+
+    def __init__(
+        self, model: nn.Module, masks: Masks, total_steps: int, schedule: DropFraction, pruning: Cubic, **more: Any
+    ) -> None:
+        super().__init__(model, masks, total_steps, schedule, pruning=pruning, **more)
+
+
 class ElasticMutation(MaskUpdate):
     """When `bounds` is due, the network drops to the lower bound and grows to the upper one (with an upper bound above
     the target its soft memory bound; MEST, arXiv 2110.14032). target: the sparsity that bounds are densities of.
@@ -97,3 +106,10 @@ class ElasticMutation(MaskUpdate):
             num_kept(1.0 - times * (1.0 - self.target), self.masks.total()) for times in self.bounds.densities(step)
         )
         return high, [drop_then_grow(self.masks, low, high, drop, grow, self.distribution, generator)]
+
+
+class MEST(ElasticMutation):
+    """The worst by |w| + |g| go, random ones come (Yuan et al. 2021, arXiv 2110.14032)."""
+
+    def __init__(self, *rest: Any, **more: Any) -> None:
+        super().__init__(*rest, **{"drop": "mest", "grow": "random", **more})

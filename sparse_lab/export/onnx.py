@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparse_lab import __version__
 from sparse_lab.errors import UserError
 from sparse_lab.export import latency
 from sparse_lab.export.graph import Conv, Graph, MaxPool, dense
 from sparse_lab.records.atomic_io import atomic_write
+from sparse_lab.records.system import version
 
 OPSET = 18
 IR_VERSION = 9
@@ -122,7 +122,7 @@ class _Writer:
         )
         versions = [helper.make_opsetid("", OPSET)]
         made = helper.make_model(
-            graph, producer_name="sparse_lab", producer_version=__version__, opset_imports=versions
+            graph, producer_name="sparse_lab", producer_version=version("sparse_lab") or "", opset_imports=versions
         )
         made.ir_version = IR_VERSION
         helper.set_model_props(made, {key: str(value) for key, value in about.items()})
