@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from sparse_lab.errors import SparseLabError
 from sparse_lab.records.atomic_io import append_checksum
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.training.checkpoint_io import random_state, set_random_state
@@ -30,7 +31,8 @@ class Checkpoint(pl.Callback):
     scoring comes next that passes over data (`scores_next`), it is on disk already. Several processes leave together,
     after a step or an epoch.
 
-    Must stand last in the list of callbacks: what the others change at a step's or an epoch's end is then inside.
+    Must stand last in the list of callbacks, or raises SparseLabError: what the others change at a step's or an epoch's
+    end is then inside.
     """
 
     def __init__(
@@ -50,6 +52,10 @@ class Checkpoint(pl.Callback):
         self._stepped = False
         self._goes_on_at: int | None = None  # the step from which the run would go on
         self._held: dict[str, Any] | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if trainer.callbacks[-1] is not self:  # type: ignore[attr-defined]
+            raise SparseLabError("Checkpoint must stand last in the list of callbacks: it saves what the others change")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         restored = self.__dict__.pop("_random_state", None)
