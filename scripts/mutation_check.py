@@ -98,7 +98,7 @@ FAULTS = [
         "sparsity algorithms runs",
     ),
     Fault(
-        "gradients of pruned weights come a step late", "algorithms/mask_update.py",
+        "gradients of pruned weights come a step late", "algorithms/after_step.py",
         "self._is_due(self.step + 1)", "self._is_due(self.step)", "algorithms runs",
     ),
     Fault(

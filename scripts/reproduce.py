@@ -205,7 +205,7 @@ def _show(table: Table, recipe: str, runs: list[Run], state: State) -> None:
 
 def _row(cell: Cell, group: list[Run], state: State) -> list[str]:
     from sparse_lab.report.load.published import find, load
-    from sparse_lab.report.tables.aggregate import accuracy, percent
+    from sparse_lab.report.tables.cell import accuracy, percent
 
     values = [float(state.done[run.name]["test_accuracy"]) for run in group if run.name in state.done]
     config = cell.config

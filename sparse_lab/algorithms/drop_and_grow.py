@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparse_lab.algorithms.mask_update import MaskUpdate
+from sparse_lab.algorithms.after_step import MaskUpdate
 from sparse_lab.sparsity.mask_updates import drop_and_grow, drop_then_grow, prune_to
 from sparse_lab.sparsity.masks import Masks, num_kept
 from sparse_lab.sparsity.schedules import Bounds, Cubic, DropFraction

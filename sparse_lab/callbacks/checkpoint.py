@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from sparse_lab.errors import SparseLabError
-from sparse_lab.records.atomic_io import append_checksum
 from sparse_lab.records.run_dir import RunDir
-from sparse_lab.training.checkpoint_io import random_state, set_random_state
+from sparse_lab.training.checkpoint_io import random_state, replacing, set_random_state
 from sparse_lab.training.signals import AGAIN, Stopped, StopRequest
 
 # validation has begun and no batch of it is done: with these counts Lightning does it again, from its first batch
@@ -111,7 +107,7 @@ class Checkpoint(pl.Callback):
         """Write what is held, if anything is, and say where the run goes on."""
         if self._held is not None:
             held, self._held = self._held, None
-            with self._replacing(trainer) as temporary:
+            with replacing(self.folder.last, self.folder.previous, writes=trainer.is_global_zero) as temporary:
                 trainer.strategy.save_checkpoint(held, temporary)
             self._goes_on_at = held["global_step"]
         stopped.line = self._line()
@@ -137,27 +133,9 @@ class Checkpoint(pl.Callback):
         return held
 
     def _save(self, trainer: pl.Trainer) -> None:
-        with self._replacing(trainer) as temporary:
+        with replacing(self.folder.last, self.folder.previous, writes=trainer.is_global_zero) as temporary:
             trainer.save_checkpoint(temporary)
         self._goes_on_at = trainer.global_step
-
-    @contextmanager
-    def _replacing(self, trainer: pl.Trainer) -> Iterator[Path]:
-        """A file to save to, which then takes the place of last.ckpt."""
-        last = self.folder.last
-        temporary = last.with_name(f".{last.name}.tmp")
-        try:
-            yield temporary
-            if trainer.is_global_zero:
-                append_checksum(temporary)
-                with open(temporary, "rb") as file:
-                    os.fsync(file.fileno())
-                if last.exists():
-                    os.replace(last, self.folder.previous)
-                os.replace(temporary, last)
-        finally:
-            if trainer.is_global_zero:
-                temporary.unlink(missing_ok=True)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -1,7 +1,5 @@
-"""A run's identity, its folder, its status and its results on disk. CSV and JSON here are the source of truth.
-
-A run's name is a hash of what matters in its config, so the same request finds the same folder: a finished run is
-not run again, an interrupted one goes on. Everything is written whole: a temporary file, then a rename.
+"""A run's name: a hash of what matters in its config, so that the same request finds the same folder. A finished run is
+not run again, an interrupted one goes on.
 """
 
 from __future__ import annotations

@@ -27,8 +27,9 @@ from sparse_lab.report.render.html import webpage
 from sparse_lab.report.render.latex import latex
 from sparse_lab.report.render.markdown import markdown
 from sparse_lab.report.render.sections import Report, widths
-from sparse_lab.report.tables.aggregate import levels, long, marks, panels, wide
+from sparse_lab.report.tables.aggregate import levels, long, panels, wide
 from sparse_lab.report.tables.caveats import notes
+from sparse_lab.report.tables.cell import marks
 
 NAME_COLUMN = 30  # the methods' column may be folded down to so many characters
 PIPE_COLUMNS = 120  # a pipe has no width of its own

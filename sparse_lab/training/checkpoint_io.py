@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,27 @@ def save_checkpoint(payload: dict[str, Any], path: Path) -> None:
         with open(temporary, "wb") as file:  # to a path torch writes itself, and a full disk has no errno then
             torch.save(payload, file)
         append_checksum(temporary)
+
+
+@contextmanager
+def replacing(last: Path, previous: Path, *, writes: bool) -> Iterator[Path]:
+    """A file for Lightning to save to, which then takes the place of `last`, and `last` that of `previous`.
+
+    writes: is this the process that writes? The others pass through.
+    """
+    temporary = last.with_name(f".{last.name}.tmp")
+    try:
+        yield temporary
+        if writes:
+            append_checksum(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            if last.exists():
+                os.replace(last, previous)
+            os.replace(temporary, last)
+    finally:
+        if writes:
+            temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional
 
 from sparse_lab import data, models
+from sparse_lab.algorithms.after_step import MaskUpdate
 from sparse_lab.algorithms.drop_and_grow import ElasticMutation
 from sparse_lab.algorithms.enforce import EnforceMasks
 from sparse_lab.algorithms.hypersphere import Hypersphere
-from sparse_lab.algorithms.mask_update import MaskUpdate
 from sparse_lab.algorithms.prune import Prune
 from sparse_lab.callbacks.checkpoint import Checkpoint
 from sparse_lab.errors import UserError

@@ -12,9 +12,9 @@ from rich.console import Console
 from torch.nn import functional
 
 from sparse_lab import models
+from sparse_lab.algorithms.after_step import MaskUpdate
 from sparse_lab.algorithms.drop_and_grow import DropAndGrow
 from sparse_lab.algorithms.enforce import EnforceMasks
-from sparse_lab.algorithms.mask_update import MaskUpdate
 from sparse_lab.experiment.identity import run_dir, run_name
 from sparse_lab.experiment.runner import run
 from sparse_lab.models.dyrelu import DyReLU

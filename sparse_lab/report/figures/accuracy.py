@@ -10,7 +10,8 @@ import pandas as pd
 
 from sparse_lab.report.figures.style import legend, legend_height, sheet, short
 from sparse_lab.report.load.published import Published
-from sparse_lab.report.tables.aggregate import panels, percent
+from sparse_lab.report.tables.aggregate import panels
+from sparse_lab.report.tables.cell import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ import numpy as np
 
 from sparse_lab.report.figures.style import MANY_POINTS, columns, legend, legend_height, sheet, short
 from sparse_lab.report.load.traces import PARTS, Course, Trace, Values, by_epoch, cells, course
-from sparse_lab.report.tables.aggregate import percent
+from sparse_lab.report.tables.cell import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,7 +21,7 @@ from sparse_lab.report.figures.style import (
     short,
 )
 from sparse_lab.report.load.traces import Layers, Trace, cells, course, spread
-from sparse_lab.report.tables.aggregate import percent
+from sparse_lab.report.tables.cell import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

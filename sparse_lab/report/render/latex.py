@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pandas as pd
 
 from sparse_lab.report.render.sections import widths
-from sparse_lab.report.tables.aggregate import MARKS, Cell, Grid, grid, panels
+from sparse_lab.report.tables.aggregate import Grid, grid, panels
+from sparse_lab.report.tables.cell import MARKS, Cell
 
 COLUMNS, COLUMNS_PUBLISHED = 5, 3  # of sparsities, side by side on a page, without and with published numbers
 _SIGNS = {

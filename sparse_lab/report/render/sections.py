@@ -13,7 +13,8 @@ import pandas as pd
 from sparse_lab.report.figures.registry import Picture
 from sparse_lab.report.load.planned import Gap, Planned
 from sparse_lab.report.load.records import Finished, Records, is_number
-from sparse_lab.report.tables.aggregate import COLUMNS, accuracy, marks, percent
+from sparse_lab.report.tables.aggregate import COLUMNS
+from sparse_lab.report.tables.cell import accuracy, marks, percent
 
 AVERAGED = "Cells: mean ± sample standard deviation of top-1 test accuracy over seeds, in percent (no ± with one seed)."
 BRACKETS = "In square brackets: the published number at the same sparsity"

@@ -13,6 +13,7 @@ import pandas as pd
 
 from sparse_lab.report.load.published import Published, find, verdict
 from sparse_lab.report.load.records import Finished, is_number, section, share
+from sparse_lab.report.tables.cell import Cell, cell, percent
 from sparse_lab.report.tables.labels import labels
 
 COLUMNS = {
@@ -50,39 +51,9 @@ COLUMNS = {
     "published_source": "where the published number stands",
     "cell": "hash of the config without the seed: the runs of one row share it",
 }
-MARKS = {
-    "†": "the epoch was selected on the test set: the number is optimistic",
-    "‡": "the data files are not the official ones",
-    "§": "in at least one run no path of kept weights leads from the input to the logits",
-    "≈": "within one published standard deviation of the published number",
-    "↑": "above the published number by more than its standard deviation, or where none is given",
-    "↓": "below the published number by more than its standard deviation, or where none is given",
-}
-_VERDICTS = {"within": "≈", "equal": "≈", "above": "↑", "below": "↓"}
 _MOST = 2**53  # weights; what is more is damage
 _LEVEL = ("level", "sparsity", "kept", "validation_accuracy", "test_accuracy", "best_epoch", "epochs", "seconds")
 _EFFECTIVE = ("effective", "dead_channels", "channels", "connected", "live_logits")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of a wide table as text: ours, what is published and what that says, and the marks of `MARKS`.
-
-    `difference` in points, `verdict` in words and its mark `sign` are "" where nothing is published, as `published` is.
-    """
-
-    ours: str
-    published: str
-    difference: str
-    verdict: str
-    sign: str
-    marks: str
-
-    @property
-    def text(self) -> str:
-        """`91.20 ± 0.31 [91.03 ± 0.17] ≈ †`."""
-        beside = f"[{self.published}]" if self.published else ""
-        return " ".join(part for part in (self.ours, beside, self.sign, self.marks) if part)
 
 
 @dataclass(frozen=True)
@@ -169,7 +140,7 @@ def grid(table: pd.DataFrame, model: str, dataset: str) -> Grid:
     rows: dict[str, list[Cell | None]] = {str(method): [] for method in panel["method"]}
     for sparsity, column in panel.sort_values("sparsity").groupby("sparsity"):
         heads.append((percent(float(str(sparsity))), _kept_range(column["kept"])))
-        cells = {str(row["method"]): _cell(row) for row in column.to_dict("records")}
+        cells = {str(row["method"]): cell(row) for row in column.to_dict("records")}
         for method, row in rows.items():
             row.append(cells.get(method))
     return Grid(heads, rows)
@@ -178,22 +149,6 @@ def grid(table: pd.DataFrame, model: str, dataset: str) -> Grid:
 def panels(table: pd.DataFrame) -> list[tuple[str, str]]:
     """The (model, data set) pairs of a table, in its order."""
     return list(dict.fromkeys(zip(table["model"].astype(str), table["dataset"].astype(str), strict=True)))
-
-
-def marks(table: pd.DataFrame) -> list[str]:
-    """What the marks in the wide tables mean, those that occur."""
-    used = "".join(_marks(row) + _sign(row) for row in table.to_dict("records"))
-    return [f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used]
-
-
-def percent(share: float) -> str:
-    """A share as a percentage with as many digits as it needs, up to four: 0.9685 is `96.85%`."""
-    return f"{100 * share:.4f}".rstrip("0").rstrip(".") + "%"
-
-
-def accuracy(mean: float, std: float | None) -> str:
-    """`91.20 ± 0.31`, or the mean alone where there is no standard deviation."""
-    return f"{mean:.2f}" if std is None or math.isnan(std) else f"{mean:.2f} ± {std:.2f}"
 
 
 def _row(group: Sequence[Finished], name: str, published: Sequence[Published]) -> dict[str, Any]:
@@ -278,31 +233,6 @@ def _sorted(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     order = table.assign(_sparse=~table["method"].astype(str).str.match(r"dense( \(|$)"))
     by = ["model", "dataset", "_sparse", "method", *columns]
     return order.sort_values(by, ignore_index=True).drop(columns="_sparse")
-
-
-def _cell(row: dict[Any, Any]) -> Cell:
-    known = not math.isnan(row["published"])
-    return Cell(
-        ours=accuracy(row["mean"], row["std"]),
-        published=accuracy(row["published"], row["published_std"]) if known else "",
-        difference=f"{row['difference']:+.2f}" if known else "",
-        verdict=row["verdict"] if known else "",
-        sign=_sign(row),
-        marks=_marks(row),
-    )
-
-
-def _sign(row: dict[Any, Any]) -> str:
-    return _VERDICTS[row["verdict"].split()[0]] if isinstance(row["verdict"], str) else ""
-
-
-def _marks(row: dict[Any, Any]) -> str:
-    shown = {
-        "†": "test" in row["selected_on"].split(", "),
-        "‡": not row["official_data"],
-        "§": row["connected"] is False,
-    }
-    return "".join(mark for mark, here in shown.items() if here)
 
 
 def _kept_range(kept: pd.Series[Any]) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from sparse_lab.report.load.published import TOLERANCE
 from sparse_lab.report.load.records import Finished, is_number, section
-from sparse_lab.report.tables.aggregate import distinct, percent
+from sparse_lab.report.tables.aggregate import distinct
+from sparse_lab.report.tables.cell import percent
 from sparse_lab.report.tables.labels import changing, labels
 
 

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from sparse_lab.report import levels, load, long, read, wide
-from sparse_lab.report.tables.aggregate import COLUMNS, marks, percent
+from sparse_lab.report.tables.aggregate import COLUMNS
 from sparse_lab.report.tables.caveats import notes
+from sparse_lab.report.tables.cell import marks, percent
 
 Make = Callable[..., Path]
 
