@@ -30,6 +30,7 @@ from sparse_lab.report.render.sections import Report, widths
 from sparse_lab.report.tables.aggregate import levels, long, panels, wide
 from sparse_lab.report.tables.caveats import notes
 from sparse_lab.report.tables.cell import marks
+from sparse_lab.report.tables.labels import foldable
 
 NAME_COLUMN = 30  # the methods' column may be folded down to so many characters
 PIPE_COLUMNS = 120  # a pipe has no width of its own
@@ -165,7 +166,7 @@ def _rich(grid: pd.DataFrame, room: int) -> Table:
     for head in grid.columns:
         table.add_column(Text(_two_lines(head)), width=_width(grid, head), no_wrap=True, justify="right")
     for method, row in filled.iterrows():
-        table.add_row(Text(str(method)), *(Text(str(cell)) for cell in row))
+        table.add_row(Text(foldable(str(method), name)), *(Text(str(cell)) for cell in row))
     return table
 
 

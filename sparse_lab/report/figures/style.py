@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sparse_lab.report.tables.labels import foldable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -114,7 +116,9 @@ def short(name: str, chars: int) -> str:
 
 
 def _wrapped(label: str, lines: int | None = None) -> str:
-    cut = textwrap.fill(label, LEGEND_CHARS, subsequent_indent="  ", max_lines=lines, placeholder=" ...")
+    cut = textwrap.fill(
+        foldable(label, LEGEND_CHARS - 2), LEGEND_CHARS, subsequent_indent="  ", max_lines=lines, placeholder=" ..."
+    )
     return _no_formula(cut)
 
 

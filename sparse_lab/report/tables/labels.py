@@ -30,6 +30,13 @@ def labels(runs: Iterable[Finished]) -> dict[str, str]:
     return names
 
 
+def foldable(label: str, room: int) -> str:
+    """A row's name for a place where a line holds `room` characters: settings that are longer may be broken before
+    their values, so that no value is broken.
+    """
+    return " ".join(word if len(word) <= room else word.replace("=", "= ", 1) for word in label.split())
+
+
 def changing(runs: Iterable[Finished], names: Mapping[str, str]) -> list[str]:
     """A note for every row in which more than the sparsity changes from one column to the next."""
     rows: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = defaultdict(dict)

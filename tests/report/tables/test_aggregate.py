@@ -13,6 +13,7 @@ from sparse_lab.report import levels, load, long, read, wide
 from sparse_lab.report.tables.aggregate import COLUMNS
 from sparse_lab.report.tables.caveats import notes
 from sparse_lab.report.tables.cell import marks, percent
+from sparse_lab.report.tables.labels import foldable
 
 Make = Callable[..., Path]
 
@@ -254,3 +255,9 @@ def test_what_runs_cost_is_a_mean_and_the_most_memory(make_run: Make, tmp_path: 
     costs = ["seconds", "inference_flops", "peak_memory_mb"]
     assert list(table.loc["oneshot", costs]) == [20.0, 150.0, 11.0]
     assert table.loc["old", costs].isna().all()
+
+
+def test_a_setting_too_long_for_a_line_is_broken_before_its_value() -> None:
+    label = "regrow (method.regrow.distribution=ssim, epochs=3)"
+    assert foldable(label, 30) == "regrow (method.regrow.distribution= ssim, epochs=3)"
+    assert foldable(label, 40) == label
