@@ -131,7 +131,7 @@ def test_one_table_without_a_run_does_not_stop_the_others(
 @pytest.mark.full
 def test_the_kept_tables_are_what_their_records_say(tmp_path: Path) -> None:
     """results/ is made again from its records: the same numbers, word for word."""
-    kept = Path(__file__).parents[2] / "results"
+    kept = Path(__file__).parents[3] / "results"
     names = sorted(path.parent.name for path in kept.glob("*/table.yaml"))
     assert len(names) >= 5
     for name in names:
