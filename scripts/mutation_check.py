@@ -107,7 +107,7 @@ FAULTS = [
         "    return {name: -grad.abs() for name, grad in view.gradients().items()}", "sparsity runs",
     ),
     Fault(
-        "drop and grow exchanges one too few", "sparsity/mask_updates.py",
+        "drop and grow moves one too few", "sparsity/mask_updates.py",
         "math.ceil(fraction * kept - 1e-9)", "math.floor(fraction * kept - 1e-9)", "sparsity runs",
     ),
     Fault(

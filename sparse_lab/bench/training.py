@@ -67,7 +67,7 @@ class DenseStep:
 
 
 class SparseStep:
-    """Sparse arithmetic on one network, whose masks can be exchanged: memory is that of one network alone."""
+    """Sparse arithmetic on one network, whose masks can be replaced: memory is that of one network alone."""
 
     def __init__(self, model: nn.Module, images: int) -> None:
         self.model = model

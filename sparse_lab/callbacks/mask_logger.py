@@ -20,7 +20,7 @@ from sparse_lab.sparsity.flops import layer_costs
 from sparse_lab.sparsity.masks import Masks, count_kept, layers
 
 FILE = "updates"
-EXCHANGES = ("drop_and_grow", "cycle", "elastic_mutation")
+MASK_UPDATES = ("drop_and_grow", "cycle", "elastic_mutation")
 
 
 class MaskLogger(pl.Callback):
@@ -29,7 +29,7 @@ class MaskLogger(pl.Callback):
     Paths are those of weights alone. While DyReLU stands it links the channels of a layer with each other, so a network
     that is cut still learns; once it has faded only weights are left.
 
-    apart: for exchanges that lie fewer steps behind the last look no paths are followed, and their line says nothing of
+    apart: for mask updates that lie fewer steps behind the last look no paths are followed, and their line says nothing of
     them (on a GPU that takes as long as twenty steps); for pruning and regrowth they always are.
     explore: follow which weights were ever alive (the in-time over-parameterisation rate of ITOP, arXiv 2102.02887).
     by_layer: write the kept and effective weights of every layer too.
@@ -121,7 +121,7 @@ class MaskLogger(pl.Callback):
             self._warn(found)
 
     def _is_due(self, change: str) -> bool:
-        return change not in EXCHANGES or self._looked is None or self._step() - self._looked >= self.apart
+        return change not in MASK_UPDATES or self._looked is None or self._step() - self._looked >= self.apart
 
     def _row(self, change: str, asked: int, found: Connectivity | None, masks: Masks) -> dict[str, Any]:
         paths = {} if found is None else found.as_dict()

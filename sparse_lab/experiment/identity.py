@@ -58,7 +58,7 @@ def identity(config: Config) -> dict[str, Any]:
             del plain["sparsity"]["connected_init"]
     for path, key in _unread(config):
         del plain["method"][path][key]
-    if config.schedule.name == "cubic" and method.drops_and_grows:  # pruned whenever weights are exchanged
+    if config.schedule.name == "cubic" and method.drops_and_grows:  # pruned at every mask update
         del plain["schedule"]["every"]
     if config.training.stop_after is None:
         del plain["training"]["stop_after"]

@@ -108,7 +108,7 @@ def drop_and_grow(
     """Masks with as many weights in each layer as `alive` has: its worst by `drop` go, the best of those pruned before
     by `grow` come.
 
-    Each layer exchanges ceil(fraction * alive), as ITOP's authors do (a layer of three weights still explores), but no
+    Each layer drops ceil(fraction * alive), as ITOP's authors do (a layer of three weights still explores), but no
     more than it has pruned positions to offer. What was dropped does not come back in the same change. `chance` as in
     `move_to`.
     """
@@ -116,9 +116,9 @@ def drop_and_grow(
     for name, mask in alive.items():
         kept = numbers[name]
         # 0.1 * 30 is a hair above 3
-        exchanged = min(math.ceil(fraction * kept - 1e-9), mask.numel() - kept)
-        stay = top_k(_only(drop[name], mask), kept - exchanged, chance)
-        new[name] = stay | top_k(_only(grow[name], ~mask), exchanged, chance)
+        dropped = min(math.ceil(fraction * kept - 1e-9), mask.numel() - kept)
+        stay = top_k(_only(drop[name], mask), kept - dropped, chance)
+        new[name] = stay | top_k(_only(grow[name], ~mask), dropped, chance)
     return new
 
 
