@@ -29,8 +29,8 @@ class MaskLogger(pl.Callback):
     Paths are those of weights alone. While DyReLU stands it links the channels of a layer with each other, so a network
     that is cut still learns; once it has faded only weights are left.
 
-    apart: for mask updates that lie fewer steps behind the last look no paths are followed, and their line says nothing of
-    them (on a GPU that takes as long as twenty steps); for pruning and regrowth they always are.
+    apart: for mask updates that lie fewer steps behind the last look no paths are followed, and their line says nothing
+    of them (on a GPU that takes as long as twenty steps); for pruning and regrowth they always are.
     explore: follow which weights were ever alive (the in-time over-parameterisation rate of ITOP, arXiv 2102.02887).
     by_layer: write the kept and effective weights of every layer too.
     """
