@@ -62,15 +62,17 @@ class _CompiledElsewhere(FunctionCache):
     def _compile(self, sig: Any) -> None:
         asked = pickle.dumps((self._py_func.__module__, self._py_func.__qualname__, sig))
         path = os.pathsep.join(place or os.getcwd() for place in sys.path)
-        # in a session of its own: Ctrl-C stops the run, and what is compiled by then is not torn
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM], input=asked, capture_output=True, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": path, COMPILES: "1"},
-        )  # fmt: skip
-        if done.returncode:
-            said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit {done.returncode}"]
+        environment = {**os.environ, "PYTHONPATH": path, COMPILES: "1"}
+        try:
+            # in a session of its own: Ctrl-C stops the run, and what is compiled by then is not torn
+            subprocess.run(
+                [sys.executable, "-P", "-c", PROGRAM], input=asked, capture_output=True, check=True,
+                start_new_session=True, env=environment,
+            )  # fmt: skip
+        except (OSError, subprocess.CalledProcessError) as error:
+            lines = str(getattr(error, "stderr", None) or b"", "utf-8", "replace").strip().splitlines() or [str(error)]
             warnings.warn(
-                f"kernel {self._py_func.__name__} is compiled in this process, as another one could not ({said[-1]}): "
+                f"kernel {self._py_func.__name__} is compiled in this process, as another one could not ({lines[-1]}): "
                 "sums may differ in their last bit from those of a process that loads it",
                 stacklevel=2,
             )

@@ -175,14 +175,36 @@ def test_a_kernel_is_loaded_by_the_process_that_first_calls_it_too(somebodys, re
     assert not recwarn.list
 
 
-def test_where_no_other_process_can_compile_it_is_compiled_here_and_that_is_said(somebodys, monkeypatch):
-    monkeypatch.setattr(kernels, "PROGRAM", "raise SystemExit('no memory')")
-    with pytest.warns(UserWarning, match=r"kernel total is compiled in this process, .*no memory.*last bit"):
+@pytest.mark.parametrize(
+    ("where", "name", "value", "said"),
+    [
+        (kernels, "PROGRAM", "raise SystemExit('no memory')", "no memory"),
+        (sys, "executable", "/nowhere/python", "No such file"),
+    ],
+)
+def test_where_no_other_process_can_compile_it_is_compiled_here_and_that_is_said(
+    where, name, value, said, somebodys, monkeypatch
+):
+    monkeypatch.setattr(where, name, value)
+    with pytest.warns(UserWarning, match=rf"kernel total is compiled in this process, .*{said}.*last bit"):
         assert somebodys.total(np.ones(7)) == 7.0
     assert list(somebodys.total.stats.cache_misses.values()) == [1]
 
 
-COLD_OR_WARM = """
+ONE_KERNEL = """
+import hashlib
+import numpy as np
+import sparse_lab
+from sparse_lab.sparse_cpu.norm_kernels import norm
+
+source = np.random.default_rng(0)
+z, residual, out = (source.standard_normal(8 * 16 * 9 * 9 * 8).astype(np.float32) for _ in range(3))
+mean, scale, shift = (source.standard_normal(16).astype(np.float32) for _ in range(3))
+affine = (mean, scale, shift, np.float32(0), np.float32(3e38))
+norm(z, residual, out, (8, 8, 16, 8, 8, 8), np.arange(16), affine)
+print(hashlib.sha256(out.tobytes()).hexdigest())
+"""
+NETWORKS = """
 import hashlib, torch
 import sparse_lab
 from torch import nn
@@ -212,14 +234,21 @@ for name, optimizer in (("vgg16", torch.optim.SGD), ("resnet34", torch.optim.Ada
 """
 
 
-@pytest.mark.full
-def test_the_first_process_computes_the_bits_of_the_next(tmp_path):
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param(ONE_KERNEL, id="one kernel", marks=pytest.mark.full),
+        pytest.param(NETWORKS, id="networks", marks=pytest.mark.nightly),
+    ],
+)
+def test_the_first_process_computes_the_bits_of_the_next(what, tmp_path):
+    """The kernel is the one that did not, and networks call them all."""
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
 
     def computed() -> list[str]:
-        done = subprocess.run([sys.executable, "-c", COLD_OR_WARM], env=environment, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", what], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
     first, next_one = computed(), computed()
-    assert len(first) == 2 and first == next_one
+    assert first and first == next_one
