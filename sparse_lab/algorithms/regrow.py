@@ -52,6 +52,8 @@ class Regrow(MaskAlgorithm):
         changed: Changed = nobody,
     ) -> None:
         super().__init__(masks, seed, changed)
+        if isinstance(distribution, str) and distribution not in ("all", "ssim"):
+            distribution = [distribution]
         _check(masks, dense, score_on, distribution, value)
         self.model = model
         self.schedule = schedule
@@ -103,7 +105,7 @@ class Regrow(MaskAlgorithm):
         if self.distribution == "all":
             return [names]
         if self.distribution != "ssim":
-            return [[self.distribution] if isinstance(self.distribution, str) else list(self.distribution)]
+            return [list(self.distribution)]
         batches = self.batches() if callable(self.batches) else self.batches
         maps = attention_maps(self.dense, batches), attention_maps(self.model, batches)
         ranked = [name for name, _ in least_similar(*maps)]
@@ -116,11 +118,9 @@ def _check(masks: Masks, dense: nn.Module, score_on: str, distribution: str | Se
     for name, given, known in (("score_on", score_on, SCORE_ON), ("value", value, VALUES)):
         if given not in known:
             raise SparseLabError(f"{name}={given!r}: {nearest(given, known)}")
-    if distribution not in ("all", "ssim"):
-        named = [distribution] if isinstance(distribution, str) else distribution
-        for name in named:
-            if name not in masks.layers:
-                raise SparseLabError(f"distribution={name!r}: {nearest(name, ('all', 'ssim', *masks.layers))}")
+    for name in () if isinstance(distribution, str) else distribution:
+        if name not in masks.layers:
+            raise SparseLabError(f"distribution={name!r}: {nearest(name, ('all', 'ssim', *masks.layers))}")
     source = layers(dense)
     for name, layer in masks.layers.items():
         if name not in source or source[name].weight.shape != layer.weight.shape:

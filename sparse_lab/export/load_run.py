@@ -83,9 +83,8 @@ def images(run: Finished, count: int) -> tuple[Tensor, str]:
 
     try:
         stored = OmegaConf.load(run.path / "config.yaml")
-        of_data = {
-            key: OmegaConf.select(stored, key) for key in ("dataset", "training", "seed")
-        }  # the rest may be of an older version
+        # the rest may be of an older version
+        of_data = {key: OmegaConf.select(stored, key) for key in ("dataset", "training", "seed")}
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), of_data))
         assert isinstance(config, Config)
         config.dataset.download = False  # an export fetches nothing
