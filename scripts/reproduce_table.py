@@ -30,7 +30,7 @@ from keep_records import keep_run
 from sparse_lab.config import Config
 from sparse_lab.errors import SparseLabError, UserError, nearest
 from sparse_lab.experiment import phases
-from sparse_lab.experiment.compose import to_config
+from sparse_lab.experiment.components import table
 from sparse_lab.experiment.identity import digest, identity, run_dir
 from sparse_lab.experiment.validate import check_request
 from sparse_lab.records.atomic_io import write_text_atomic
@@ -192,13 +192,7 @@ class Run:
 
 def ancestors(config: Config) -> Iterator[Config]:
     """What `sparse_lab.experiment.runner` makes first for this config, and for that in turn."""
-    direct = [phases.parent(config), phases.reference(config), phases.rewound(config)]
-    if config.method.regrows:
-        direct.append(phases.dense(config))
-    for other in direct:
-        if other is not None:
-            yield from ancestors(other)
-            yield other
+    yield from table.ancestors(config)
 
 
 def plan(table: Table, recipe: str, device: str, extra: list[str], paths: list[str], seeds: int | None) -> list[Run]:
@@ -233,8 +227,8 @@ def compose(lines: list[str], seed: int) -> Config:
     request = Request.read(["--multirun", *lines, f"seed={seed}"])
     for key, values in request.axes.items():
         raise UserError(f"{key}={','.join(values)} is a sweep: a cell is one run, give it a cell a value")
-    config = to_config(request.compose([]))
-    if config.method.goes_on and config.method.init_from not in (known := request.source.choices("method")):
+    config = request.compose([]).config()
+    if config.method.regrow is not None and config.method.init_from not in (known := request.source.choices("method")):
         raise UserError(f"method.init_from={config.method.init_from}: {nearest(str(config.method.init_from), known)}")
     check_request(config)
     return config

@@ -38,15 +38,15 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "rigl, adamw": ("method=rigl", "training.optimizer=adamw", "training.lr=0.003", *TABLE["METHODS"]["rigl"]),
     "rigl, clipped": ("method=rigl", "training.clip_norm=0.5", *TABLE["METHODS"]["rigl"]),
     "rigl, clipped over live": ("method=rigl", "training.clip_norm=0.5", "training.clip_over=live", "compute=sparse"),
-    "gmp, nesterov": ("method=gmp", "training.nesterov=true", "schedule.every=2"),
+    "gmp, nesterov": ("method=gmp", "training.nesterov=true", "schedule.cubic.every=2"),
     "oneshot_regrow, ssim": ("method=oneshot_regrow", "method.regrow.distribution=ssim", "method.regrow.value=kaiming"),
     "oneshot_regrow, on sparse": (
         "method=oneshot_regrow", "method.regrow.score_on=sparse", "method.regrow.score=gradient",
     ),
     "oneshot_regrow, dense": ("method=oneshot_regrow", "method.regrow.value=dense", "method.regrow.score=reference"),
     "oneshot, filters": ("method=l1_filters", "method.filters.flops=0.95"),
-    "gmp, filters": ("method=l1_filters", "schedule=cubic", "schedule.every=2"),
-    "lth, first epoch": ("method=lth", "method.prune.rewind_weights=1", "schedule.round_epochs=3"),
+    "gmp, filters": ("method=l1_filters", "schedule=cubic", "schedule.cubic.every=2"),
+    "lth, first epoch": ("method=lth", "method.prune.rewind_weights=1", "schedule.iterative.round_epochs=3"),
     "oneshot, patience": ("method=oneshot", "training.finetune.patience=1"),
     "oneshot, taylor": ("method=oneshot", "method.prune.score=taylor"),
     "rigl, diagnostics": ("method=rigl", *TABLE["METHODS"]["rigl"], *(

@@ -55,7 +55,7 @@ def books(monkeypatch):
 
 
 def test_a_row_an_epoch_with_masks_and_levels(compose, quiet, books, metrics, updates):
-    config = compose("method=iterative", "sparsity=s90", "schedule.share=0.6", "diagnostics.layers=true")
+    config = compose("method=iterative", "sparsity=s90", "schedule.iterative.share=0.6", "diagnostics.layers=true")
     result = run(config, "x", quiet)
     book = books[-1]
     written = metrics(config)

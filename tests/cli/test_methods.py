@@ -106,7 +106,7 @@ def test_the_files_read_here_are_what_hydra_composes(own):
         composed, chosen = request.compose([f"method={name}"]), files.method(name)
         assert OmegaConf.to_container(composed.method, resolve=True) == asdict(chosen.method), name
         assert composed.schedule.name == chosen.schedule.name, name
-        assert (composed.schedule.round_epochs is None) == (chosen.schedule.round_epochs is None), name
+        assert (composed.schedule.iterative.round_epochs is None) == (chosen.schedule.iterative.round_epochs is None), name
 
 
 def test_scores_from_gradients_are_those_that_differentiate(monkeypatch):

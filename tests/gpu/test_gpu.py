@@ -158,7 +158,7 @@ def watched(watch: pl.Callback, last: bool, monkeypatch) -> None:
     "words",
     [
         ("method=rigl", "method.drop_and_grow.update_every=7"),
-        ("method=granet", "method.drop_and_grow.update_every=5", "schedule.every=5"),
+        ("method=granet", "method.drop_and_grow.update_every=5", "schedule.cubic.every=5"),
         ("method=rigl", "training.optimizer=adamw", "training.lr=1e-3", "method.drop_and_grow.update_every=7"),
         ("method=rigl", "training.clip_norm=1.0", "training.clip_over=live", "method.drop_and_grow.update_every=7"),
         (

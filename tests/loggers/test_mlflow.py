@@ -86,7 +86,7 @@ def test_two_runs_and_one_that_goes_on_are_read_back_through_the_api(server, com
     (seen,) = client.search_runs([experiment.experiment_id])
     assert seen.info.status == "FAILED"
     plug(0)
-    other = compose("method=iterative", "sparsity=s90", "schedule.share=0.6", "seed=2", *where)
+    other = compose("method=iterative", "sparsity=s90", "schedule.iterative.share=0.6", "seed=2", *where)
     results = {result["name"]: (one, result) for one in (config, other) for result in [run(one, "x", quiet)]}
     runs = client.search_runs([experiment.experiment_id])
     assert {one.info.run_name for one in runs} == set(results) and len(runs) == 2, "resumed into the same MLflow run"

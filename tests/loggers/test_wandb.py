@@ -42,7 +42,7 @@ def read(config) -> list[dict]:
 
 @pytest.mark.full
 def test_offline_without_a_key_and_everything_arrives(compose, quiet, metrics):
-    config = compose("method=iterative", "sparsity=s90", "schedule.share=0.6", "logger=wandb", "logger.project=demo")
+    config = compose("method=iterative", "sparsity=s90", "schedule.iterative.share=0.6", "logger=wandb", "logger.project=demo")
     result = run(config, "x", quiet)
     (seen,) = read(config)
     whole, rows = seen["whole"], [row for row in seen["rows"] if "epoch" in row]

@@ -32,7 +32,7 @@ from sparse_lab.training.checkpoint_io import load_checkpoint, load_network
 TOTAL = 57_884  # VGG16 at a sixteenth of its width
 ROWS = [4, 4, 8, 8, 16, 16, 16, 32, 32, 32, 32, 32, 32]
 SIZES = [32, 32, 16, 16, 8, 8, 8, 4, 4, 4, 2, 2, 2]  # pixels of each convolution's map
-COMPACTING = ("method.compacting.begin=0", "method.compacting.every=1", "training.finetune.optimizer=sgd")
+COMPACTING = ("method.compactors.begin=0", "method.compactors.every=1", "training.finetune.optimizer=sgd")
 
 
 def weights_of(rows: list[int]) -> int:
@@ -170,7 +170,7 @@ def test_layer_by_layer_each_round_prunes_the_next_layer(side, compose, quiet, w
     """Also where the last rate is 0 and the target, rounded, would let a weight more live than does."""
     rates, target = rates_of(HRANK)
     asked = float(target.split("=")[1]) + side
-    config = compose("method=hrank", "schedule=layerwise", "schedule.round_epochs=1", rates, f"sparsity.target={asked}")
+    config = compose("method=hrank", "schedule=layerwise", "schedule.iterative.round_epochs=1", rates, f"sparsity.target={asked}")
     check(config)
     result = run(with_starts(config), "x", quiet)
     assert [level["kept"] for level in result["levels"]] == [
@@ -303,7 +303,7 @@ def test_rows_are_given_up_a_few_more_at_each_look_the_shortest_first(compose, q
     original, add_penalty = Compaction._give_up, compactors.add_penalty
     monkeypatch.setattr(Compaction, "_give_up", spied)
     monkeypatch.setattr("sparse_lab.algorithms.structured.compaction.compactors.add_penalty", penalised)
-    rows = ("method.compacting.channels=3", "method.compacting.penalty=0.5", "training.finetune.epochs=12")
+    rows = ("method.compactors.channels=3", "method.compactors.penalty=0.5", "training.finetune.epochs=12")
     run(with_starts(compose("method=resrep", "sparsity.target=0.3", *COMPACTING, *rows)), "x", quiet)
     assert len(counts) == 24 and counts[0] == 3
 
@@ -333,7 +333,7 @@ def folding(monkeypatch) -> list[float]:
     return moved
 
 
-STRONG = (*COMPACTING, "method.compacting.penalty=0.2", "method.compacting.channels=400", "training.finetune.lr=0.05",
+STRONG = (*COMPACTING, "method.compactors.penalty=0.2", "method.compactors.channels=400", "training.finetune.lr=0.05",
           "training.finetune.epochs=12")  # fmt: skip
 
 
@@ -388,16 +388,16 @@ WHOLE = [
     (
         "method=l1_filters",
         "schedule=iterative",
-        "schedule.share=0.4",
+        "schedule.iterative.share=0.4",
         "method.filters.flops=0.9",
         "sparsity.target=0.7",
     ),
-    ("method=l1_filters", "schedule=cubic", "schedule.every=1", *rates_of(HRANK)),
+    ("method=l1_filters", "schedule=cubic", "schedule.cubic.every=1", *rates_of(HRANK)),
     ("method=sfp", *rates_of(HRANK)),
 ]
 MORE_WHOLE = [
     ("method=resrep", *COMPACTING, "sparsity.target=0.5", "trainer.precision=64-true"),
-    ("method=l1_filters", "schedule=cubic", "schedule.every=1", "method.filters.flops=0.9", "sparsity.target=0.7"),
+    ("method=l1_filters", "schedule=cubic", "schedule.cubic.every=1", "method.filters.flops=0.9", "sparsity.target=0.7"),
     ("method=l1_filters", "schedule=iterative", *rates_of(HRANK)),
     ("method=resrep", *COMPACTING, *rates_of(HRANK)),
     ("method=sfp", "sparsity.target=0.001"),

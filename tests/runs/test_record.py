@@ -21,7 +21,7 @@ from sparse_lab.experiment.runner import run
 @pytest.mark.parametrize(
     "same",
     ["paths.data=elsewhere", "logger=wandb", "trainer.devices=2", "trainer.accelerator=auto", "dataset.workers=0",
-     "trainer.checkpoint_every=7", "method.regrow.score=random", "schedule.share=0.9"],
+     "trainer.checkpoint_every=7", "method.regrow.score=random", "schedule.iterative.share=0.9"],
 )  # fmt: skip
 def test_what_does_not_matter_does_not_rename_a_run(same, compose):
     assert run_name(compose("method=oneshot", same)) == run_name(compose("method=oneshot"))

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
-from sparse_lab.config import RENAMED_PARTS, Config, current
+from sparse_lab.config import Config, current
 from sparse_lab.report.load.records import Finished
 
 SHOWN = 3  # settings that a row's name spells out
@@ -60,8 +60,6 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         key = current(f"{prefix}{name}")
         if isinstance(value, Mapping):
             flat.update(flatten(value, f"{prefix}{name}."))
-        elif key == "method.parts" and isinstance(value, list):
-            flat[key] = [RENAMED_PARTS.get(str(one), one) for one in value]
         elif key not in _SILENT and not key.startswith(("paths.", "logger.")):
             flat[key] = value
     return flat

@@ -1,0 +1,99 @@
+"""Drop and grow: SET, RigL, their ITOP forms; with schedule=cubic GraNet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sparse_lab.config import Config, DropAndGrowConfig, MethodConfig
+from sparse_lab.errors import UserError
+from sparse_lab.experiment.components.base import FROM_GRADIENTS, Component, Site
+from sparse_lab.experiment.components.cycles import cycles_of
+from sparse_lab.sparsity.clock import Clock
+from sparse_lab.sparsity.schedules import Constant, Cubic, DropFraction, Schedule
+
+if TYPE_CHECKING:
+    from sparse_lab.algorithms.base import Algorithm
+
+
+class DropAndGrow(Component):
+    part = "drop_and_grow"
+    needs = ("prune",)
+    not_with = ("filters", "hypersphere", "elastic_mutation", "regrow")
+    schedules = ("constant", "cubic", "one_shot")
+    from_scratch = True
+    explores = True
+
+    def check(self, config: Config) -> None:
+        settings = _settings(config)
+        check_scores("method.drop_and_grow", settings.drop, settings.grow)
+
+    def begins(self, config: Config, clock: Clock) -> Schedule | None:
+        cubic = config.schedule.cubic  # prunes before each update
+        return None if cubic is None else Constant(cubic.initial)
+
+    def build(self, site: Site) -> list[Algorithm]:
+        from sparse_lab.algorithms import drop_and_grow
+
+        settings = _settings(site.config)
+        assert site.masks is not None
+        return [
+            drop_and_grow.DropAndGrow(
+                site.model,
+                site.masks,
+                site.clock.steps_a_round,
+                updates(site.config, site.clock),
+                pruning=site.schedule if isinstance(site.schedule, Cubic) else None,
+                distribution=settings.distribution,
+                drop=settings.drop,
+                grow=settings.grow,
+                gradients=settings.gradients,
+                seed=site.config.seed,
+                changed=site.changed,
+            )
+        ]
+
+    def idle(self, config: Config, clock: Clock) -> list[str]:
+        planned, steps = updates(config, clock), clock.steps_a_round
+        step = (planned.begin // planned.every + 1) * planned.every
+        return [] if step < min(planned.end, steps) else [too_short(self.part, step, steps)]
+
+    def dense_gradients(self, method: MethodConfig, in_rounds: bool) -> str | None:
+        assert method.drop_and_grow is not None
+        return "always" if method.drop_and_grow.grow in FROM_GRADIENTS else None
+
+
+def _settings(config: Config) -> DropAndGrowConfig:
+    assert config.method.drop_and_grow is not None
+    return config.method.drop_and_grow
+
+
+def updates(config: Config, clock: Clock) -> DropFraction:
+    """Return when and how much the method drops and grows: after the cycles where there are any."""
+    settings = _settings(config)
+    begin = cycles_of(config, clock).end if config.method.cycles else 0
+    end = max(1, round(settings.end * clock.steps_a_round))
+    every = settings.update_every * (clock.steps_an_epoch if settings.unit == "epochs" else 1)
+    shape = settings.drop_fraction_shape
+    return DropFraction(every, begin, end, settings.drop_fraction, settings.drop_fraction_end, shape)
+
+
+def too_short(part: str, step: int, steps: int) -> str:
+    """Return the warning that no mask update comes."""
+    return (
+        f"nothing is ever dropped and grown: the first time would be step {step:,} and the training has {steps:,} "
+        f"steps: train longer, or lower method.{part}.update_every"
+    )
+
+
+def check_scores(part: str, drop: str, grow: str) -> None:
+    """Raise UserError where a mask update of `part` could not use these scores."""
+    from sparse_lab.sparsity.scores import OF_WEIGHTS, OWN_PASSES, find_score
+
+    for name in (drop, grow):
+        find_score(name)
+        if name == "reference":
+            raise UserError(f"{part} cannot look at a reference network: choose another score than reference")
+        if name in OWN_PASSES:
+            raise UserError(f"{part} sees the step's gradients alone, and {name} needs more: choose another score")
+    if grow in OF_WEIGHTS:
+        raise UserError(f"{part}.grow={grow} scores every pruned weight 0: use gradient or random")
