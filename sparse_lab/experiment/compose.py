@@ -27,6 +27,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -200,7 +201,9 @@ class ConfigSource:
     def _loader(self) -> ConfigLoaderImpl:
         searched = create_config_search_path(str(self.conf))
         if self.user_conf is not None:
-            searched.append("command-line", f"file://{self.user_conf}")
+            searched.append(
+                "command-line", f"file://{self.user_conf}", anchor=SearchPathQuery("main")
+            )  # what we ship goes first
         return ConfigLoaderImpl(searched)
 
     def choices(self, group: str) -> list[str]:

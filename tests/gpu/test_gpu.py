@@ -15,7 +15,6 @@ from rich.console import Console
 from sparse_lab import data, models
 from sparse_lab.config import Config
 from sparse_lab.experiment import runner as room
-from sparse_lab.experiment.compose import to_config
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
 from sparse_lab.sparsity.topk import top_k
@@ -40,7 +39,7 @@ SMALL = (
 @pytest.fixture
 def compose(tmp_path: Path) -> Callable[..., Config]:
     def make(*words: str, folder: str = "runs") -> Config:
-        return to_config(Request.read([]).compose([*SMALL, f"paths.outputs={tmp_path / folder}", *words]))
+        return Request.read([]).compose([*SMALL, f"paths.outputs={tmp_path / folder}", *words]).config()
 
     return make
 

@@ -20,7 +20,7 @@ from sparse_lab.algorithms.structured.compaction import Compaction
 from sparse_lab.cli import export as command
 from sparse_lab.cli.main import main
 from sparse_lab.errors import UserError
-from sparse_lab.experiment import phases
+from sparse_lab.experiment.components.table import starts
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
 from sparse_lab.experiment.validate import check
@@ -170,7 +170,9 @@ def test_layer_by_layer_each_round_prunes_the_next_layer(side, compose, quiet, w
     """Also where the last rate is 0 and the target, rounded, would let a weight more live than does."""
     rates, target = rates_of(HRANK)
     asked = float(target.split("=")[1]) + side
-    config = compose("method=hrank", "schedule=layerwise", "schedule.iterative.round_epochs=1", rates, f"sparsity.target={asked}")
+    config = compose(
+        "method=hrank", "schedule=layerwise", "schedule.iterative.round_epochs=1", rates, f"sparsity.target={asked}"
+    )
     check(config)
     result = run(with_starts(config), "x", quiet)
     assert [level["kept"] for level in result["levels"]] == [
@@ -263,7 +265,7 @@ def test_compactors_change_no_answer_at_first_and_have_a_recipe_of_their_own(com
         seen["looked"] = True
 
     config = with_starts(compose("method=resrep", "sparsity.target=0.6", *COMPACTING))
-    dense = run_dir(phases.parent(config)).best
+    dense = run_dir(starts(config).get("parent")).best
     monkeypatch.setattr(Compaction, "begin_step", look)
     run(config, "x", quiet)
     assert seen
@@ -397,7 +399,13 @@ WHOLE = [
 ]
 MORE_WHOLE = [
     ("method=resrep", *COMPACTING, "sparsity.target=0.5", "trainer.precision=64-true"),
-    ("method=l1_filters", "schedule=cubic", "schedule.cubic.every=1", "method.filters.flops=0.9", "sparsity.target=0.7"),
+    (
+        "method=l1_filters",
+        "schedule=cubic",
+        "schedule.cubic.every=1",
+        "method.filters.flops=0.9",
+        "sparsity.target=0.7",
+    ),
     ("method=l1_filters", "schedule=iterative", *rates_of(HRANK)),
     ("method=resrep", *COMPACTING, *rates_of(HRANK)),
     ("method=sfp", "sparsity.target=0.001"),

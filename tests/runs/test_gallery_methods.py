@@ -423,7 +423,11 @@ def test_dense_and_sparse_by_turns(compose, quiet, monkeypatch):
     monkeypatch.setattr(Prune, "begin_step", spied)
     # 40 steps: 4 dense, turns of 4, 6 dense from 28 to 34, then sparse
     config = compose(
-        "method=acdc", "sparsity.target=0.9", "training.epochs=20", "schedule.alternating.turn=0.1", "schedule.alternating.last_dense=0.15"
+        "method=acdc",
+        "sparsity.target=0.9",
+        "training.epochs=20",
+        "schedule.alternating.turn=0.1",
+        "schedule.alternating.last_dense=0.15",
     )
     result = run(config, "x", quiet)
     kept = round(0.1 * TOTAL)

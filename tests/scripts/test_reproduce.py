@@ -295,7 +295,11 @@ def test_the_table_of_bidirectional_regrowth_composes() -> None:
     regrown, *stronger = [run for run in runs if run.config.method.name == "iterative_regrow"]
     # a start stands before what it is needed for
     assert list(regrown.starts) == names[:2] and regrown.name == names[2]
-    assert [run.config.schedule.iterative.round_epochs for run in runs if run.config.method.name == "lrr"] == [40, 40, 40]
+    assert [run.config.schedule.iterative.round_epochs for run in runs if run.config.method.name == "lrr"] == [
+        40,
+        40,
+        40,
+    ]
     for run, target in zip(stronger, (0.9685, 0.9639, 0.9296), strict=True):
         config = run.config
         assert config.sparsity.target == target and config.method.prune.rewind_lr

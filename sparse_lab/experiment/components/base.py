@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from sparse_lab.config import Config, MethodConfig
+from sparse_lab.errors import UserError
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.schedules import Schedule
 
@@ -121,3 +122,17 @@ class Component:
 def often(times: int) -> str:
     """Return "once", or "N times"."""
     return "once" if times == 1 else f"{times} times"
+
+
+def check_scores(part: str, drop: str, grow: str) -> None:
+    """Raise UserError where a mask update of `part` could not use these scores."""
+    from sparse_lab.sparsity.scores import OF_WEIGHTS, OWN_PASSES, find_score
+
+    for name in (drop, grow):
+        find_score(name)
+        if name == "reference":
+            raise UserError(f"{part} cannot look at a reference network: choose another score than reference")
+        if name in OWN_PASSES:
+            raise UserError(f"{part} sees the step's gradients alone, and {name} needs more: choose another score")
+    if grow in OF_WEIGHTS:
+        raise UserError(f"{part}.grow={grow} scores every pruned weight 0: use gradient or random")

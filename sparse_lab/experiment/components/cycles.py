@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sparse_lab.config import Config, MethodConfig
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.components.base import FROM_GRADIENTS, Component, Site
+from sparse_lab.experiment.components.base import FROM_GRADIENTS, Component, Site, check_scores
 from sparse_lab.experiment.timeline import recipe_of
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.schedules import Constant, Cyclic, Schedule
@@ -26,7 +26,6 @@ class Cycles(Component):
     explores = True
 
     def check(self, config: Config) -> None:
-        from sparse_lab.experiment.components.drop_and_grow import check_scores
         from sparse_lab.experiment.networks import counted
         from sparse_lab.sparsity.distributions import DISTRIBUTIONS
         from sparse_lab.sparsity.masks import num_kept

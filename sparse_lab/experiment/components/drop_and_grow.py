@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sparse_lab.config import Config, DropAndGrowConfig, MethodConfig
-from sparse_lab.errors import UserError
-from sparse_lab.experiment.components.base import FROM_GRADIENTS, Component, Site
+from sparse_lab.experiment.components.base import FROM_GRADIENTS, Component, Site, check_scores
 from sparse_lab.experiment.components.cycles import cycles_of
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.schedules import Constant, Cubic, DropFraction, Schedule
@@ -83,17 +82,3 @@ def too_short(part: str, step: int, steps: int) -> str:
         f"nothing is ever dropped and grown: the first time would be step {step:,} and the training has {steps:,} "
         f"steps: train longer, or lower method.{part}.update_every"
     )
-
-
-def check_scores(part: str, drop: str, grow: str) -> None:
-    """Raise UserError where a mask update of `part` could not use these scores."""
-    from sparse_lab.sparsity.scores import OF_WEIGHTS, OWN_PASSES, find_score
-
-    for name in (drop, grow):
-        find_score(name)
-        if name == "reference":
-            raise UserError(f"{part} cannot look at a reference network: choose another score than reference")
-        if name in OWN_PASSES:
-            raise UserError(f"{part} sees the step's gradients alone, and {name} needs more: choose another score")
-    if grow in OF_WEIGHTS:
-        raise UserError(f"{part}.grow={grow} scores every pruned weight 0: use gradient or random")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from sparse_lab.config import Config, ElasticMutationConfig, MethodConfig
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.components.base import FROM_GRADIENTS, Component, Site
-from sparse_lab.experiment.components.drop_and_grow import check_scores, too_short
+from sparse_lab.experiment.components.base import FROM_GRADIENTS, Component, Site, check_scores
+from sparse_lab.experiment.components.drop_and_grow import too_short
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.schedules import Bounds, Constant, Schedule
 
