@@ -105,8 +105,9 @@ class Task:
 
     def _config(self, swept: list[str]) -> Config:
         from sparse_lab.config import conf_dir
-        from sparse_lab.experiment.compose import ConfigSource
+        from sparse_lab.experiment.compose import ConfigSource, leave_out_plugins_own
 
+        leave_out_plugins_own()  # a worker has not
         return ConfigSource(conf_dir(), self.user_conf).compose([*self.fixed, *swept]).config()
 
     def _run(self, compose: Callable[[], Config], job: str, begin: Callable[[str], None]) -> dict[str, Any]:

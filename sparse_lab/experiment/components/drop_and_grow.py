@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparse_lab.config import Config, DropAndGrowConfig, MethodConfig
 from sparse_lab.experiment.components.base import FROM_GRADIENTS, Component, Site, check_scores
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 
 class DropAndGrow(Component):
+    """A rule of its own is a subclass with a part whose settings have these keys and more: it says what to `create`."""
+
     part = "drop_and_grow"
     needs = ("prune",)
     not_with = ("filters", "hypersphere", "elastic_mutation", "regrow")
@@ -22,25 +24,29 @@ class DropAndGrow(Component):
     from_scratch = True
     explores = True
 
+    def create(self, settings: Any, *network: Any, **how: Any) -> Algorithm:
+        """Return the algorithm. network, how: what every drop and grow is told."""
+        from sparse_lab.algorithms import drop_and_grow
+
+        return drop_and_grow.DropAndGrow(*network, **how)
+
     def check(self, config: Config) -> None:
-        settings = _settings(config)
-        check_scores("method.drop_and_grow", settings.drop, settings.grow)
+        settings = getattr(config.method, self.part)
+        check_scores(f"method.{self.part}", settings.drop, settings.grow)
 
     def begins(self, config: Config, clock: Clock) -> Schedule | None:
         cubic = config.schedule.cubic  # prunes before each update
         return None if cubic is None else Constant(cubic.initial)
 
     def build(self, site: Site) -> list[Algorithm]:
-        from sparse_lab.algorithms import drop_and_grow
-
-        settings = _settings(site.config)
-        assert site.masks is not None
+        settings = getattr(site.config.method, self.part)
         return [
-            drop_and_grow.DropAndGrow(
+            self.create(
+                settings,
                 site.model,
                 site.masks,
                 site.clock.steps_a_round,
-                updates(site.config, site.clock),
+                updates(settings, site.config, site.clock),
                 pruning=site.schedule if isinstance(site.schedule, Cubic) else None,
                 distribution=settings.distribution,
                 drop=settings.drop,
@@ -52,23 +58,16 @@ class DropAndGrow(Component):
         ]
 
     def idle(self, config: Config, clock: Clock) -> list[str]:
-        planned, steps = updates(config, clock), clock.steps_a_round
+        planned, steps = updates(getattr(config.method, self.part), config, clock), clock.steps_a_round
         step = (planned.begin // planned.every + 1) * planned.every
         return [] if step < min(planned.end, steps) else [too_short(self.part, step, steps)]
 
     def dense_gradients(self, method: MethodConfig, in_rounds: bool) -> str | None:
-        assert method.drop_and_grow is not None
-        return "always" if method.drop_and_grow.grow in FROM_GRADIENTS else None
+        return "always" if getattr(method, self.part).grow in FROM_GRADIENTS else None
 
 
-def _settings(config: Config) -> DropAndGrowConfig:
-    assert config.method.drop_and_grow is not None
-    return config.method.drop_and_grow
-
-
-def updates(config: Config, clock: Clock) -> DropFraction:
+def updates(settings: DropAndGrowConfig, config: Config, clock: Clock) -> DropFraction:
     """Return when and how much the method drops and grows: after the cycles where there are any."""
-    settings = _settings(config)
     begin = cycles_of(config, clock).end if config.method.cycles else 0
     end = max(1, round(settings.end * clock.steps_a_round))
     every = settings.update_every * (clock.steps_an_epoch if settings.unit == "epochs" else 1)
