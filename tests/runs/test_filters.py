@@ -171,7 +171,7 @@ def test_layer_by_layer_each_round_prunes_the_next_layer(side, compose, quiet, w
     rates, target = rates_of(HRANK)
     asked = float(target.split("=")[1]) + side
     config = compose(
-        "method=hrank", "schedule=layerwise", "schedule.iterative.round_epochs=1", rates, f"sparsity.target={asked}"
+        "method=hrank", "schedule=layerwise", "schedule.layerwise.round_epochs=1", rates, f"sparsity.target={asked}"
     )
     check(config)
     result = run(with_starts(config), "x", quiet)

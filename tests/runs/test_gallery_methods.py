@@ -162,7 +162,7 @@ def test_static_masks_are_those_of_the_initial_network(method, compose, quiet):
 
 def test_gmp_follows_the_cubic_in_every_layer(compose, quiet):
     config = compose(
-        "method=gmp", "sparsity.target=0.95", "schedule.cubic.every=3", "schedule.begin=0.1", "schedule.end=0.7",
+        "method=gmp", "sparsity.target=0.95", "schedule.cubic.every=3", "schedule.cubic.begin=0.1", "schedule.cubic.end=0.7",
         "training.epochs=10", "diagnostics.layers=true",
     )  # fmt: skip
     run(config, "x", quiet)
@@ -307,7 +307,7 @@ def test_elastic_mutation_drops_and_grows_to_the_bounds(method, compose, quiet, 
     original = ElasticMutation.update
     monkeypatch.setattr(ElasticMutation, "update", spied)
     config = compose(
-        f"method={method}", "sparsity.target=0.9", "training.epochs=8", "method.drop_and_grow.update_every=1"
+        f"method={method}", "sparsity.target=0.9", "training.epochs=8", "method.elastic_mutation.update_every=1"
     )
     result = run(config, "x", quiet)
     # 16 steps, two an epoch: the first stage ends at step 9, the second at step 12
@@ -330,7 +330,7 @@ def test_mest_is_not_said_to_rewire_nothing_where_it_does(every, compose, capsys
     from rich.console import Console
 
     config = compose(
-        "method=mest", "sparsity.target=0.9", "training.epochs=4", f"method.drop_and_grow.update_every={every}"
+        "method=mest", "sparsity.target=0.9", "training.epochs=4", f"method.elastic_mutation.update_every={every}"
     )
     run(config, "x", Console(width=200))
     changed = any(row["change"] == "elastic_mutation" for row in lines(config))

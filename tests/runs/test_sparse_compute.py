@@ -37,8 +37,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "synflow": ("method.prune.iterations=5",),
     "random_at_init": (),
     "magnitude_at_init": (),
-    "mest": ("method.drop_and_grow.update_every=1",),
-    "mest_soft": ("method.drop_and_grow.update_every=1",),
+    "mest": ("method.elastic_mutation.update_every=1",),
+    "mest_soft": ("method.elastic_mutation.update_every=1",),
     "granet": ("method.drop_and_grow.update_every=1",),
     "gmp": ("schedule.cubic.every=1",),
     "acdc": ("schedule.alternating.turn=0.1",),
@@ -117,7 +117,7 @@ def tensors(part, path="") -> Iterator[tuple[str, torch.Tensor]]:
 def test_clipping_is_that_of_dense_arithmetic(over, gradients, compose, quiet):
     """A norm so small that every step is clipped; RigL reads the gradients before it, MEST's score those after it."""
     clipped = ("training.clip_norm=0.05", f"training.clip_over={over}", f"method.gradients={gradients}")
-    dense = compose("method=mest", "method.drop_and_grow.update_every=1", *COMMON, *clipped, EXACT)
+    dense = compose("method=mest", "method.elastic_mutation.update_every=1", *COMMON, *clipped, EXACT)
     sparse = replace(dense, compute="sparse")
     for config in (dense, sparse):
         run(config, "x", quiet)
