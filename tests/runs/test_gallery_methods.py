@@ -162,8 +162,8 @@ def test_static_masks_are_those_of_the_initial_network(method, compose, quiet):
 
 def test_gmp_follows_the_cubic_in_every_layer(compose, quiet):
     config = compose(
-        "method=gmp", "sparsity.target=0.95", "schedule.cubic.every=3", "schedule.cubic.begin=0.1", "schedule.cubic.end=0.7",
-        "training.epochs=10", "diagnostics.layers=true",
+        "method=gmp", "sparsity.target=0.95", "schedule.cubic.every=3", "schedule.cubic.begin=0.1",
+        "schedule.cubic.end=0.7", "training.epochs=10", "diagnostics.layers=true",
     )  # fmt: skip
     run(config, "x", quiet)
     rows = {row["step"]: row for row in lines(config)}
