@@ -10,7 +10,7 @@ import csv
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,8 @@ def keep_runs(runs: Iterable[Path], folder: Path) -> tuple[list[str], list[Value
                     added.append(name)
                 except (ValueError, OSError) as error:
                     refused.append(error)
+                except RecursionError as error:
+                    refused.append(ValueError(f"{run} cannot be kept: {error}"))
         if added:
             with atomic_write(folder / FILE) as temporary:
                 temporary.write_bytes(b"".join(line + b"\n" for name in sorted(lines) for line in lines[name]))
@@ -132,14 +134,15 @@ def _line(name: str, run: Path) -> bytes:
         raise ValueError(f"{run / 'result.json'} is damaged: its checksum is wrong")
     traces = {METRICS: _metrics(run / "metrics.csv")}
     traces |= {kind: _json_lines(path) for kind in LINES if (path := run / f"{kind}.jsonl").exists()}
-    record = asdict(Kept(name, result, status, _config(run / "config.yaml"), traces))
-    neutral = _neutral(record, _own_folders(record["config"]))
+    config = _config(run / "config.yaml")
+    record = {"name": name, "result": result, "status": status, "config": config, "traces": traces}
+    neutral = _neutral(record, _own_folders(config))
     if CHECKSUM in result and neutral["result"] != result:
         neutral["result"][CHECKSUM] = checksum(neutral["result"])
     neutral["traces"] = {kind: _columns(rows) for kind, rows in neutral["traces"].items()}
     try:
         return json.dumps({**neutral, CHECKSUM: checksum(neutral)}, separators=(",", ":"), allow_nan=False).encode()
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{run} cannot be kept: {error}") from None
 
 

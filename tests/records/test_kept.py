@@ -152,7 +152,7 @@ def _keep(runs: list[Path], folder: Path) -> None:
 
 DAMAGED = {
     "result.json": [b"", b"{", b"[]", b'{"a": NaN}', b"\xff", b"[" * 10**5, b'{"a": 1, "checksum": "0"}'],
-    "status.json": [b'"done"', b'{"epoch": Infinity}'],
+    "status.json": [b'{"a":' * 600 + b"1" + b"}" * 600, b'"done"', b'{"epoch": Infinity}'],
     "config.yaml": [b"a: [", b"- 1", b"\x00", b"seed: .inf"],
     "metrics.csv": [b"epoch,loss\n1\n", b"epoch,loss\n1,2,3\n", b"\xff"],
     "updates.jsonl": [b'{"a": 1}\n{"a"', b"[1]\n", b'{"a": NaN}\n', b"\xff\n"],
