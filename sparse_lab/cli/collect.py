@@ -18,7 +18,8 @@ def main(argv: list[str]) -> int:
         prog="sparse-lab collect",
         description=f"Adds every finished run below the sources to TABLE_DIR/{FILE}, a run a line: its result, "
         "status, config, metrics and diagnostics, without its network. `sparse-lab report TABLE_DIR` makes the table "
-        "from it as from the runs themselves, on any machine.",
+        "from it as from the runs themselves, on any machine; with a table.yaml beside it (title: ...) it is a table "
+        "of its own in a report on a folder above.",
         epilog="Values stay as they were measured; of the command and the config only paths.outputs and paths.data are "
         "changed, to OUTPUTS and DATA. A run that is there already is not added again, lines are sorted by name and "
         "carry a checksum, and several of these commands may add to one file at a time. Sources are left as they are.",

@@ -111,7 +111,9 @@ def _gather(roots: list[Path], without: Sequence[Path]) -> tuple[Report, pd.Data
     planned, warnings = unfinished(records, own.planned)
     if not records.results and not records.unfinished and not planned:
         listed = ", ".join(str(root) for root in roots)
-        raise NoRecords(f"no records under {listed}: give a folder that holds runs (result.json, status.json)")
+        raise NoRecords(
+            f"no records under {listed}: give a folder that holds runs (result.json, status.json), or a records.jsonl"
+        )
     published = load()
     table, passed = long(records.results, published), levels(records.results)
     found, unread = traces(records.results)
