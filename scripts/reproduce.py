@@ -32,7 +32,7 @@ examples:
 
 A run that is stopped (time is up, Ctrl-C, SIGTERM) is saved first and goes on next time. A record counts for a run when
 everything but the arithmetic (trainer.precision, compute) is the same: runs made on a GPU count on a CPU machine. With
---records the small files of every finished run are copied to DIR/runs, beside DIR/table.yaml; `sparse-lab report DIR`
+--records the record of every finished run is added to DIR/records.jsonl, beside DIR/table.yaml; `sparse-lab report DIR`
 makes a report of them. Each run's output is in OUTPUTS/logs.
 
 exit status: 0, 1 if a run failed (the others are made), 2 if the request is wrong, 130 after Ctrl-C, 143 after SIGTERM

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from keep_records import keep_run
 
 from sparse_lab.config import Config
 from sparse_lab.errors import SparseLabError, UserError, nearest
@@ -34,6 +33,7 @@ from sparse_lab.experiment.components import table
 from sparse_lab.experiment.identity import digest, identity, run_dir
 from sparse_lab.experiment.validate import check_request
 from sparse_lab.records.atomic_io import write_text_atomic
+from sparse_lab.records.kept import keep_run
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.report.load.records import Finished, read
 from sparse_lab.sweep.plan import Request
@@ -263,8 +263,13 @@ class State:
 
     def __post_init__(self) -> None:
         if self.records is not None and self.records.is_dir():
-            for finished in read(self.records).results:
-                self._kept.setdefault(_stem(finished.name), []).append(finished)
+            self._look()
+
+    def _look(self) -> None:
+        assert self.records is not None
+        self._kept.clear()
+        for finished in read(self.records).results:
+            self._kept.setdefault(_stem(finished.name), []).append(finished)
 
     def result(self, run: Run) -> dict[str, Any] | None:
         """The record that counts for a run: one that is kept, if in another arithmetic too, or else its own."""
@@ -287,8 +292,7 @@ class State:
                     keep_run(folder.path, self.records)
                 except (OSError, ValueError) as error:
                     raise UserError(f"{folder.path} cannot be copied to {self.records}: {error}") from None
-                finished = read(self.records / "runs" / folder.name).results
-                self._kept.setdefault(_stem(folder.name), []).extend(finished)
+                self._look()
 
     def _own(self, config: Config) -> dict[str, Any] | None:
         """Looked at on disk until it is done: whole networks are hashed."""

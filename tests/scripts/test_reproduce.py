@@ -26,7 +26,6 @@ from typing import Any
 import pytest
 import reproduce_jobs
 import yaml
-from keep_records import keep_run
 from reproduce import main
 from reproduce_table import TABLES, Run, Table, merged, plan, request_of
 
@@ -34,6 +33,7 @@ from sparse_lab.callbacks.nan_guard import NanGuard
 from sparse_lab.cli import main as cli
 from sparse_lab.errors import UserError
 from sparse_lab.records.atomic_io import damaged
+from sparse_lab.records.kept import FILE, keep_run, read_kept
 
 SCRIPT = Path(sys.modules["reproduce"].__file__ or "")
 TINY = """\
@@ -225,13 +225,14 @@ def test_records_count_without_the_runs(filled: Filled, tmp_path: Path, capsys: 
     kept = shutil.copytree(place / "kept", tmp_path / "kept")
     assert yaml.safe_load((kept / "table.yaml").read_text())["title"] == "A tiny table"
     assert str(place) not in "".join(path.read_text() for path in kept.rglob("*") if path.is_file())
-    assert not any(damaged(json.loads(path.read_text())) for path in kept.glob("runs/*/result.json"))
+    records, warnings = read_kept(kept)
+    assert len(records) == 6 and not warnings and not any(damaged(record.result) for record in records)
     # the copy beside the records is a table too; what was computed otherwise is the same request
     arguments = [str(kept / "table.yaml"), "--device", "cpu", "--outputs", str(tmp_path / "new")]
     assert main([*arguments, "--records", str(kept), "trainer.precision=bf16-mixed"]) == 0
     shown = capsys.readouterr().out
     assert row(shown, "regrown") == row(said[1], "regrown") and "started" not in shown
-    assert not list((tmp_path / "new").glob("runs/*")) and len(list(kept.glob("runs/*"))) == 6
+    assert not list((tmp_path / "new").glob("runs/*")) and read_kept(kept)[0] == records
     assert (kept / "table.yaml").read_text().count("planned:") == 1
     # another length is another request
     assert main([*arguments, "--records", str(kept), "--minutes", "0", "training.epochs=4"]) == 0
@@ -240,8 +241,10 @@ def test_records_count_without_the_runs(filled: Filled, tmp_path: Path, capsys: 
 
 def test_a_damaged_record_does_not_count(filled: Filled, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = shutil.copytree(filled.place / "kept", tmp_path / "kept")
-    [path] = kept.glob("runs/*-dense-seed2-*/result.json")
-    path.write_text(path.read_text().replace('"seed": 2', '"seed": 7', 1))
+    before = (kept / FILE).read_text().splitlines(keepends=True)
+    changed = [line.replace('"seed":2', '"seed":7', 1) if "-dense-seed2-" in line[:100] else line for line in before]
+    assert sum(one != other for one, other in zip(before, changed, strict=True)) == 1
+    (kept / FILE).write_text("".join(changed))
     arguments = ["--device", "cpu", "--outputs", str(tmp_path / "new"), "--minutes", "0"]
     assert main([str(kept / "table.yaml"), *arguments, "--records", str(kept)]) == 0
     assert row(capsys.readouterr().out, "dense")[5:] == ["1/2", "seed 2"]
