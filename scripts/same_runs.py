@@ -95,7 +95,8 @@ def left_by(outputs: Path, name: str, own: tuple[str, ...]) -> dict[str, str]:
     if done.returncode:
         return {"error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}"}
     found: dict[str, str] = {}
-    for place in sorted((outputs / "runs").iterdir()):
+    # in the order in which they were made: names change
+    for place in sorted((outputs / "runs").iterdir(), key=lambda one: (one / "config.yaml").stat().st_mtime_ns):
         label = place.name.rpartition("-")[0]
         while f"{label} result" in found:
             label += "'"

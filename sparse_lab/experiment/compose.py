@@ -114,15 +114,19 @@ class Composed:
 
     cfg: DictConfig
     parts: set[str]
+    taken_out: set[str] = field(default_factory=set)
 
     def set(self, key: str, value: Any) -> None:
         """Set a key, as Hydra would; or put a part in or out. Raises UserError."""
         part = part_of(key)
         if key == part and value is None:
             self.parts.discard(part)
+            self.taken_out.add(part)
             return
         if key == part and not isinstance(value, dict):
             raise UserError(f"{key}={value}: a part is there with settings or null since 0.2: {key}={{}} or {key}=null")
+        if part in self.taken_out and key != part:  # Hydra itself would trip over it
+            raise UserError(f"{key}={value} and {part}=null do not go together: leave one out")
         if part is not None and key != part and OmegaConf.select(self.cfg, part) is None:
             raise UserError(
                 f"{key}={value}: a config file sets {part} to null: {part}={{}} on the command line adds it"
@@ -133,6 +137,7 @@ class Composed:
             raise UserError(first_line(error)) from None
         if key == part:
             self.parts.add(part)
+            self.taken_out.discard(part)
 
     def config(self) -> Config:
         """The run's config as plain dataclasses. Raises UserError when a value is missing or of the wrong type."""
@@ -249,10 +254,7 @@ class ConfigSource:
         """
         choices, values = split(self, overrides)
         composed = self._put_together(choices)
-        nulls = [key for key, value in values if value is None and key in PARTS]
         for key, value in values:
-            if (part := part_of(key)) in nulls and key != part and value is not None:  # Hydra itself would trip over it
-                raise UserError(f"{key}={value} and {part}=null do not go together: leave one out")
             composed.set(key, value)
         check_targets(composed.cfg)
         check_config(composed.cfg)
