@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +54,7 @@ class Task:
     pid: int = field(default_factory=os.getpid)
     host: str = field(default_factory=socket.gethostname)
     last: dict[str, Any] = field(default_factory=dict)
+    lost: dict[str, Exception] = field(default_factory=dict)  # job's name -> what ended its process
 
     @property
     def here(self) -> bool:
@@ -87,6 +88,15 @@ class Task:
         if self.here:
             _say_progress(folder)
         return outcome.get("value")
+
+    def planned_names(self) -> dict[int, str]:
+        """The jobs' runs by number, where they are known before they start."""
+        assert self.folder is not None
+        return dict(enumerate(SweepFolder(self.folder).planned_names()))
+
+    def made(self, run: str) -> bool:
+        assert self.folder is not None
+        return SweepFolder(self.folder).has_result(run)
 
     def done_already(self, config: Config) -> bool:
         """Is this single run finished? Then that is said at once, without Hydra's own second look at the command."""
@@ -168,43 +178,64 @@ def start(request: Request) -> int:
             _through_hydra(request, task, [])
         return _single(task)
     with SweepFolder.claim(request.outputs, _sweep_name(request)) as folder:
-        plan = {
-            "command": command,
-            "started": now(),
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "jobs": request.jobs,
-            "launcher": request.launcher,
-            "runs": request.plan,
-        }
-        folder.write_plan(plan)
+        plan = plan_of(command, request.launcher, request.jobs, request.plan)
         swept = tuple(request.axes)
         task = Task(command, request.launcher, request.jobs, swept, folder.path, searches=not request.plan)
-        error = None
-        try:
-            _hush(request.sweeper)
-            if request.launcher == "ray":
-                _start_ray(request.launching)
-            with _elsewhere(request.launcher, folder):
-                _through_hydra(request, task, [f"hydra.sweep.dir={_quoted(folder.path)}"])
-        except Exception as caught:  # a worker died, a cluster cannot be reached: no failing run comes here
-            error = caught
-            wait_for_others(error)
-            (folder.path / "error.txt").write_text(redact("".join(traceback.format_exception(error))), encoding="utf-8")
-        finally:
-            folder.end(plan)
+        _hush(request.sweeper)
+        error = planned_jobs(
+            folder,
+            plan,
+            task,
+            request.launching,
+            lambda: _through_hydra(request, task, [f"hydra.sweep.dir={quoted(folder.path)}"]),
+        )
         overview = folder.look()
         assert overview is not None
         return summary(overview, error)
 
 
+def plan_of(command: str, launcher: str, jobs: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What plan.json is to hold. `runs`: what each job will run, where that is known before they start."""
+    about = {"command": command, "started": now(), "pid": os.getpid(), "host": socket.gethostname()}
+    return {**about, "jobs": jobs, "launcher": launcher, "runs": runs}
+
+
+def planned_jobs(
+    folder: SweepFolder, plan: dict[str, Any], task: Task, launching: DictConfig, go: Callable[[], None]
+) -> Exception | None:
+    """Let `go` hand the jobs of a plan to their launcher, and return what went wrong beside the jobs: a worker that
+    died, a cluster that cannot be reached. No failing run is among it. Raises Stopped after a signal.
+
+    launching: the launcher's settings, hydra.launcher.
+    """
+    folder.write_plan(plan)
+    error: Exception | None = None
+    try:
+        if task.launcher == "ray":
+            _start_ray(launching)
+        with _elsewhere(task.launcher, folder):
+            go()
+    except Exception as caught:
+        error = caught
+    finally:
+        folder.end(plan)
+    error = error or next(iter(task.lost.values()), None)
+    if error is not None:
+        (folder.path / "error.txt").write_text(redact("".join(traceback.format_exception(error))), encoding="utf-8")
+    return error
+
+
 def _sweep_name(request: Request) -> str:
     """The same for the same jobs: of the planned names, or of the command line where a sweeper makes the jobs up."""
-    words = [run["name"] for run in request.plan] or sorted(request.argv)
+    return short_hash([run["name"] for run in request.plan] or sorted(request.argv))
+
+
+def short_hash(words: list[str]) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path | str) -> str:
+    """A path, or an address of one, as Hydra's grammar reads it back, whatever it holds."""
     escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
@@ -250,32 +281,20 @@ def summary(overview: Overview, error: Exception | None) -> int:
         print(f"best: trial {best.number + 1}, validation {best.value:.2f}%: {shlex.join(best.swept)}  ({best.run})")
     undone = [job for job in overview.jobs if job.state not in ("done", "skipped")]
     if error is not None and any(job.state != "failed" for job in undone):
-        first = redact((str(error).strip().splitlines() or [""])[0])
-        print(f"sparse-lab: {type(error).__name__}: {first} (whole: {overview.folder}/error.txt)", file=sys.stderr)
+        say_error(overview.folder, error)
     sys.stdout.flush()
     return FAILED if undone else 0
+
+
+def say_error(folder: Path, error: Exception) -> None:
+    first = redact((str(error).strip().splitlines() or [""])[0])
+    print(f"sparse-lab: {type(error).__name__}: {first} (whole: {folder}/error.txt)", file=sys.stderr)
 
 
 def _said(job: Job) -> str:
     if job.state == "waiting":
         return "never began: start the same command again"
     return job.said
-
-
-def wait_for_others(error: BaseException) -> None:
-    """A launcher that collects its jobs one by one gives up at the first whose worker died; the others go on.
-
-    The launchers of Ray and submitit keep the jobs in a local variable, which only the traceback still knows.
-    """
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        where = frame.f_globals.get("__name__", "")
-        if where.startswith("hydra_plugins.hydra_ray_launcher") and "runs" in frame.f_locals:
-            import ray
-
-            ray.wait(frame.f_locals["runs"], num_returns=len(frame.f_locals["runs"]))
-        elif where.startswith("hydra_plugins.hydra_submitit_launcher") and "jobs" in frame.f_locals:
-            for job in frame.f_locals["jobs"]:
-                job.wait()
 
 
 @contextmanager
@@ -340,7 +359,8 @@ def _lives(pid: int) -> bool:
 
 def _watch(folder: SweepFolder, launcher: str, over: threading.Event) -> None:
     """A line whenever something has ended, and when the first job runs; joblib's processes speak for themselves."""
-    known: set[int] = set()
+    begun = folder.look()
+    known = {job.number for job in begun.jobs if job.state in ENDED} if begun else set()
     spoke = False
     while not over.wait(LOOK_EVERY):
         overview = folder.look()

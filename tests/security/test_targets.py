@@ -15,7 +15,7 @@ from sparse_lab.experiment.config_security import LOG_FILE, check_targets
 from sparse_lab.sweep.plan import Request
 
 RUN = ("dataset=digits", "training=digits", "trainer=cpu", "model.width=0.0625", "training.epochs=1")
-LAUNCHER = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"
+LAUNCHER = "hydra_plugins.sparse_lab_launchers.LocalLauncher"
 
 
 @pytest.fixture(autouse=True)
