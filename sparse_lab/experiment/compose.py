@@ -38,6 +38,7 @@ ConfigStore.instance().store(name="schema", node=Config)
 
 # what Hydra and its plugins offer beside the choices in conf/
 OWN_CHOICES = {
+    "hydra/launcher": [],
     "hydra/sweeper": ["basic"],
     "hydra/sweeper/sampler": ["cmaes", "nsgaii", "motpe", "grid"],
 }

@@ -78,7 +78,7 @@ def test_a_target_on_the_command_line(what, refused):
 
 
 def test_the_nearest_known_name_is_told(refused):
-    line = refused(f"hydra.launcher._target_={LAUNCHER.replace('submitit_launcher.Local', 'submitit.Local')}")
+    line = refused(f"hydra.launcher._target_={LAUNCHER.replace('launchers.Local', 'launcher.Local')}")
     assert line.endswith(f"the nearest that is: {LAUNCHER}")
 
 
