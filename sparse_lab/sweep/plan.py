@@ -309,8 +309,10 @@ def check_run(config: Config, here: bool = True) -> None:
     from sparse_lab.training.light_imports import import_lightning, kept_out
 
     import_lightning()
+    from sparse_lab import data
     from sparse_lab.experiment.validate import check
 
+    data.module_of(config.dataset)  # torchvision, where it is needed, imports parts of what is kept out
     with kept_out():
         check(config, here=here)
 
