@@ -102,14 +102,14 @@ def fill(
         error, stopped = None, None
 
         def go() -> None:
-            _launch(request, task, jobs, lambda job: ended(runs[job.number]))
-
-        try:
+            alarm.start()
             try:
-                alarm.start()
-                error = planned_jobs(folder, plan, task, request.launching, go)
+                _launch(request, task, jobs, lambda job: ended(runs[job.number]))
             finally:
                 alarm.cancel()
+
+        try:
+            error = planned_jobs(folder, plan, task, request.launching, go)
         except (Stopped, KeyboardInterrupt) as caught:
             stopped = caught if isinstance(caught, Stopped) else Stopped(signal.SIGINT, AGAIN)
         overview = folder.look()

@@ -1,7 +1,5 @@
-"""A tiny table, filled by the real script: stopped in its middle, gone on with, counted from records.
-
-`make test-all` plays the processes that the script starts, one after the other in this one; `make test-nightly` has
-real ones.
+"""A tiny table, filled by the real command: stopped in its middle, gone on with, counted from records. In this process,
+and by each launcher's processes.
 """
 
 from __future__ import annotations
@@ -16,26 +14,19 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import reproduce_jobs
 import yaml
-from keep_records import keep_run
-from reproduce import main
-from reproduce_table import TABLES, Run, Table, merged, plan, request_of
 
 from sparse_lab.callbacks.nan_guard import NanGuard
-from sparse_lab.cli import main as cli
-from sparse_lab.errors import UserError
-from sparse_lab.records.atomic_io import damaged
+from sparse_lab.cli.main import main
+from sparse_lab.records.kept import FILE, read_kept
+from sparse_lab.sweep.jobs import Alarm
 
-SCRIPT = Path(sys.modules["reproduce"].__file__ or "")
 TINY = """\
 title: A tiny table
 seeds: [1, 2]
@@ -47,7 +38,10 @@ cells:
   - method=oneshot sparsity.target=0.95
   - {name: regrown, run: method=oneshot_regrow sparsity=s90}
 """
-CELLS = ["dense", "oneshot-95", "oneshot_regrow-90"]
+# long enough to be stopped in, on any machine
+LONG = TINY.replace("finetune.epochs=5", "finetune.epochs=60")
+CELLS = ["dense", "oneshot-95", "oneshot_regrow-90"]  # the regrowth starts from the one before it
+EVERY = [(seed, cell) for seed in (1, 2) for cell in CELLS]
 
 
 def run_of(name: str) -> tuple[int, str]:
@@ -57,336 +51,245 @@ def run_of(name: str) -> tuple[int, str]:
     return int(found[2]), found[1]
 
 
-def events(said: str, word: str) -> list[tuple[int, str]]:
-    """The runs of the lines that hold this word, in order."""
-    lines = [line for line in said.splitlines() if re.match(rf"\[\d/\d\] {word}", line)]
-    return [run_of(found[0]) for line in lines if (found := re.search(r"vgg16-digits-\S+-[0-9a-f]{10}", line))]
-
-
-def written(outputs: Path) -> dict[str, int]:
-    return {path.parent.name: path.stat().st_mtime_ns for path in outputs.glob("runs/*/result.json")}
-
-
 def row(said: str, name: str) -> list[str]:
     """The cells of a row of the printed table."""
     [line] = [line for line in said.splitlines() if re.match(rf"│ {name} ", line)]
     return [cell.strip() for cell in line.strip("│").split("│")]
 
 
-class Played:
-    """A process that is none: the command, in this process, to its end. Instead of subprocess.Popen."""
-
-    def __init__(self, command: list[str], stdout: Any, **_: Any) -> None:
-        with open(stdout.name, "a") as log, redirect_stdout(log), redirect_stderr(log):
-            self.returncode = cli.main(command[3:])  # behind python -m sparse_lab
-
-    def poll(self) -> int:
-        return self.returncode
-
-    def terminate(self) -> None:
-        pass  # it has ended
-
-
-class PlayedUntilStopped(Played):
-    """The pruning run is stopped by a signal at its fifth step; then a signal comes to the script."""
-
-    def __init__(self, command: list[str], stdout: Any, **_: Any) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            if "method=oneshot" in command:
-                patch.setattr(NanGuard, "on_train_batch_end", stop_at_the_fifth_step)
-            super().__init__(command, stdout)
-        if self.returncode == 143:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def stop_at_the_fifth_step(self: NanGuard, trainer: Any, *_: Any) -> None:
-    if trainer.global_step == 5:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-@contextmanager
-def played(process: type[Played] = Played) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            reproduce_jobs,
-            "subprocess",
-            SimpleNamespace(Popen=process, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT),
-        )
-        yield
-
-
 @dataclass(frozen=True)
-class Filled:
-    """The table filled by two starts of the script, the first one stopped in the middle of a run by SIGTERM.
+class Start:
+    """What one start of the command left. `outcomes`: of each run's job. `written`: when each run's result was."""
 
-    place: the folder. said: what each start said. times: when each result was written, after each start.
+    status: int
+    said: str
+    outcomes: dict[tuple[int, str], str]
+    written: dict[str, int]
+
+    @classmethod
+    def ended(cls, status: int, said: str, place: Path) -> Start:
+        files = [path for path in place.glob("out/sweeps/*/*.json") if path.stem.isdigit()]
+        ended = [json.loads(path.read_text()) for path in files]
+        results = place.glob("out/runs/*/result.json")
+        return cls(
+            status,
+            said,
+            {run_of(one["run"]): one["outcome"] for one in ended},
+            {path.parent.name: path.stat().st_mtime_ns for path in results},
+        )
+
+
+def check_filled_once(place: Path, starts: list[Start], epochs: int) -> None:
+    """Every cell was filled by exactly one start, and none of its epochs was trained twice.
+
+    epochs: behind the pruning.
     """
-
-    place: Path
-    said: list[str]
-    times: list[dict[str, int]]
-    real: bool
-
-    def start(self, *arguments: str) -> int:
-        """The script once more, with processes as they were when the table was filled."""
-        if self.real:
-            return main([*arguments])
-        with played():
-            return main([*arguments])
-
-
-@pytest.fixture(scope="module", params=[pytest.param("played", marks=pytest.mark.full)])
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Filled:
-    place = tmp_path_factory.mktemp("tiny")
-    return Filled(place, *fill_here(place), real=False)
-
-
-def fill_here(place: Path) -> tuple[list[str], list[dict[str, int]]]:
-    (place / "tiny.yaml").write_text(TINY)
-    arguments = ["tiny.yaml", "--device", "cpu", "--outputs", str(place / "out"), "--records", "kept"]
-    said, times = [], []
-    for process, more, status in ((PlayedUntilStopped, [], 143), (Played, ["--jobs", "2"], 0)):
-        out = io.StringIO()
-        with chdir(place), played(process), redirect_stdout(out):
-            assert main([*arguments, *more]) == status
-        said.append(out.getvalue())
-        times.append(written(place / "out"))
-    return said, times
-
-
-def fill_by_processes(place: Path) -> tuple[list[str], list[dict[str, int]]]:
-    # long enough to be stopped in, on any machine
-    (place / "tiny.yaml").write_text(TINY.replace("finetune.epochs=5", "finetune.epochs=60"))
-    command = [sys.executable, str(SCRIPT), "tiny.yaml", "--device", "cpu", "--outputs", str(place / "out")]
-    command += ["--records", "kept"]
-    first = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    until = time.monotonic() + 200
-    while not list(place.glob("out/runs/*-oneshot-95-seed1-*/metrics.csv")):
-        assert first.poll() is None and time.monotonic() < until
-        time.sleep(0.05)
-    first.send_signal(signal.SIGTERM)
-    said = [first.communicate(timeout=200)[0]]
-    assert first.returncode == 143, said[0]
-    times = [written(place / "out")]
-    second = subprocess.run([*command, "--jobs", "2"], cwd=place, capture_output=True, text=True, timeout=400)
-    assert second.returncode == 0, second.stdout + second.stderr
-    return [*said, second.stdout], [*times, written(place / "out")]
-
-
-def test_a_stopped_table_goes_on_and_makes_nothing_twice(filled: Filled) -> None:
-    place, said, times = filled.place, filled.said, filled.times
-    assert "stopped by SIGTERM" in said[0] and "missing" in said[0]
-    stopped = events(said[0], "stopped")
-    assert stopped and not set(stopped) & set(events(said[1], "done")) - set(events(said[1], "started"))
-    [log] = (place / "out" / "logs").glob("*-oneshot-95-seed1-*.log")
-    assert "stopped by SIGTERM" in log.read_text() and "goes on from last.ckpt" in log.read_text()
-    for name, when in times[0].items():
-        assert times[1][name] == when
-    cells = [(seed, cell) for seed in (1, 2) for cell in CELLS]
-    done = events(said[0], "(done|made)") + events(said[1], "(done|made)")
-    assert sorted(done) == sorted(cells)
-    hidden = [(seed, "oneshot-95") for seed in (1, 2)]  # the start of the regrowth to 90% is a cell of its own
-    assert sorted(run_of(name) for name in times[1]) == sorted(cells) and set(hidden) < set(cells)
-    length = {"dense": 3, "oneshot-95": 60 if filled.real else 5, "oneshot_regrow-90": 2}
+    for run in EVERY:
+        assert [start.outcomes.get(run) for start in starts].count("done") == 1, run
+    for before, after in zip(starts, starts[1:], strict=False):
+        assert all(after.written[name] == when for name, when in before.written.items())
+    assert sorted(map(run_of, starts[-1].written)) == sorted(EVERY) and len(starts[-1].written) == len(EVERY)
+    length = {"dense": 3, "oneshot-95": epochs, "oneshot_regrow-90": 2}
     for folder in (place / "out" / "runs").iterdir():
-        epochs = [line.split(",")[0] for line in (folder / "metrics.csv").read_text().splitlines()]
-        assert len(epochs) == 1 + length[run_of(folder.name)[1]] and len(set(epochs)) == len(epochs)
+        trained = [line.split(",")[0] for line in (folder / "metrics.csv").read_text().splitlines()]
+        assert len(trained) == 1 + length[run_of(folder.name)[1]] and len(set(trained)) == len(trained)
+    assert "6 of 6 runs done" in starts[-1].said and "error" not in starts[-1].said.lower()
 
 
-@pytest.mark.nightly
-def test_so_does_one_filled_by_real_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    filled = Filled(tmp_path, *fill_by_processes(tmp_path), real=True)
-    test_a_stopped_table_goes_on_and_makes_nothing_twice(filled)
-    test_the_table_says_what_the_results_say(filled)
-    test_a_failing_cell_stops_no_other(filled, tmp_path / "failing", capsys)
+# --- in this process ---
 
 
-def test_one_seed_of_every_cell_comes_first(filled: Filled) -> None:
-    place, said = filled.place, filled.said
-    runs = plan(Table.read(str(place / "tiny.yaml")), "default", "cpu", [], [], None)
-    assert [run_of(run.name) for run in runs] == [(seed, cell) for seed in (1, 2) for cell in CELLS]
-    assert events(said[0], "started") == [(1, "dense"), (1, "oneshot-95")]
-    assert events(said[1], "started")[0] == (1, "oneshot-95")  # a second slot may take what is ready further on
+def here(place: Path, *arguments: str) -> Start:
+    out = io.StringIO()
+    with chdir(place), redirect_stdout(out), redirect_stderr(out):
+        status = main(["reproduce", "tiny.yaml", "--device", "cpu", "--outputs", "out", *arguments])
+    return Start.ended(status, out.getvalue(), place)
 
 
-def test_the_table_says_what_the_results_say(filled: Filled) -> None:
-    place, said = filled.place, filled.said
+@pytest.fixture(scope="module", params=["SIGTERM", "time is up"])
+def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Start]]:
+    """The table filled by two starts, the first one stopped at the fifth step of a pruning run."""
+    place = tmp_path_factory.mktemp("tiny")
+    (place / "tiny.yaml").write_text(TINY)
+    clocks: list[Alarm] = []
+
+    def stop(self: NanGuard, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 5 and list(place.glob("out/sweeps/*/running-001.json")):
+            if request.param == "SIGTERM":
+                os.kill(os.getpid(), signal.SIGTERM)
+            else:
+                clocks[0]._ring()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NanGuard, "on_train_batch_end", stop)
+        patch.setattr(Alarm, "start", lambda self: clocks.append(self))
+        patch.setattr(Alarm, "cancel", lambda self: None)
+        first = here(place, "--records", "kept")
+    return place, [first, here(place, "--records", "kept")]
+
+
+@pytest.mark.full
+def test_a_stopped_table_goes_on_and_makes_nothing_twice(filled, request: pytest.FixtureRequest) -> None:
+    place, starts = filled
+    first, second = starts
+    signalled = "time is up" not in first.said
+    assert (first.status, second.status) == (143 if signalled else 0, 0), first.said
+    assert ("sparse-lab: stopped by SIGTERM: " in first.said) == signalled
+    assert "1 of 6 runs done; the same command goes on" in first.said
+    # one seed of every cell comes first
+    assert first.outcomes == {(1, "dense"): "done", (1, "oneshot-95"): "stopped"}
+    assert "vgg16-digits-oneshot-95-seed1" in second.said and "goes on from last.ckpt" in second.said
+    check_filled_once(place, starts, epochs=5)
+
+
+@pytest.mark.full
+def test_the_table_says_what_the_results_say(filled) -> None:
+    place, (_, second) = filled
     for cell, name in zip(CELLS, ("dense", "oneshot", "regrown"), strict=True):
         paths = sorted((place / "out" / "runs").glob(f"vgg16-digits-{cell}-seed*/result.json"))
         values = [json.loads(path.read_text())["test_accuracy"] for path in paths]
-        shown = row(said[1], name)
+        shown = row(second.said, name)
         assert shown[3] == f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
         assert shown[5] == "2/2" and shown[6] == ""
-    assert "6 of 6 runs done" in said[1]
 
 
-def test_records_count_without_the_runs(filled: Filled, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place, said = filled.place, filled.said
-    kept = shutil.copytree(place / "kept", tmp_path / "kept")
-    assert yaml.safe_load((kept / "table.yaml").read_text())["title"] == "A tiny table"
-    assert str(place) not in "".join(path.read_text() for path in kept.rglob("*") if path.is_file())
-    assert not any(damaged(json.loads(path.read_text())) for path in kept.glob("runs/*/result.json"))
-    # the copy beside the records is a table too; what was computed otherwise is the same request
-    arguments = [str(kept / "table.yaml"), "--device", "cpu", "--outputs", str(tmp_path / "new")]
-    assert main([*arguments, "--records", str(kept), "trainer.precision=bf16-mixed"]) == 0
-    shown = capsys.readouterr().out
-    assert row(shown, "regrown") == row(said[1], "regrown") and "started" not in shown
-    assert not list((tmp_path / "new").glob("runs/*")) and len(list(kept.glob("runs/*"))) == 6
-    assert (kept / "table.yaml").read_text().count("planned:") == 1
+@pytest.mark.full
+def test_records_count_without_the_runs(filled, tmp_path: Path) -> None:
+    place, (_, second) = filled
+    shutil.copytree(place / "kept", tmp_path / "kept")
+    shutil.copy(place / "kept" / "table.yaml", tmp_path / "tiny.yaml")  # the copy beside the records is a table too
+    assert yaml.safe_load((tmp_path / "tiny.yaml").read_text())["title"] == "A tiny table"
+    assert str(place) not in (tmp_path / "kept" / FILE).read_text() + (tmp_path / "tiny.yaml").read_text()
+    # what was computed otherwise is the same request
+    again = here(tmp_path, "--records", "kept", "trainer.precision=bf16-mixed")
+    assert again.status == 0 and row(again.said, "regrown") == row(second.said, "regrown")
+    assert not (tmp_path / "out").exists() and len(read_kept(tmp_path / "kept")[0]) == 6
+    assert (tmp_path / "kept" / "table.yaml").read_text().count("planned:") == 1
     # another length is another request
-    assert main([*arguments, "--records", str(kept), "--minutes", "0", "training.epochs=4"]) == 0
-    assert row(capsys.readouterr().out, "dense")[5:] == ["0/2", "seed 1, 2"]
+    other = here(tmp_path, "--records", "kept", "--minutes", "0", "training.epochs=4")
+    assert other.status == 0 and row(other.said, "dense")[5:] == ["0/2", "seed 1, 2"]
 
 
-def test_a_damaged_record_does_not_count(filled: Filled, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kept = shutil.copytree(filled.place / "kept", tmp_path / "kept")
-    [path] = kept.glob("runs/*-dense-seed2-*/result.json")
-    path.write_text(path.read_text().replace('"seed": 2', '"seed": 7', 1))
-    arguments = ["--device", "cpu", "--outputs", str(tmp_path / "new"), "--minutes", "0"]
-    assert main([str(kept / "table.yaml"), *arguments, "--records", str(kept)]) == 0
-    assert row(capsys.readouterr().out, "dense")[5:] == ["1/2", "seed 2"]
+@pytest.mark.full
+def test_a_damaged_record_does_not_count_and_is_named(filled, tmp_path: Path) -> None:
+    shutil.copytree(filled[0] / "kept", tmp_path / "kept")
+    shutil.copy(filled[0] / "tiny.yaml", tmp_path)
+    text = (tmp_path / "kept" / FILE).read_text()
+    damaged = [
+        line.replace('"seed":2', '"seed":7', 1) if "digits-dense-seed2" in line[:60] else line
+        for line in text.splitlines(keepends=True)
+    ]
+    (tmp_path / "kept" / FILE).write_text("".join(damaged))
+    start = here(tmp_path, "--records", "kept", "--minutes", "0")
+    assert start.status == 0 and row(start.said, "dense")[5:] == ["1/2", "seed 2"]
+    assert re.search(r"^warning: kept/records.jsonl, line 2: damaged", start.said, flags=re.MULTILINE)
 
 
-def test_a_failing_cell_stops_no_other(filled: Filled, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    outputs = shutil.copytree(filled.place / "out", tmp_path / "out")
-    [fails] = outputs.glob("runs/*-oneshot-95-seed2-*")
-    [lacks] = outputs.glob("runs/*-oneshot_regrow-90-seed1-*")
+@pytest.mark.full
+def test_records_of_before_are_brought_in_by_one_command(filled, tmp_path: Path) -> None:
+    shutil.copy(filled[0] / "tiny.yaml", tmp_path)
+    shutil.copytree(filled[0] / "out" / "runs", tmp_path / "kept" / "runs")
+    start = here(tmp_path, "--records", "kept", "--minutes", "0")
+    assert "warning: kept/runs holds records that do not count: `sparse-lab collect kept kept`" in start.said
+
+
+@pytest.mark.full
+def test_a_failing_cell_stops_no_other(filled, tmp_path: Path) -> None:
+    shutil.copy(filled[0] / "tiny.yaml", tmp_path)
+    shutil.copytree(filled[0] / "out", tmp_path / "out")
+    [fails] = tmp_path.glob("out/runs/*-oneshot-95-seed2-*")
+    [lacks] = tmp_path.glob("out/runs/*-oneshot_regrow-90-seed1-*")
     for folder in (fails, lacks):
         shutil.rmtree(folder)
     fails.write_text("in the way of its folder")
-    arguments = [str(filled.place / "tiny.yaml"), "--device", "cpu", "--outputs", str(outputs)]
-    assert filled.start(*arguments) == 1
-    said = capsys.readouterr().out
-    assert events(said, "started") == [(1, "oneshot_regrow-90"), (2, "oneshot-95")]
-    assert (lacks / "result.json").is_file() and row(said, "oneshot")[5:] == ["1/2", "seed 2"]
-    assert re.search(rf"^failed: {fails.name}: .*cannot write to", said, flags=re.MULTILINE)
+    start = here(tmp_path)
+    assert start.status == 1
+    assert start.outcomes == {
+        run: {(1, CELLS[2]): "done", (2, CELLS[1]): "failed"}.get(run, "skipped") for run in EVERY
+    }
+    assert (lacks / "result.json").is_file() and row(start.said, "oneshot")[5:] == ["1/2", "seed 2"]
+    assert re.search(rf"^failed: {fails.name}: .*cannot write to", start.said, flags=re.MULTILINE)
 
 
-def test_no_minutes_make_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_minutes_make_nothing(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
-    arguments = [str(tmp_path / "tiny.yaml"), "--device", "cpu", "--outputs", str(tmp_path / "out")]
-    assert main([*arguments, "--minutes", "0"]) == 0
-    said = capsys.readouterr().out
-    assert all(row(said, name)[3:] == ["", "", "0/2", "seed 1, 2"] for name in ("dense", "oneshot", "regrown"))
-    assert "0 of 6 runs done" in said and not (tmp_path / "out").exists()
-    assert main([*arguments, "--minutes", "0", "--seeds", "1"]) == 0
-    assert row(capsys.readouterr().out, "dense")[5:] == ["0/1", "seed 1"]
+    start = here(tmp_path, "--minutes", "0")
+    assert start.status == 0 and "0 of 6 runs done" in start.said and not (tmp_path / "out").exists()
+    assert all(row(start.said, name)[3:] == ["", "", "0/2", "seed 1, 2"] for name in ("dense", "oneshot", "regrown"))
+    one = here(tmp_path, "--minutes", "0", "--seeds", "1", "--cell", "regrown")
+    assert row(one.said, "regrown")[5:] == ["0/1", "seed 1"] and "0 of 1 runs done" in one.said
 
 
-def composes(name: str, recipe: str, device: str) -> list[Run]:
-    table = Table.read(name)
-    runs = plan(table, recipe, device, [], [], 1)
-    assert len(runs) == len(table.cells) == len({run.name for run in runs})
-    return runs
-
-
-@pytest.mark.full
-def test_the_table_of_east_composes() -> None:
-    runs = composes("east", "quarter", "gpu")
-    every = {run.config.method.name: run.config.method.drop_and_grow.update_every for run in runs}
-    assert every["east"] == every["rigl_itop"] == 1000 and every["set_itop"] == 375
-    assert {run.config.training.epochs for run in runs} == {62}
-
-
-@pytest.mark.full
-def test_the_table_of_bidirectional_regrowth_composes() -> None:
-    runs = composes("bidirectional", "quarter", "cpu")
-    names = [run.name for run in runs]
-    regrown, *stronger = [run for run in runs if run.config.method.name == "iterative_regrow"]
-    # a start stands before what it is needed for
-    assert list(regrown.starts) == names[:2] and regrown.name == names[2]
-    assert [run.config.schedule.round_epochs for run in runs if run.config.method.name == "lrr"] == [40, 40, 40]
-    for run, target in zip(stronger, (0.9685, 0.9639, 0.9296), strict=True):
-        config = run.config
-        assert config.sparsity.target == target and config.method.prune.rewind_lr
-        assert config.training.epochs == config.schedule.round_epochs == config.training.regrow.epochs == 40
-        assert (config.training.regrow.optimizer, config.training.regrow.lr) == ("sgd", 0.1)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("name", ["bidirectional", "bidirectional_cpu", "east", "east_cpu"])
-def test_every_recipe_of_the_papers_tables_composes(name: str) -> None:
-    for recipe in Table.read(name).recipes:
-        for device in ("cpu", "gpu"):
-            composes(name, recipe, device)
-
-
-WRONG: list[tuple[list[str], str]] = [
-    (["bidirektional"], "unknown table 'bidirektional'; did you mean 'bidirectional'?"),
-    (["TINY", "--recipe", "papers"], "unknown recipe 'papers' of table tiny; known: default"),
-    (["TINY", "training.epoch=3"], "did you mean 'epochs'?"),
-    (["TINY", "method=onshot"], "unknown method 'onshot'; did you mean 'oneshot'?"),
-    (["TINY", "training.epochs=2,3"], "training.epochs=2,3 is a sweep"),
-    (["TINY", "seed=4"], "seed=4: the table's seeds and --seeds say which"),
-    (["TINY", "paths.outputs=there"], "use --outputs"),
-    (["TINY", "sparsity.target=2"], "sparsity.target"),
-    (["TINY", "--seeds", "3"], "--seeds 3: table tiny has 2 seeds"),
-]
-
-
-@pytest.mark.parametrize(("argv", "line"), WRONG)
-def test_a_wrong_request_is_one_line(
-    argv: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_list_says_what_would_be_made(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
-    argv = [str(tmp_path / "tiny.yaml") if word == "TINY" else word for word in argv]
-    assert main([*argv, "--outputs", str(tmp_path / "out"), "--device", "cpu"]) == 2
-    [said] = capsys.readouterr().err.splitlines()
-    assert line in said
-    assert not (tmp_path / "out" / "runs").exists()
+    start = here(tmp_path, "--list", "--recipe", "default", "--seeds", "1", "training.lr=0.03")
+    assert start.status == 0 and not (tmp_path / "out").exists()
+    lines = start.said.splitlines()
+    assert [line.partition("  ")[0] for line in lines] == [f"[{number}/3] missing" for number in (1, 2, 3)]
+    assert all("training.lr=0.03" in line and line.endswith("seed=1") for line in lines)
 
 
-@pytest.mark.parametrize(
-    ("change", "line"),
-    [
-        (lambda plain: plain.pop("title"), "title"),
-        (lambda plain: plain.update(seed=[1]), "unknown key 'seed'; did you mean 'seeds'?"),
-        (lambda plain: plain.update(seeds=[1, 1]), "twice"),
-        (lambda plain: plain.update(cells=[]), "cells"),
-        (lambda plain: plain.update(cells=[{"method": "dense"}]), "cell 1: unknown key 'method'"),
-        (lambda plain: plain.update(cells=["method=dense", "seed=1"]), "cell 2"),
-        (lambda plain: plain["cells"].append("method=dense"), "cells 1 and 4"),
-        (lambda plain: plain.update(always="method='dense"), "always: No closing quotation"),
-    ],
-)
-def test_a_wrong_table_is_one_line(
-    change: Callable[[dict[str, Any]], Any], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plain = yaml.safe_load(TINY)
-    change(plain)
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(plain))
-    assert main([str(tmp_path / "tiny.yaml"), "--outputs", str(tmp_path / "out"), "--minutes", "0"]) == 2
-    [said] = capsys.readouterr().err.splitlines()
-    assert "tiny" in said and line in said
-
-
-def test_of_two_overrides_the_last_one_counts() -> None:
-    assert merged(["a=1", "training=digits"], ["b=2"], ["training=east", "+a=3"]) == ["b=2", "training=east", "+a=3"]
-
-
-def test_arithmetic_is_no_part_of_a_request() -> None:
-    plain = {"trainer": {"precision": "32-true"}, "compute": "sparse", "seed": 1}
-    assert (
-        request_of(plain) == request_of({"trainer": {"precision": "bf16-mixed"}, "seed": 1}) == request_of({"seed": 1})
-    )
-    assert request_of(plain) != request_of({**plain, "seed": 2})
+def test_without_a_table_those_that_there_are_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "own.yaml").write_text(TINY)
+    (tmp_path / "table" / "wrong.yaml").write_text("title: x")
+    assert main(["reproduce", "--config-dir", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "own: A tiny table: 3 cells, 2 seeds; default" in lines and any(line.startswith("east: ") for line in lines)
+    assert [line.partition(":")[0] for line in lines if "seeds: None is no list" in line] == ["wrong"]
 
 
 def test_help_answers_without_torch() -> None:
-    code = "import sys; sys.argv[0] = 'reproduce.py'; sys.path.insert(0, sys.argv.pop(1)); import reproduce\n"
-    code += "try: reproduce.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code, str(SCRIPT.parent)], capture_output=True, text=True, timeout=60)
+    code = "import sys; from sparse_lab.cli.main import main\n"
+    code += "try: main(['reproduce', '--help'])\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'hydra'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "examples:" in done.stdout, done.stderr
-    assert all(path.stem in done.stdout for path in TABLES.glob("*.yaml"))
 
 
-def test_a_broken_record_is_not_kept(filled: Filled, tmp_path: Path) -> None:
-    [run] = (filled.place / "out" / "runs").glob("*-dense-seed1-*")
-    copy = shutil.copytree(run, tmp_path / run.name)
-    text = (copy / "result.json").read_text()
-    (copy / "result.json").write_text(text.replace('"seed": 1', '"seed": 3', 1))
-    with pytest.raises(ValueError, match="damaged"):
-        keep_run(copy, tmp_path / "kept")
-    with pytest.raises(UserError, match="unknown table"):
-        Table.read("nothing like it")
-    assert {path.stem for path in TABLES.glob("*.yaml")} == {"bidirectional", "bidirectional_cpu", "east", "east_cpu"}
+# --- by each launcher's processes ---
+
+
+def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "sparse_lab", "reproduce", "tiny.yaml", "--device", "cpu", "--outputs", "out"]
+    return subprocess.Popen(
+        [*command, *arguments], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def ended(process: subprocess.Popen[str], place: Path) -> Start:
+    said = process.communicate(timeout=400)[0]
+    return Start.ended(process.returncode, said, place)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("launcher", ["joblib", "ray"])
+def test_each_launcher_goes_on_where_it_was_stopped(launcher: str, tmp_path: Path) -> None:
+    pytest.importorskip(launcher)
+    (tmp_path / "tiny.yaml").write_text(LONG)
+    where = {
+        "joblib": ["--jobs", "2"], "ray": ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2"]
+    }[launcher]  # fmt: skip
+    process = start(tmp_path, *where)
+    until = time.monotonic() + 200
+    while not list(tmp_path.glob("out/runs/*-oneshot-95-seed1-*/metrics.csv")):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    starts = [ended(process, tmp_path)]
+    assert starts[0].status == 143 and "the same command goes on" in starts[0].said, starts[0].said
+    assert starts[0].outcomes[1, "oneshot-95"] == "stopped"
+    starts.append(ended(start(tmp_path, *where, "--minutes", "0.3"), tmp_path))
+    assert starts[1].status == 0 and "time is up" in starts[1].said, starts[1].said
+    starts.append(ended(start(tmp_path, *where), tmp_path))
+    assert starts[2].status == 0, starts[2].said
+    check_filled_once(tmp_path, starts, epochs=60)
+
+
+@pytest.mark.nightly
+def test_submitit_fills_a_table_too(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    only = ended(start(tmp_path, "hydra/launcher=submitit_local"), tmp_path)
+    assert only.status == 0, only.said
+    check_filled_once(tmp_path, [only], epochs=5)
