@@ -17,6 +17,7 @@ from sparse_lab.training.signals import AGAIN, Stopped, terminable
 
 VERBS = {
     "report": "sparse_lab.cli.report:main",
+    "collect": "sparse_lab.cli.collect:main",
     "status": "sparse_lab.cli.status:main",
     "methods": "sparse_lab.cli.methods:main",
     "keys": "sparse_lab.cli.config_keys:main",

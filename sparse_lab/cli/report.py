@@ -20,9 +20,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="sparse-lab report",
         description="Tables (mean ± std over seeds, the published number beside them with a verdict), plots and pages "
-        "from finished runs, and what is missing from them. A folder that holds table.yaml (its title, and what was "
-        "planned for it) is a table of its own: given a folder above such folders, each of them gets its report in "
-        "place, and what else lies there one in DIR.",
+        "from finished runs, in folders or in a records.jsonl, and what is missing from them. A folder that holds "
+        "table.yaml (its title, and what was planned for it) is a table of its own: given a folder above such folders, "
+        "each of them gets its report in place, and what else lies there one in DIR.",
         epilog="Writes report.html (one file that needs no network: tables to sort and filter, plots), report.md, "
         "results.csv (a row a cell), levels.csv (every level of every run), table.tex (LaTeX with booktabs), and each "
         "plot as PNG and PDF: accuracy, costs, density, curves, and where runs recorded how they went, updates, "

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.records.atomic_io import printable
+from sparse_lab.records.kept import FILE
 from sparse_lab.records.sweep_dir import Overview, SweepFolder
-from sparse_lab.report.load.records import Finished, Records, Status, Unfinished, read
+from sparse_lab.report.load.records import Finished, Records, Status, Unfinished, kept_runs, read
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -88,8 +89,8 @@ class Place:
             if "plan.json" in files and folder.parent.name == "sweeps":
                 overview = self._sweeps.setdefault(folder, SweepFolder(folder)).look()
                 self.sweeps += [overview] if overview is not None else []
-            if files & {"status.json", "result.json"}:
-                records = self._records(folder)
+            if files & {"status.json", "result.json", FILE}:
+                records = self._records(folder, files)
                 runs += [*records.results, *records.unfinished]
                 self.warnings += records.warnings
         self.sweeps.sort(key=lambda overview: str(overview.plan["started"]))
@@ -99,11 +100,12 @@ class Place:
         planned = dict.fromkeys(job.run for overview in self.sweeps for job in overview.jobs if job.run not in known)
         self.rows += [Row(name, "waiting") for name in planned if name]
 
-    def _records(self, folder: Path) -> Records:
-        stamp = tuple(_stamp(folder / name) for name in ("status.json", "result.json"))
+    def _records(self, folder: Path, files: set[str]) -> Records:
+        stamp = tuple(_stamp(folder / name) for name in ("status.json", "result.json", FILE))
         stamped, records = self._known.get(folder, ((), None))
         if records is None or stamp != stamped or any(run.status.state == "running" for run in records.unfinished):
-            records = read(folder)
+            # what lies below a table's folder is looked at by itself
+            records = read(folder) if files & {"status.json", "result.json"} else kept_runs(folder)
             self._known[folder] = (stamp, records)
         return records
 

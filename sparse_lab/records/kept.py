@@ -10,7 +10,7 @@ import csv
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,29 +57,41 @@ def read_kept(folder: Path) -> tuple[list[Kept], list[str]]:
 
 
 def keep_run(run: Path, folder: Path) -> None:
-    """Add the finished run in the folder `run` to folder/records.jsonl; see `keep_runs`."""
-    keep_runs([run], folder)
+    """Add the finished run in the folder `run` to folder/records.jsonl, as `keep_runs` does.
+
+    Raise ValueError where a file of the run is damaged, OSError where one is missing or the folder cannot be written.
+    """
+    _, refused = keep_runs([run], folder)
+    for error in refused:
+        raise error
 
 
-def keep_runs(runs: Iterable[Path], folder: Path) -> list[str]:
-    """Add finished runs, each in its folder, to folder/records.jsonl; return the names of those that were not there.
+def keep_runs(runs: Iterable[Path], folder: Path) -> tuple[list[str], list[ValueError | OSError]]:
+    """Add finished runs, each in its folder, to folder/records.jsonl; return the names of those that were not there,
+    and an error for each run that is damaged or lacks a file, and is not added.
 
     The folders that a run was told to use (paths.outputs, paths.data) become OUTPUTS and DATA: they name one machine.
     Nothing else is changed. Lines are sorted by name, so that the order of adding does not matter; one that cannot be
-    read stays, before the others.
-
-    Raise ValueError for a run of which a file is damaged, OSError where one is missing or the folder cannot be written;
-    the file is then as it was.
+    read stays, before the others. Raise OSError where the folder cannot be written; the file is then as it was.
     """
+    added, refused = [], []
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         lines = _by_name(folder / FILE)
-        added = {name: run for run in runs if (name := (run if run.name else run.resolve()).name) not in lines}
-        lines |= {name: [_line(name, run)] for name, run in added.items()}
+        for run in runs:
+            name = (run if run.name else run.resolve()).name
+            if name not in lines:
+                try:
+                    lines[name] = [_line(name, run)]
+                    added.append(name)
+                except (ValueError, OSError) as error:
+                    refused.append(error)
+                except RecursionError as error:
+                    refused.append(ValueError(f"{run} cannot be kept: {error}"))
         if added:
             with atomic_write(folder / FILE) as temporary:
                 temporary.write_bytes(b"".join(line + b"\n" for name in sorted(lines) for line in lines[name]))
-    return list(added)
+    return added, refused
 
 
 def _parsed(line: bytes) -> Kept:
@@ -122,14 +134,15 @@ def _line(name: str, run: Path) -> bytes:
         raise ValueError(f"{run / 'result.json'} is damaged: its checksum is wrong")
     traces = {METRICS: _metrics(run / "metrics.csv")}
     traces |= {kind: _json_lines(path) for kind in LINES if (path := run / f"{kind}.jsonl").exists()}
-    record = asdict(Kept(name, result, status, _config(run / "config.yaml"), traces))
-    neutral = _neutral(record, _own_folders(record["config"]))
+    config = _config(run / "config.yaml")
+    record = {"name": name, "result": result, "status": status, "config": config, "traces": traces}
+    neutral = _neutral(record, _own_folders(config))
     if CHECKSUM in result and neutral["result"] != result:
         neutral["result"][CHECKSUM] = checksum(neutral["result"])
     neutral["traces"] = {kind: _columns(rows) for kind, rows in neutral["traces"].items()}
     try:
         return json.dumps({**neutral, CHECKSUM: checksum(neutral)}, separators=(",", ":"), allow_nan=False).encode()
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{run} cannot be kept: {error}") from None
 
 
@@ -145,7 +158,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
@@ -160,7 +173,7 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, strict=True))
-    except csv.Error as error:
+    except (csv.Error, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if any(None in row or None in row.values() for row in rows):
         raise ValueError(f"{path} is damaged: a row of it has more or fewer cells than its head")

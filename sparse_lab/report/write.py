@@ -106,18 +106,29 @@ def _uncollected() -> Iterator[None]:
 def _gather(roots: list[Path], without: Sequence[Path]) -> tuple[Report, pd.DataFrame]:
     """Everything that the report says, and the table of the levels."""
     records = read(*roots, without=without)
-    own = (about(roots[0]) if len(roots) == 1 else None) or About("Report")
+    table_of_its_own = about(roots[0]) if len(roots) == 1 else None
+    own = table_of_its_own or About("Report")
     planned, warnings = unfinished(records, own.planned)
     if not records.results and not records.unfinished and not planned:
         listed = ", ".join(str(root) for root in roots)
-        raise NoRecords(f"no records under {listed}: give a folder that holds runs (result.json, status.json)")
+        raise NoRecords(
+            f"no records under {listed}: give a folder that holds runs (result.json, status.json), or a records.jsonl"
+        )
     published = load()
     table, passed = long(records.results, published), levels(records.results)
     found, unread = traces(records.results)
     drawn = pictures(table, passed, published, found)
     records = replace(records, warnings=printable([*records.warnings, *warnings, *unread]))
     report = Report(
-        table, records, notes(records.results), drawn, planned, gaps(records.results), own.title, own.command
+        table,
+        records,
+        notes(records.results),
+        drawn,
+        planned,
+        gaps(records.results),
+        own.title,
+        own.command,
+        plots_beside=table_of_its_own is not None,
     )
     return report, passed
 

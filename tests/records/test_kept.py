@@ -121,7 +121,7 @@ def test_folders_of_one_machine_become_neutral_and_nothing_else(make_run: MakeRu
 
 def test_the_order_does_not_matter_and_nothing_is_there_twice(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run(f"run-{number}", seed=number) for number in range(6)]
-    assert keep_runs(runs, tmp_path / "a") == [run.name for run in runs]
+    assert keep_runs(runs, tmp_path / "a") == ([run.name for run in runs], [])
     random.Random(0).shuffle(runs)
     for run in runs:
         keep_run(run, tmp_path / "b")
@@ -129,7 +129,7 @@ def test_the_order_does_not_matter_and_nothing_is_there_twice(make_run: MakeRun,
     assert (tmp_path / "b" / FILE).read_bytes() == before
     result = json.loads((runs[0] / "result.json").read_text())
     (runs[0] / "result.json").write_text(json.dumps({"name": result["name"], "other": "result"}))
-    assert keep_runs(runs, tmp_path / "a") == []
+    assert keep_runs(runs, tmp_path / "a") == ([], [])
     assert (tmp_path / "a" / FILE).read_bytes() == before
 
 
@@ -152,10 +152,10 @@ def _keep(runs: list[Path], folder: Path) -> None:
 
 DAMAGED = {
     "result.json": [b"", b"{", b"[]", b'{"a": NaN}', b"\xff", b"[" * 10**5, b'{"a": 1, "checksum": "0"}'],
-    "status.json": [b'"done"', b'{"epoch": Infinity}'],
+    "status.json": [b'{"a":' * 600 + b"1" + b"}" * 600, b'"done"', b'{"epoch": Infinity}'],
     "config.yaml": [b"a: [", b"- 1", b"\x00", b"seed: .inf"],
     "metrics.csv": [b"epoch,loss\n1\n", b"epoch,loss\n1,2,3\n", b"\xff"],
-    "updates.jsonl": [b'{"a": 1}\n{"a"', b"[1]\n", b'{"a": NaN}\n'],
+    "updates.jsonl": [b'{"a": 1}\n{"a"', b"[1]\n", b'{"a": NaN}\n', b"\xff\n"],
 }
 
 
@@ -165,9 +165,12 @@ def test_what_is_damaged_is_not_kept(name: str, content: bytes, make_run: MakeRu
     before = (tmp_path / FILE).read_bytes()
     run = make_run("torn")
     (run / name).write_bytes(content)
-    with pytest.raises(ValueError, match=r"damaged|kept|decode"):
-        keep_runs([make_run("another"), run], tmp_path)
+    with pytest.raises(ValueError, match=r"torn.* (is damaged|cannot be kept)"):
+        keep_run(run, tmp_path)
     assert (tmp_path / FILE).read_bytes() == before and not list(tmp_path.glob("*.tmp"))
+    added, [error] = keep_runs([make_run("another"), run], tmp_path)  # the others are kept all the same
+    assert added == ["another"] and "torn" in str(error)
+    assert [kept.name for kept in read_kept(tmp_path)[0]] == ["another", "whole"]
 
 
 @pytest.mark.parametrize("name", ["result.json", "status.json", "config.yaml", "metrics.csv"])

@@ -1,7 +1,8 @@
-"""Reads the records that runs leave on disk: `status.json` and `result.json` in a folder a run.
+"""Reads the records that runs leave on disk: `status.json` and `result.json` in a folder a run, and `records.jsonl`, in
+which a table keeps finished runs.
 
 Nothing here trusts a file: what cannot be read, or does not match its own checksum, becomes a warning line, and its run
-is listed as unfinished. The plans of sweeps are found on the way; `report/plans.py` reads them.
+is listed as unfinished. The plans of sweeps are found on the way; `planned.py` reads them.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from typing import Any, TypeGuard
 
 from sparse_lab.errors import UserError
 from sparse_lab.records.atomic_io import damaged, printable
+from sparse_lab.records.kept import FILE, Kept, read_kept
 
 STATES = ("running", "done", "failed", "interrupted")
 PLAN = "plan.json"  # of a sweep
-_RECORDS = {"status.json", "result.json", PLAN}
+_RECORDS = {"status.json", "result.json", PLAN, FILE}
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,17 @@ class Status:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run with a sound `result.json`; `result` is its content, accuracies in percent."""
+    """A run with a sound `result.json`; `result` is its content, accuracies in percent.
+
+    Of a run in a table's `records.jsonl`, `folder` is that file and the run's name, and `traces` how it went; of a run
+    in a folder of its own `traces` is None, and files there say it.
+    """
 
     folder: Path
     name: str
     result: dict[str, Any]
     status: Status
+    traces: dict[str, list[dict[str, Any]]] | None = field(default=None, repr=False)
 
     @property
     def cell(self) -> str:
@@ -111,6 +118,11 @@ def read(*roots: Path, without: Iterable[Path] = ()) -> Records:
     for folder, files in _folders(roots, {folder.resolve() for folder in without}):
         if PLAN in files:
             records.plans.append(folder / PLAN)
+        if FILE in files:
+            kept = kept_runs(folder)
+            records.results.extend(kept.results)
+            records.unfinished.extend(kept.unfinished)
+            records.warnings.extend(kept.warnings)
         if "status.json" in files or "result.json" in files:
             _add(records, folder)
     return records
@@ -121,18 +133,41 @@ def read_json(path: Path, warnings: list[str]) -> dict[str, Any] | None:
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("a JSON object was expected")
+        wrong = damaged(content)
+        odd = "\\" in text or "\x7f" in text or not text.isascii()
+        content = printable(content) if odd else content
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
         warnings.append(f"{path}: cannot be read ({' '.join(str(error).split())})")
         return None
-    if not isinstance(content, dict):
-        warnings.append(f"{path}: cannot be read (a JSON object was expected)")
-        return None
-    if damaged(content):
+    if wrong:
         warnings.append(f"{path}: damaged, its checksum is wrong; it is not counted")
         return None
-    return printable(content) if "\\" in text or "\x7f" in text or not text.isascii() else content
+    return content
+
+
+def kept_runs(folder: Path) -> Records:
+    """The runs that folder/records.jsonl keeps, with a warning for each line that is none."""
+    records = Records()
+    found, warnings = read_kept(folder)
+    records.warnings.extend(warnings)
+    for kept in found:
+        place = folder / FILE / printable(kept.name)
+        try:
+            _count(records, place, _kept_result(kept, place, records.warnings), printable(kept.status), kept.traces)
+        except RecursionError as error:
+            records.warnings.append(f"{place}: cannot be read ({error})")
+    return records
+
+
+def _kept_result(kept: Kept, place: Path, warnings: list[str]) -> dict[str, Any] | None:
+    if damaged(kept.result):
+        warnings.append(f"{place}: damaged, its result's checksum is wrong; it is not counted")
+        return None
+    return _sound(printable(kept.result), place, warnings)
 
 
 def read_status(folder: Path, warnings: list[str], fallback: str = "unreadable") -> Status:
@@ -160,21 +195,42 @@ def section(record: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _add(records: Records, folder: Path) -> None:
-    warnings = records.warnings
-    result = read_json(folder / "result.json", warnings)
-    if result is not None and (problem := _problem(result)):
-        warnings.append(f"{folder / 'result.json'}: {problem}; the run is not counted")
-        result = None
+    path = folder / "result.json"
+    result = read_json(path, records.warnings)
+    sound = None if result is None else _sound(result, path, records.warnings)
+    _count(records, folder, sound, read_json(folder / "status.json", records.warnings))
+
+
+def _sound(result: dict[str, Any], path: Path, warnings: list[str]) -> dict[str, Any] | None:
+    """The result if it says all that a table needs; None, with a warning, if not."""
+    if problem := _problem(result):
+        warnings.append(f"{path}: {problem}; the run is not counted")
+        return None
+    return result
+
+
+def _count(
+    records: Records,
+    folder: Path,
+    result: dict[str, Any] | None,
+    said: dict[str, Any] | None,
+    traces: dict[str, list[dict[str, Any]]] | None = None,
+) -> None:
+    """Add a run by its sound result, where it has one, and what its status says."""
     if result is None:
-        status = read_status(folder, warnings)
+        status = _status(said, "unreadable")
         if status.state == "done":
             status = Status("unreadable", "done, but without a sound result.json", updated=status.updated)
         records.unfinished.append(Unfinished(folder, printable(folder.name), status))
     else:
-        status = read_status(folder, warnings, fallback="done")
+        status = _status(said, "done")
         if status.state != "done":
-            warnings.append(f"{folder}: status.json says {status.state}, yet result.json is there and is counted")
-        records.results.append(Finished(folder, printable(str(result.get("name", folder.name))), result, status))
+            records.warnings.append(
+                f"{folder}: status.json says {status.state}, yet result.json is there and is counted"
+            )
+        records.results.append(
+            Finished(folder, printable(str(result.get("name", folder.name))), result, status, traces)
+        )
 
 
 def _folders(roots: tuple[Path, ...], without: set[Path]) -> Iterator[tuple[Path, list[str]]]:

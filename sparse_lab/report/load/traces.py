@@ -1,5 +1,5 @@
 """Reads how finished runs went: metrics a row an epoch; changes of the masks, activations and gradients a JSON object
-a line.
+a line; or the same as rows that a table keeps.
 
 A file is read when something asks for it: a report of a thousand runs shows the insides of some only. Nothing here
 trusts a file: it may be absent, torn in its last line or from another version. What cannot be read is left out, with
@@ -100,21 +100,41 @@ class Trace:
     @property
     def phased(self) -> bool:
         """Did a DyReLU go through its phases? As the first line of activations.jsonl says."""
+        kept = self._kept(ACTIVATIONS)
         try:
-            with open(self.run.folder / ACTIVATIONS, "rb") as file:
-                line = _parsed(file.readline(), _activation)
+            if kept is None:
+                with open(self.run.folder / ACTIVATIONS, "rb") as file:
+                    line = _parsed(file.readline(), _activation)
+            else:
+                line = _checked(kept[0], _activation) if kept else None
         except OSError:
             return False
         return line is not None and line.beta is not None
 
     def has(self, name: str) -> bool:
-        """Is there such a file beside the record?"""
+        """Is there such a file beside the record, or what was kept of it?"""
+        if self.run.traces is not None:
+            return _stem(name) in self.run.traces
         return (self.run.folder / name).exists()
+
+    def _kept(self, name: str) -> list[dict[str, Any]] | None:
+        """The rows that a table keeps of a file; None where the run has a folder, and files in it."""
+        return None if self.run.traces is None else self.run.traces.get(_stem(name), [])
+
+    def _sound(self, name: str, sound: Callable[[dict[str, Any]], T | None], warnings: list[str]) -> list[T]:
+        """What `sound` makes of each line of a file, without those of which it makes nothing."""
+        path, kept = self.run.folder / name, self._kept(name)
+        if kept is None:
+            lines = _lines(path, warnings)
+            found = [_parsed(line, sound) for line in lines]
+        else:
+            found = [_checked(row, sound) for row in kept]
+        return _left(path, found, warnings)
 
     @cached_property
     def updates(self) -> pd.DataFrame:
         """A row a change of the masks: shares in 0..1 beside their epoch."""
-        rows = _lines(self.run.folder / UPDATES, _update, self.warnings)
+        rows = self._sound(UPDATES, _update, self.warnings)
         rows.sort(key=lambda row: (row["epoch"], row["step"]))
         columns = ["epoch", *_SHARES, "explored"]
         return pd.DataFrame(
@@ -130,24 +150,26 @@ class Trace:
     def layers(self) -> Layers | None:
         """Density and effective share of every layer after every update; None where they were not recorded."""
         unsaid: list[str] = []  # `updates` warns of this file
-        found = [row for row in _lines(self.run.folder / UPDATES, _layered, unsaid) if row["layers"]]
+        found = [row for row in self._sound(UPDATES, _layered, unsaid) if row["layers"]]
         return _layers(sorted(found, key=lambda row: (row["epoch"], row["step"]))) if found else None
 
     @cached_property
     def moments(self) -> list[Moment]:
         """Activations at the epochs that tell most."""
-        return _moments(_lines(self.run.folder / ACTIVATIONS, _activation, self.warnings))
+        return _moments(self._sound(ACTIVATIONS, _activation, self.warnings))
 
     @cached_property
     def gradients(self) -> pd.DataFrame:
         """The norm of every part by epoch."""
-        found = {row["epoch"]: row for row in _lines(self.run.folder / GRADIENTS, _gradient, self.warnings)}
+        found = {row["epoch"]: row for row in self._sound(GRADIENTS, _gradient, self.warnings)}
         return _by_epoch(found.values(), PARTS)
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """`MEASURES` by epoch: the loss while training, and accuracy on the validation images in percent."""
-        return _by_epoch(_epochs(self.run.folder / METRICS, self.warnings), MEASURES)
+        path, kept = self.run.folder / METRICS, self._kept(METRICS)
+        rows = _csv_rows(path, self.warnings) if kept is None else kept
+        return _by_epoch(_epochs(path, rows, self.warnings), MEASURES)
 
     @cached_property
     def densities(self) -> dict[str, float]:
@@ -159,6 +181,8 @@ class Trace:
 
     @cached_property
     def _seen(self) -> tuple[int, bool]:
+        if (kept := self._kept(UPDATES)) is not None:
+            return len(kept), any("layers" in row for row in kept)
         try:
             content = (self.run.folder / UPDATES).read_bytes()
         except OSError:
@@ -237,16 +261,19 @@ def _by_epoch(rows: Iterable[dict[str, float]], columns: Sequence[str]) -> pd.Da
     return pd.DataFrame(values, index=[row["epoch"] for row in listed], columns=list(columns), dtype=float)
 
 
-def _epochs(path: Path, warnings: list[str]) -> list[dict[str, float]]:
-    """The rows of metrics.csv, the last of each epoch."""
+def _csv_rows(path: Path, warnings: list[str]) -> list[dict[str, Any]]:
     try:
         with open(path, encoding="utf-8", errors="replace", newline="") as file:
-            lines = list(csv.DictReader(line.replace("\0", "") for line in file))
+            return list(csv.DictReader(line.replace("\0", "") for line in file))
     except FileNotFoundError:
         return []
     except (OSError, csv.Error) as error:
         warnings.append(f"{path}: cannot be read ({' '.join(str(error).split())})")
         return []
+
+
+def _epochs(path: Path, lines: list[dict[str, Any]], warnings: list[str]) -> list[dict[str, float]]:
+    """The rows of metrics.csv, the last of each epoch."""
     rows = {}
     for line in lines:
         epoch = _number(line.get("epoch"))
@@ -257,34 +284,45 @@ def _epochs(path: Path, warnings: list[str]) -> list[dict[str, float]]:
     return list(rows.values())
 
 
-def _number(text: object) -> float:
+def _number(cell: object) -> float:
+    """A cell of metrics.csv, as text or as the number that was kept of it; NaN for what is none."""
     try:
-        value = float(text) if isinstance(text, str) else math.nan
+        value = float(cell) if isinstance(cell, str) else cell
     except ValueError:
         return math.nan
-    return value if is_number(value) and abs(value) <= _LARGEST_NORM else math.nan
+    return float(value) if is_number(value) and abs(value) <= _LARGEST_NORM else math.nan
 
 
-def _lines(path: Path, sound: Callable[[dict[str, Any]], T | None], warnings: list[str]) -> list[T]:
+def _lines(path: Path, warnings: list[str]) -> list[bytes]:
     try:
-        lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
+        return [line for line in path.read_bytes().split(b"\n") if line.strip()]
     except FileNotFoundError:
         return []
     except OSError as error:
         warnings.append(f"{path}: cannot be read ({error.strerror})")
         return []
-    found = [entry for line in lines if (entry := _parsed(line, sound)) is not None]
-    if bad := len(lines) - len(found):
-        warnings.append(f"{path}: {bad} of {len(lines)} lines cannot be read and are left out")
-    return found
+
+
+def _left(path: Path, found: list[T | None], warnings: list[str]) -> list[T]:
+    sound = [entry for entry in found if entry is not None]
+    if bad := len(found) - len(sound):
+        warnings.append(f"{path}: {bad} of {len(found)} lines cannot be read and are left out")
+    return sound
 
 
 def _parsed(line: bytes, sound: Callable[[dict[str, Any]], T | None]) -> T | None:
     try:
-        entry = json.loads(line)
+        return _checked(json.loads(line), sound)
     except (ValueError, RecursionError):
         return None
+
+
+def _checked(entry: Any, sound: Callable[[dict[str, Any]], T | None]) -> T | None:
     return sound(entry) if isinstance(entry, dict) and _epoch(entry) is not None else None
+
+
+def _stem(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def _epoch(entry: dict[str, Any]) -> float | None:

@@ -22,8 +22,7 @@ def markdown(report: Report) -> str:
         parts.append(_grid(wide(table, model, dataset).reset_index()))
     if len(table):
         parts.append(_bullets(sections.legend(table)))
-        for picture in report.pictures:
-            parts += [f"## {picture.title}", f"![{picture.title}]({picture.name}.png)", picture.sentence]
+        parts += _plots(report)
         parts += ["## Every cell", _grid(sections.cells(table))]
     parts += _section("Where the numbers come from", sections.origins(records))
     parts += _section("Failures: runs without a result", sections.failures(records), sections.FAILURES)
@@ -37,6 +36,16 @@ def markdown(report: Report) -> str:
         meanings = [f"- **{name}**: {escape(text)}" for name, text in sections.meanings(table).items()]
         parts += ["## What the columns mean", "\n".join(meanings)]
     return "\n\n".join(parts) + "\n"
+
+
+def _plots(report: Report) -> list[str]:
+    if report.plots_beside:
+        named = [f"- `{picture.name}.png`: {picture.title}. {picture.sentence}" for picture in report.pictures]
+        return ["## Plots", sections.PLOTS, "\n".join(named)]
+    shown = []
+    for picture in report.pictures:
+        shown += [f"## {picture.title}", f"![{picture.title}]({picture.name}.png)", picture.sentence]
+    return shown
 
 
 def escape(text: object) -> str:

@@ -23,6 +23,7 @@ FAILURES = (
     "the same command again goes on where an interrupted one was."
 )
 MISSING = "Runs that a sweep planned and nobody has finished."
+PLOTS = "`sparse-lab report` on this folder draws them beside this page; report.html shows them."
 GAPS = "Cells that lack seeds which other cells of the same network and data set have."
 _ORIGIN = ("command", "commit", "device")
 _NOT_SHOWN = ("std", "published_std", "base")  # on a page these are part of another column
@@ -38,7 +39,8 @@ _FIXED = {"min": "{:.2f}", "max": "{:.2f}", "difference": "{:+.2f}", "width": "{
 class Report:
     """Everything that a report is made from. `table`: the long table; `planned`, `gaps`: what is missing.
 
-    `title`, `command`: those of a table of its own (`report/tables.py`).
+    `title`, `command`: those of a table of its own (`load/table_spec.py`). `plots_beside`: the page names its plots and
+    does not show them; a table's folder is kept without what is made again from its records.
     """
 
     table: pd.DataFrame
@@ -49,6 +51,7 @@ class Report:
     gaps: Sequence[Gap]
     title: str = "Report"
     command: str = ""
+    plots_beside: bool = False
 
 
 def counts(report: Report) -> list[str]:
