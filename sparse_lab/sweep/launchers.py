@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import hydra.plugins.launcher
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -101,8 +100,10 @@ class Basic(hydra.plugins.launcher.Launcher):
         busy = {name for job in running for name in (job.run, *job.needs) if not made(name)}
         ready: list[Job] = []
         for job in list(waiting):
+            if len(ready) == room:
+                break
             making = {name for name in (job.run, *job.needs) if not made(name)}
-            if len(ready) < room and not making & busy:
+            if not making & busy:
                 ready.append(job)
                 waiting.remove(job)
                 busy |= making
@@ -180,7 +181,6 @@ class Ray(Basic):
     """A task of a Ray cluster for each job."""
 
     def __init__(self, ray: DictConfig) -> None:
-        self.init: dict[str, Any] = OmegaConf.to_container(ray.init, resolve=True)  # type: ignore[assignment]
         self.remote: dict[str, Any] = OmegaConf.to_container(ray.remote, resolve=True)  # type: ignore[assignment]
 
     @property
@@ -196,8 +196,6 @@ class Ray(Basic):
     def submit(self, jobs: list[Job]) -> list[Any]:
         import ray
 
-        if not ray.is_initialized():
-            ray.init(**self.init)
         state, handles = Singleton.get_state(), []
         for job in jobs:
             # a function for each: Ray may hand another call of the same to a worker that ends after one (max_calls)
@@ -287,7 +285,6 @@ def composed(context: HydraContext, config: DictConfig, job: Job) -> DictConfig:
 
 def perform(context: HydraContext, task: TaskFunction, whole: DictConfig) -> JobReturn:
     """Run a job in this process."""
-    HydraConfig.instance().set_config(whole)
     return run_job(
         task_function=task,
         config=whole,

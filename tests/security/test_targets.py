@@ -205,7 +205,7 @@ def choices() -> list[str]:
         for path in sorted((conf_dir() / group).glob("*.yaml")):
             sampler = "hydra/sweeper=optuna " if group.endswith("sampler") else ""
             found.append(f"{sampler}{group}={path.stem}")
-    return [*found, "hydra/job_logging=default hydra/hydra_logging=default", "hydra/launcher=basic"]
+    return [*found, "hydra/job_logging=default hydra/hydra_logging=default"]
 
 
 @pytest.mark.every(3)
