@@ -7,6 +7,6 @@ imported before `build` or `check` is called.
 
 from __future__ import annotations
 
-from sparse_lab.data.registry import Data, build, check, names
+from sparse_lab.data.registry import Data, build, check, module_of, names
 
-__all__ = ["Data", "build", "check", "names"]
+__all__ = ["Data", "build", "check", "module_of", "names"]

@@ -59,7 +59,7 @@ def check(dataset: DatasetConfig) -> None:
     Raises:
         UserError: as `build`, for an unknown name, missing or foreign files, or sizes that do not fit.
     """
-    _module(dataset).check(dataset)
+    module_of(dataset).check(dataset)
 
 
 def build(
@@ -87,7 +87,7 @@ def build(
     from sparse_lab.data.plan import Plan
     from sparse_lab.data.split import split
 
-    module = _module(dataset)
+    module = module_of(dataset)
     if training.batch_size % world_size:
         raise UserError(f"training.batch_size={training.batch_size} does not divide over {world_size} devices")
     source = module.load(dataset, seed)
@@ -116,7 +116,8 @@ def build(
     )
 
 
-def _module(dataset: DatasetConfig) -> Any:
+def module_of(dataset: DatasetConfig) -> Any:
+    """What reads the data set: torchvision, for some. Raises UserError for an unknown name."""
     if dataset.name not in _MODULES:
         raise UserError(f"unknown data set {dataset.name!r}: {nearest(dataset.name, names())}")
     return importlib.import_module(f"sparse_lab.data.{_MODULES[dataset.name]}")

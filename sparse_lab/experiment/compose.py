@@ -62,13 +62,14 @@ ConfigStore.instance().store(name="chosen", node={"defaults": [{"schedule": "one
 
 # what Hydra and its plugins offer beside the choices in conf/
 OWN_CHOICES = {
-    "hydra/launcher": ["basic"],
+    "hydra/launcher": [],
     "hydra/sweeper": ["basic"],
     "hydra/sweeper/sampler": ["cmaes", "nsgaii", "motpe", "grid"],
 }
-# what Hydra's plugins register: conf/ holds our own choices of these names, or none is meant to be
+NO_GROUPS = ("table",)  # folders of conf/ that hold no choices of a run: the tables of `sparse-lab reproduce`
+# what Hydra and its plugins register: conf/ holds our own choices of these names, or none is meant to be
 PLUGINS_OWN = {
-    "launcher": ("joblib", "ray", "ray_aws", "submitit_local", "submitit_slurm"),
+    "launcher": ("basic", "joblib", "ray", "ray_aws", "submitit_local", "submitit_slurm"),
     "sweeper": ("optuna",),
     "sweeper/sampler": ("tpe", "random"),
 }
@@ -215,7 +216,7 @@ class ConfigSource:
         """Names that a config group offers, in subfolders too, the user's own among them."""
         if group not in self._choices:
             found: set[str] = set()
-            for folder in (self.conf, self.user_conf):
+            for folder in () if group.partition("/")[0] in NO_GROUPS else (self.conf, self.user_conf):
                 if folder is not None and (folder / group).is_dir():
                     found |= {
                         path.relative_to(folder / group).with_suffix("").as_posix()

@@ -23,12 +23,12 @@ from sparse_lab.records.redaction import is_secret, redact, secret_forms, secret
 
 TARGETS = frozenset(
     {
-        "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
         "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
-        "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
-        "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher",
-        "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
-        "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
+        "hydra_plugins.sparse_lab_launchers.BasicLauncher",
+        "hydra_plugins.sparse_lab_launchers.JoblibLauncher",
+        "hydra_plugins.sparse_lab_launchers.RayLauncher",
+        "hydra_plugins.sparse_lab_launchers.SlurmLauncher",
+        "hydra_plugins.sparse_lab_launchers.LocalLauncher",
         "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper",
         "optuna.samplers.TPESampler",
         "optuna.samplers.RandomSampler",

@@ -115,6 +115,17 @@ def run_hash(config: Config) -> str:
     return digest(identity(config))
 
 
+def request_hash(config: Config) -> str:
+    """Return the hash of everything but the arithmetic: how a run is computed is not what was asked for."""
+    plain = identity(config)
+    plain["settings"].pop("compute", None)
+    if "trainer" in plain["settings"]:
+        plain["settings"]["trainer"].pop("precision", None)
+        if not plain["settings"]["trainer"]:
+            del plain["settings"]["trainer"]
+    return digest({"request": plain})
+
+
 def cell(config: Config) -> str:
     """Return the hash of everything but the seed: runs of one cell belong into one mean."""
     plain = identity(config)

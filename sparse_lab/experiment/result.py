@@ -13,7 +13,7 @@ from sparse_lab.config import Config
 from sparse_lab.data import Data
 from sparse_lab.experiment import phases
 from sparse_lab.experiment.build import Parts
-from sparse_lab.experiment.identity import cell, run_hash, settings
+from sparse_lab.experiment.identity import cell, request_hash, run_hash, settings
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.records.system import PACKAGES, commit, device_name, peak_memory, version
 from sparse_lab.sparsity.flops import LayerCost, layer_costs
@@ -35,6 +35,7 @@ def make_result(
         "name": folder.name,
         "hash": run_hash(config),
         "cell": cell(config),
+        "request": request_hash(config),
         "model": config.model.name,
         "width": config.model.width,
         "dataset": config.dataset.name,

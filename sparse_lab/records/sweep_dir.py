@@ -114,6 +114,10 @@ class SweepFolder:
     def write_plan(self, plan: dict[str, Any]) -> None:
         write_record(self.path / "plan.json", plan)
 
+    def planned_names(self) -> list[str]:
+        """The runs that the plan names, in the order of its jobs."""
+        return [str(run["name"]) for run in (read(self.path / "plan.json") or {}).get("runs", [])]
+
     def end(self, plan: dict[str, Any]) -> None:
         """Every job has ended, or never will in this start."""
         self.write_plan({**plan, "ended": now()})
@@ -160,7 +164,7 @@ class SweepFolder:
             return self._ended(number, ended, plan)
         begun = read(self.path / f"running-{number:03d}.json") if f"running-{number:03d}.json" in files else None
         name = name if begun is None else str(begun.get("run", name))
-        if name and self._has_result(name):
+        if name and self.has_result(name):
             return Job(number, name, "done", "done already" if begun is None else "", 1.0, here=begun is not None)
         if begun is None:
             return Job(number, name, "waiting")
@@ -174,7 +178,7 @@ class SweepFolder:
 
     def _ended(self, number: int, ended: dict[str, Any], plan: dict[str, Any]) -> Job:
         name, state, said = str(ended.get("run", "")), str(ended.get("outcome")), str(ended.get("said", ""))
-        if ended.get("elsewhere") and "ended" in plan and self._has_result(name):
+        if ended.get("elsewhere") and "ended" in plan and self.has_result(name):
             said = f"{said}; done by now"
         value = ended.get("value")
         return Job(
@@ -188,7 +192,7 @@ class SweepFolder:
             value=float(value) if isinstance(value, (int, float)) else None,
         )
 
-    def _has_result(self, name: str) -> bool:
+    def has_result(self, name: str) -> bool:
         """Asked again only where there was none: a result stays."""
         if not self._results.get(name):
             self._results[name] = (self.runs / name / "result.json").exists()

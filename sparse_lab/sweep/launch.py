@@ -44,7 +44,8 @@ LOOK_EVERY = 1.0  # seconds between two looks at jobs in other processes
 class Task:
     """What Hydra calls for each job. Other processes get it by pickle: a few plain values.
 
-    A job's config is composed of `fixed` and of what Hydra says is the job's own, as when the request was checked.
+    A job's config is composed as when the request was checked: of `fixed` and of what Hydra says is the job's own; in a
+    table of `own`, all overrides of each job by its number.
     """
 
     command: str
@@ -52,6 +53,7 @@ class Task:
     jobs: int
     fixed: tuple[str, ...] = ()
     user_conf: Path | None = None
+    own: tuple[tuple[str, ...], ...] = ()
     swept: tuple[str, ...] = ()
     folder: Path | None = None  # the sweep's; None for a single run
     searches: bool = False  # a sweeper makes the jobs up and wants each one's value
@@ -59,6 +61,7 @@ class Task:
     pid: int = field(default_factory=os.getpid)
     host: str = field(default_factory=socket.gethostname)
     last: dict[str, Any] = field(default_factory=dict)
+    lost: dict[str, Exception] = field(default_factory=dict)  # job's name -> what ended its process
 
     @property
     def here(self) -> bool:
@@ -71,7 +74,7 @@ class Task:
             raise UserError(f"{socket.gethostname()} does not see {self.folder}: a cluster's machines must share it")
         os.chdir(self.cwd)  # paths of the command mean what they mean there
         if self.folder is None:
-            self.last = self._run(lambda: self._config([]), "", lambda name: None)
+            self.last = self._run(lambda: self._config(self.fixed), "", lambda name: None)
             return self.last.get("value")
         from hydra.core.hydra_config import HydraConfig
 
@@ -81,7 +84,8 @@ class Task:
         number = int(hydra.job.num)
         swept = [line for line in hydra.overrides.task if line.split("=", 1)[0].lstrip("+") in self.swept]
         label = f"[{number + 1}/{self.jobs}]"
-        outcome = self._run(lambda: self._config(swept), label, lambda name: folder.begin(number, name))
+        lines = self.own[number] if self.own else (*self.fixed, *swept)
+        outcome = self._run(lambda: self._config(lines), label, lambda name: folder.begin(number, name))
         stopped = outcome.pop("stopped", None)
         folder.outcome(number, {**outcome, "swept": swept})
         if outcome["outcome"] == "failed":
@@ -94,6 +98,15 @@ class Task:
             _say_progress(folder)
         return outcome.get("value")
 
+    def planned_names(self) -> dict[int, str]:
+        """The jobs' runs by number, where they are known before they start."""
+        assert self.folder is not None
+        return dict(enumerate(SweepFolder(self.folder).planned_names()))
+
+    def made(self, run: str) -> bool:
+        assert self.folder is not None
+        return SweepFolder(self.folder).has_result(run)
+
     def done_already(self, config: Config) -> bool:
         """Is this single run finished? Then that is said at once, without Hydra's own second look at the command."""
         from sparse_lab.experiment.identity import run_dir
@@ -103,12 +116,12 @@ class Task:
         self.last = self._run(lambda: config, "", lambda name: None)
         return True
 
-    def _config(self, swept: list[str]) -> Config:
+    def _config(self, lines: tuple[str, ...]) -> Config:
         from sparse_lab.config import conf_dir
         from sparse_lab.experiment.compose import ConfigSource, leave_out_plugins_own
 
         leave_out_plugins_own()  # a worker has not
-        return ConfigSource(conf_dir(), self.user_conf).compose([*self.fixed, *swept]).config()
+        return ConfigSource(conf_dir(), self.user_conf).compose(list(lines)).config()
 
     def _run(self, compose: Callable[[], Config], job: str, begin: Callable[[str], None]) -> dict[str, Any]:
         """{"run", "outcome", "said", "value"}; and "stopped", the exception, where a signal stopped it."""
@@ -180,16 +193,7 @@ def start(request: Request) -> int:
             _through_hydra(request, task, [])
         return _single(task)
     with SweepFolder.claim(request.outputs, _sweep_name(request)) as folder:
-        plan = {
-            "command": command,
-            "started": now(),
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "jobs": request.jobs,
-            "launcher": request.launcher,
-            "runs": request.plan,
-        }
-        folder.write_plan(plan)
+        plan = plan_of(command, request.launcher, request.jobs, request.plan)
         task = Task(
             command,
             request.launcher,
@@ -200,31 +204,61 @@ def start(request: Request) -> int:
             folder=folder.path,
             searches=not request.plan,
         )
-        error = None
-        try:
-            _hush(request.sweeper)
-            if request.launcher == "ray":
-                _start_ray(request.launching)
-            with _elsewhere(request.launcher, folder):
-                _through_hydra(request, task, [f"hydra.sweep.dir={_quoted(folder.path)}"])
-        except Exception as caught:  # a worker died, a cluster cannot be reached: no failing run comes here
-            error = caught
-            wait_for_others(error)
-            (folder.path / "error.txt").write_text(redact("".join(traceback.format_exception(error))), encoding="utf-8")
-        finally:
-            folder.end(plan)
+        _hush(request.sweeper)
+        error = planned_jobs(
+            folder,
+            plan,
+            task,
+            request.launching,
+            lambda: _through_hydra(request, task, [f"hydra.sweep.dir={quoted(folder.path)}"]),
+        )
         overview = folder.look()
         assert overview is not None
         return summary(overview, error)
 
 
+def plan_of(command: str, launcher: str, jobs: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What plan.json is to hold. `runs`: what each job will run, where that is known before they start."""
+    about = {"command": command, "started": now(), "pid": os.getpid(), "host": socket.gethostname()}
+    return {**about, "jobs": jobs, "launcher": launcher, "runs": runs}
+
+
+def planned_jobs(
+    folder: SweepFolder, plan: dict[str, Any], task: Task, launching: DictConfig, go: Callable[[], None]
+) -> Exception | None:
+    """Let `go` hand the jobs of a plan to their launcher, and return what went wrong beside the jobs: a worker that
+    died, a cluster that cannot be reached. No failing run is among it. Raises Stopped after a signal.
+
+    launching: the launcher's settings, hydra.launcher.
+    """
+    folder.write_plan(plan)
+    error: Exception | None = None
+    try:
+        if task.launcher == "ray":
+            _start_ray(launching)
+        with _elsewhere(task.launcher, folder):
+            go()
+    except Exception as caught:
+        error = caught
+    finally:
+        folder.end(plan)
+    error = error or next(iter(task.lost.values()), None)
+    if error is not None:
+        (folder.path / "error.txt").write_text(redact("".join(traceback.format_exception(error))), encoding="utf-8")
+    return error
+
+
 def _sweep_name(request: Request) -> str:
     """The same for the same jobs: of the planned names, or of the command line where a sweeper makes the jobs up."""
-    words = [run["name"] for run in request.plan] or sorted(request.argv)
+    return short_hash([run["name"] for run in request.plan] or sorted(request.argv))
+
+
+def short_hash(words: list[str]) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path | str) -> str:
+    """A path, or an address of one, as Hydra's grammar reads it back, whatever it holds."""
     escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
@@ -270,32 +304,20 @@ def summary(overview: Overview, error: Exception | None) -> int:
         print(f"best: trial {best.number + 1}, validation {best.value:.2f}%: {shlex.join(best.swept)}  ({best.run})")
     undone = [job for job in overview.jobs if job.state not in ("done", "skipped")]
     if error is not None and any(job.state != "failed" for job in undone):
-        first = redact((str(error).strip().splitlines() or [""])[0])
-        print(f"sparse-lab: {type(error).__name__}: {first} (whole: {overview.folder}/error.txt)", file=sys.stderr)
+        say_error(overview.folder, error)
     sys.stdout.flush()
     return FAILED if undone else 0
+
+
+def say_error(folder: Path, error: Exception) -> None:
+    first = redact((str(error).strip().splitlines() or [""])[0])
+    print(f"sparse-lab: {type(error).__name__}: {first} (whole: {folder}/error.txt)", file=sys.stderr)
 
 
 def _said(job: Job) -> str:
     if job.state == "waiting":
         return "never began: start the same command again"
     return job.said
-
-
-def wait_for_others(error: BaseException) -> None:
-    """A launcher that collects its jobs one by one gives up at the first whose worker died; the others go on.
-
-    The launchers of Ray and submitit keep the jobs in a local variable, which only the traceback still knows.
-    """
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        where = frame.f_globals.get("__name__", "")
-        if where.startswith("hydra_plugins.hydra_ray_launcher") and "runs" in frame.f_locals:
-            import ray
-
-            ray.wait(frame.f_locals["runs"], num_returns=len(frame.f_locals["runs"]))
-        elif where.startswith("hydra_plugins.hydra_submitit_launcher") and "jobs" in frame.f_locals:
-            for job in frame.f_locals["jobs"]:
-                job.wait()
 
 
 @contextmanager
@@ -360,7 +382,8 @@ def _lives(pid: int) -> bool:
 
 def _watch(folder: SweepFolder, launcher: str, over: threading.Event) -> None:
     """A line whenever something has ended, and when the first job runs; joblib's processes speak for themselves."""
-    known: set[int] = set()
+    begun = folder.look()
+    known = {job.number for job in begun.jobs if job.state in ENDED} if begun else set()
     spoke = False
     while not over.wait(LOOK_EVERY):
         overview = folder.look()

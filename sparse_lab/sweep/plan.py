@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from sparse_lab.config import Config, conf_dir, present
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment.compose import (
+    NO_GROUPS,
     OWN_CHOICES,
     Composed,
     Composer,
@@ -39,12 +40,13 @@ from sparse_lab.experiment.config_security import (
 )
 
 ANSWERS = ("help", "hydra_help", "cfg", "info", "shell_completion")
-# Hydra's plugin -> the extra that brings it, and what it runs on
+# what runs or searches -> the extra that brings it, and what that extra must have brought
 EXTRAS = {
-    "hydra_joblib_launcher": ("joblib", "joblib"),
-    "hydra_ray_launcher": ("ray", "ray"),
-    "hydra_submitit_launcher": ("slurm", "submitit"),
-    "hydra_optuna_sweeper": ("optuna", "optuna"),
+    "JoblibLauncher": ("joblib", ["joblib"]),
+    "RayLauncher": ("ray", ["ray"]),
+    "LocalLauncher": ("slurm", ["submitit"]),
+    "SlurmLauncher": ("slurm", ["submitit"]),
+    "OptunaSweeper": ("optuna", ["hydra_plugins.hydra_optuna_sweeper", "optuna"]),
 }
 AWAY = ("ray", "submitit_slurm")  # launchers whose jobs may run on other machines than this one
 MANY_CORNERS = 256
@@ -125,18 +127,17 @@ class Request:
         base = self.read_experiment_axes()
         for plugin in (base.hydra.launcher, base.hydra.sweeper) if self.multirun else ():
             check_extra(str(plugin.get("_target_")))
-        self.outputs = Path(base.paths.outputs).expanduser().resolve()
         jobs = self.corners()
         with telling(len(jobs), self._say) as at:
             composer = self.composer()
             configs: dict[int, Config] = {}
             for number in composer.order(jobs):
                 configs[number] = composer.config(jobs[number])
-                self._check_job(configs[number])
+                self.check_job(configs[number])
                 at("composing", len(configs))
             self.configs = [configs[number] for number in range(len(jobs))]
             if self.trials is None:
-                self.plan = [_planned(config) for config in self.configs]
+                self.plan = [planned(config) for config in self.configs]
             self._check_runs(at)
         for line in self._without_effect():
             print(f"note: {line}", flush=True)
@@ -159,7 +160,7 @@ class Request:
         if self.multirun:  # on the other side: a single run's output begins with its own first line
             print(f"sweep: {line}", flush=True)
 
-    def _check_job(self, config: Config) -> None:
+    def check_job(self, config: Config) -> None:
         """What does not need torch to be seen."""
         if config.method.regrow is not None and config.method.init_from not in self.source.choices("method"):
             known = nearest(str(config.method.init_from), self.source.choices("method"))
@@ -223,6 +224,7 @@ class Request:
         self.launcher = str(base.hydra.runtime.choices.get("hydra/launcher"))
         self.sweeper = str(base.hydra.runtime.choices.get("hydra/sweeper"))
         self.launching = base.hydra.launcher
+        self.outputs = Path(base.paths.outputs).expanduser().resolve()
         if not self.multirun:
             return base
         self._read_params({str(key): value for key, value in (base.hydra.sweeper.get("params") or {}).items()})
@@ -339,13 +341,15 @@ def check_run(config: Config, here: bool = True) -> None:
     from sparse_lab.training.light_imports import import_lightning, kept_out
 
     import_lightning()
+    from sparse_lab import data
     from sparse_lab.experiment.validate import check
 
+    data.module_of(config.dataset)  # torchvision, where it is needed, imports parts of what is kept out
     with kept_out():
         check(config, here=here)
 
 
-def _planned(config: Config) -> dict[str, Any]:
+def planned(config: Config) -> dict[str, Any]:
     """A job in plan.json."""
     from sparse_lab.experiment.identity import run_name
 
@@ -355,7 +359,8 @@ def _planned(config: Config) -> dict[str, Any]:
 
 
 def _groups(top: Path) -> list[Path]:
-    return [path for path in top.rglob("*") if path.is_dir()]
+    folders = [path for path in top.rglob("*") if path.is_dir()]
+    return [path for path in folders if path.relative_to(top).parts[0] not in NO_GROUPS]
 
 
 def values_of(override: Override) -> list[str]:
@@ -368,12 +373,9 @@ def values_of(override: Override) -> list[str]:
 
 
 def check_extra(target: str) -> None:
-    """Is the plugin there that a launcher or sweeper needs? Raises UserError that names the extra."""
-    if not target.startswith("hydra_plugins."):
-        return
-    plugin = target.split(".")[1]
-    extra, library = EXTRAS[plugin]
-    if any(find_spec(one) is None for one in ("hydra_plugins", f"hydra_plugins.{plugin}", library)):
+    """Is there what a launcher or sweeper needs? Raises UserError that names the extra."""
+    extra, needed = EXTRAS.get(target.rpartition(".")[2], ("", []))
+    if any(find_spec(one) is None for one in needed):
         raise UserError(f"{extra} is not installed here: pip install 'sparse_lab[{extra}]'")
 
 

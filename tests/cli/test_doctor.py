@@ -42,7 +42,7 @@ def test_it_says_what_is_here_and_how_to_get_the_rest(ask, tmp_path, monkeypatch
     assert f"torch {metadata.version('torch')}" in out and f"{os.cpu_count()}" in out
     assert "ok      dataset=digits" in out
     assert "-       dataset=cifar10: CIFAR-10 is not in data" in out and "dataset.download=true" in out
-    for name in ("wandb", "mlflow", "hydra-ray-launcher", "hydra-optuna-sweeper"):
+    for name in ("wandb", "mlflow", "ray", "hydra-optuna-sweeper"):
         assert f"{name} {metadata.version(name)}" in out if checks.version(name) else checks.EXTRAS[name][1] in out
     assert not list(tmp_path.iterdir())
 
@@ -52,7 +52,7 @@ def test_a_missing_extra_has_its_pip_line(ask, tmp_path, monkeypatch):
     known = metadata.version
 
     def without_ray(name: str) -> str:
-        if name == "hydra-ray-launcher":
+        if name == "ray":
             raise metadata.PackageNotFoundError(name)
         return known(name)
 

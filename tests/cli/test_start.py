@@ -57,6 +57,13 @@ def test_a_run_imports_what_it_needs_and_a_finished_one_nothing(tmp_path):
     assert "2 runs: 2 skipped" in said and not imported
 
 
+def test_torchvision_is_imported_where_a_data_set_needs_it(tmp_path):
+    """It imports parts of torch._dynamo, which is kept out of the checks."""
+    command = [sys.executable, "-m", "sparse_lab", "dataset=cifar10", f"paths.data={tmp_path}", "trainer=cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "CIFAR-10 is not in" in done.stderr
+
+
 def test_a_damaged_result_is_not_taken_for_a_finished_run(tmp_path, capsys):
     request = [*SHORT, "trainer=cpu", f"paths.outputs={tmp_path}"]
     assert main(request) == 0

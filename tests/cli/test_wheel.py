@@ -25,14 +25,19 @@ def test_a_wheel_carries_conf_and_runs_from_another_folder(tmp_path):
         and "sparse_lab/conf/experiment/paper/bidirectional_oneshot.yaml" in names
     )
     assert "sparse_lab/report/load/published.yaml" in names
+    assert "sparse_lab/conf/table/bidirectional.yaml" in names and "hydra_plugins/sparse_lab_launchers.py" in names
     assert not any(name.startswith(("tests/", "conf/", "results/")) for name in names)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     # -P and PYTHONPATH first: the wheel's package, not the checkout's
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "sparse_lab", "--info", "searchpath"],
-        capture_output=True, text=True, cwd=elsewhere, timeout=60,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert str(tmp_path / "site" / "sparse_lab" / "conf") in done.stdout
+    said = {}
+    for argv in (["--info", "searchpath"], ["reproduce", "east_cpu", "--list", "--seeds", "1"]):
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "sparse_lab", *argv],
+            capture_output=True, text=True, cwd=elsewhere, timeout=60,
+            env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        said[argv[0]] = done.stdout
+    assert str(tmp_path / "site" / "sparse_lab" / "conf") in said["--info"]
+    assert said["reproduce"].count("missing  resnet34-cifar10-") == 6

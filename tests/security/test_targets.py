@@ -15,7 +15,7 @@ from sparse_lab.experiment.config_security import LOG_FILE, check_targets
 from sparse_lab.sweep.plan import Request
 
 RUN = ("dataset=digits", "training=digits", "trainer=cpu", "model.width=0.0625", "training.epochs=1")
-LAUNCHER = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"
+LAUNCHER = "hydra_plugins.sparse_lab_launchers.LocalLauncher"
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def test_a_target_on_the_command_line(what, refused):
 
 
 def test_the_nearest_known_name_is_told(refused):
-    line = refused(f"hydra.launcher._target_={LAUNCHER.replace('submitit_launcher.Local', 'submitit.Local')}")
+    line = refused(f"hydra.launcher._target_={LAUNCHER.replace('launchers.Local', 'launcher.Local')}")
     assert line.endswith(f"the nearest that is: {LAUNCHER}")
 
 
@@ -205,7 +205,7 @@ def choices() -> list[str]:
         for path in sorted((conf_dir() / group).glob("*.yaml")):
             sampler = "hydra/sweeper=optuna " if group.endswith("sampler") else ""
             found.append(f"{sampler}{group}={path.stem}")
-    return [*found, "hydra/job_logging=default hydra/hydra_logging=default", "hydra/launcher=basic"]
+    return [*found, "hydra/job_logging=default hydra/hydra_logging=default"]
 
 
 @pytest.mark.every(3)

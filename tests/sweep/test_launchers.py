@@ -118,6 +118,26 @@ def test_sigterm_saves_what_runs_and_the_second_start_goes_on(launcher, tmp_path
         assert all(f"{run}: goes on from" in again.stdout for _, run in running)
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_worker_that_dies_ends_its_own_run_alone(launcher, tmp_path, small, command, outcomes, results):
+    pytest.importorskip({"submitit_local": "submitit"}.get(launcher, launcher))
+    argv = ["-m", f"hydra/launcher={launcher}", "seed=1,2,3", *small, *LONG]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sparse_lab", *argv],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    pid, lost = wait_for(lambda: training(tmp_path / "out"), process)[0]
+    os.kill(pid, signal.SIGKILL)
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == 1 and "3 runs: 2 done, 1 interrupted" in out, out + error
+    assert "Traceback" not in out + error and error.count("\n") == 1 and "sparse-lab: " in error
+    finished = results()
+    assert len(finished) == 2 and lost not in finished
+    again = command(*argv)
+    assert again.returncode == 0 and set(results()) - set(finished) == {lost}, again.stderr
+
+
 def tree(pid: int) -> list[int]:
     """A process and everything that it started, itself first."""
     parents: dict[int, list[int]] = {}

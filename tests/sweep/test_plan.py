@@ -348,7 +348,7 @@ def test_what_is_wrong_is_said_in_one_line(name, tmp_path, monkeypatch):
     with pytest.raises(SparseLabError) as refused:
         request = Request.read([*argv, "dataset=digits", "paths.outputs=out"])
         config = COMPOSER.config(dict(one.split("=", 1) for one in request.fixed))
-        request._check_job(config)
+        request.check_job(config)
         check(config)
     assert wanted in str(refused.value) and len(str(refused.value).splitlines()) == 1
 

@@ -25,9 +25,9 @@ EXTRAS = {  # distribution -> what it is for, and how to get it
     "tensorboard": ("logger=tensorboard", "pip install 'sparse_lab[tensorboard]'"),
     "mlflow": ("logger=mlflow", "pip install 'sparse_lab[mlflow]'"),
     "trackio": ("logger=trackio", "pip install 'sparse_lab[trackio]'"),
-    "hydra-joblib-launcher": ("hydra/launcher=joblib", "pip install 'sparse_lab[joblib]'"),
-    "hydra-ray-launcher": ("hydra/launcher=ray", "pip install 'sparse_lab[ray]'"),
-    "hydra-submitit-launcher": ("hydra/launcher=submitit_slurm", "pip install 'sparse_lab[slurm]'"),
+    "joblib": ("hydra/launcher=joblib", "pip install 'sparse_lab[joblib]'"),
+    "ray": ("hydra/launcher=ray", "pip install 'sparse_lab[ray]'"),
+    "submitit": ("hydra/launcher=submitit_slurm", "pip install 'sparse_lab[slurm]'"),
     "hydra-optuna-sweeper": ("hydra/sweeper=optuna", "pip install 'sparse_lab[optuna]'"),
     "onnx": ("export to ONNX", "pip install 'sparse_lab[onnx]'"),
 }

@@ -1,4 +1,4 @@
-"""A table's definition (tables/*.yaml) as the runs that fill it, and which of them are there already.
+"""A table's definition (conf/table/*.yaml, or a file of the user's) as the runs that fill it.
 
     title: one line
     seeds: [1, 2, 3]
@@ -15,39 +15,33 @@ recipe, cell, the cell's own for the recipe, command line.
 
 from __future__ import annotations
 
-import json
-import re
+import reprlib
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sparse_lab.config import Config
+from sparse_lab.config import Config, conf_dir
 from sparse_lab.errors import SparseLabError, UserError, nearest
 from sparse_lab.experiment import phases
-from sparse_lab.experiment.components import table
-from sparse_lab.experiment.identity import digest, identity, run_dir
+from sparse_lab.experiment.components import table as components
+from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.validate import check_request
-from sparse_lab.records.atomic_io import write_text_atomic
-from sparse_lab.records.kept import keep_run
+from sparse_lab.records.atomic_io import printable
 from sparse_lab.records.run_dir import RunDir
-from sparse_lab.report.load.records import Finished, read
 from sparse_lab.sweep.plan import Request
 
-TABLES = Path(__file__).with_name("tables")
 KEYS = ("title", "seeds", "always", "recipes", "devices", "cells")
 WRITTEN = ("command", "planned")  # what a copy beside records holds too
-MARK = "# written by scripts/reproduce.py"
 DEVICES = {"cpu": ["trainer=cpu"], "gpu": ["trainer=gpu"]}
 RESERVED = {
     "seed": "the table's seeds and --seeds say which",
     "paths.outputs": "use --outputs",
     "paths.data": "use --data",
-    "hydra.mode": "each run is started by itself",
 }
 
 
@@ -65,20 +59,19 @@ class Table:
     text: str
 
     @classmethod
-    def read(cls, asked: str) -> Table:
-        """By its name below tables/, or by its file. Raises UserError."""
-        own = TABLES / f"{asked}.yaml"
-        path = own if own.is_file() else Path(asked)
+    def read(cls, asked: str, user_conf: Path | None = None) -> Table:
+        """By its name in conf/table or in the user's own folder, or by its file. Raises UserError."""
+        known = tables(user_conf)
+        path = known.get(asked, Path(asked))
         if not path.is_file():
-            known = sorted(one.stem for one in TABLES.glob("*.yaml"))
             raise UserError(f"unknown table {asked!r}; {nearest(asked, known)}; or the path of a YAML file")
         try:
             text = path.read_text(encoding="utf-8")
             plain = yaml.safe_load(text)
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            raise UserError(f"{path} cannot be read: {printable(' '.join(str(error).split()))}") from None
         try:
-            return cls(path.stem, text=text, **_checked(plain))
+            return cls(printable(path.stem), text=text, **_checked(plain))
         except SparseLabError as error:
             raise UserError(f"{path}: {error}") from None
 
@@ -87,6 +80,12 @@ class Table:
         if name is not None and name not in self.recipes:
             raise UserError(f"unknown recipe {name!r} of table {self.name}; {nearest(name, list(self.recipes))}")
         return name or next(iter(self.recipes))
+
+
+def tables(user_conf: Path | None = None) -> dict[str, Path]:
+    """Every table that has a name, the user's own among them."""
+    folders = [folder / "table" for folder in (conf_dir(), user_conf) if folder is not None]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 
 def _checked(plain: Any) -> dict[str, Any]:
@@ -100,20 +99,22 @@ def _checked(plain: Any) -> dict[str, Any]:
     if not isinstance(title, str) or not title:
         raise UserError("title: a line of text is missing")
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
-        raise UserError(f"seeds: {seeds!r} is no list of whole numbers")
+        raise UserError(f"seeds: {reprlib.repr(seeds)} is no list of whole numbers")
     if len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds: {seeds} holds one twice")
+        raise UserError(f"seeds: {reprlib.repr(seeds)} holds one twice")
     if not isinstance(cells, list) or not cells:
         raise UserError("cells: a list of overrides is missing")
     groups = {}
     for key, default in (("recipes", {"default": []}), ("devices", DEVICES)):
         named: Any = plain.get(key) or default
         if not isinstance(named, dict):
-            raise UserError(f"{key}: {named!r} is no mapping of names to overrides")
+            raise UserError(f"{key}: {reprlib.repr(named)} is no mapping of names to overrides")
         groups[key] = {str(name): words(lines, f"{key}.{name}") for name, lines in named.items()}
+    if taken := groups["recipes"].keys() & {"run", "name"}:
+        raise UserError(f"recipes: {taken.pop()!r} is a key of every cell: choose another name")
     always = words(plain.get("always") or [], "always")
     found = [_cell(cell, number, list(groups["recipes"])) for number, cell in enumerate(cells, 1)]
-    return {"title": title, "seeds": seeds, "always": always, **groups, "cells": found}
+    return {"title": printable(" ".join(title.split())), "seeds": seeds, "always": always, **groups, "cells": found}
 
 
 def _cell(cell: Any, number: int, recipes: list[str]) -> dict[str, Any]:
@@ -124,7 +125,11 @@ def _cell(cell: Any, number: int, recipes: list[str]) -> dict[str, Any]:
             raise UserError(f"cell {number}: unknown key {key!r}; {nearest(str(key), known)}")
     if "run" not in plain:
         raise UserError(f"cell {number}: run, its overrides, is missing")
-    named: dict[str, Any] = {"name": str(plain["name"])} if "name" in plain else {}
+    named: dict[str, Any] = {}
+    if "name" in plain:
+        if not isinstance(plain["name"], str) or not plain["name"].strip():
+            raise UserError(f"cell {number}: name: {reprlib.repr(plain['name'])} is no text")
+        named["name"] = printable(" ".join(plain["name"].split()))
     return named | {key: words(value, f"cell {number}") for key, value in plain.items() if key != "name"}
 
 
@@ -132,14 +137,18 @@ def words(lines: Any, where: str) -> list[str]:
     """Overrides: a list of them, or a string (also within the list) as on a command line. Raises UserError."""
     lines = [lines] if isinstance(lines, str) else lines
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-        raise UserError(f"{where}: {lines!r} is no list of overrides like training.epochs=3")
+        raise UserError(f"{where}: {reprlib.repr(lines)} is no list of overrides like training.epochs=3")
     try:
-        return [word for line in lines for word in shlex.split(line)]
+        found = [word for line in lines for word in shlex.split(line)]
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
+    for word in found:
+        if "=" not in word or word.startswith("-"):
+            raise UserError(f"{where}: {reprlib.repr(word)} is no override like training.epochs=3")
+    return found
 
 
-def merged(*groups: list[str]) -> list[str]:
+def merged(*groups: Sequence[str]) -> list[str]:
     """Overrides in their order, of each key the last: Hydra refuses a group that is chosen twice."""
     found: dict[str, str] = {}
     for line in (line for group in groups for line in group):
@@ -183,20 +192,31 @@ class Run:
     @cached_property
     def starts(self) -> dict[str, Config]:
         """Every run that it starts from, directly or not, by name, each before what it is needed for."""
-        return {run_dir(config).name: config for config in ancestors(self.config)}
+        return {run_dir(config).name: config for config in components.ancestors(self.config)}
 
     @property
     def command(self) -> list[str]:
         return [*self.cell.asked, *self.cell.paths, f"seed={self.seed}"]
 
 
-def ancestors(config: Config) -> Iterator[Config]:
-    """What `sparse_lab.experiment.runner` makes first for this config, and for that in turn."""
-    yield from table.ancestors(config)
+@dataclass(frozen=True)
+class Asked:
+    """What a table is asked for on a command line. `cells`: names or numbers from 1, none for all; `conf`: the words
+    that name the user's own folder of choices.
+    """
+
+    recipe: str
+    device: str
+    extra: Sequence[str] = ()
+    paths: Sequence[str] = ()
+    conf: Sequence[str] = ()
+    seeds: int | None = None
+    cells: Sequence[str] = ()
 
 
-def plan(table: Table, recipe: str, device: str, extra: list[str], paths: list[str], seeds: int | None) -> list[Run]:
+def plan(table: Table, asked: Asked) -> list[Run]:
     """Every run of the table, one seed of each cell after the other. Raises UserError for the first wrong cell."""
+    seeds, device = asked.seeds, asked.device
     if seeds is not None and not 1 <= seeds <= len(table.seeds):
         raise UserError(f"--seeds {seeds}: table {table.name} has {len(table.seeds)} seeds, {table.seeds}")
     if device not in table.devices:
@@ -204,130 +224,54 @@ def plan(table: Table, recipe: str, device: str, extra: list[str], paths: list[s
     cells: list[Cell] = []
     known: dict[str, int] = {}
     for number, cell in enumerate(table.cells, 1):
-        own = [*cell["run"], *cell.get(recipe, [])]
-        lines = merged(table.always, table.devices[device], table.recipes[recipe], own, extra)
+        own = [*cell["run"], *cell.get(asked.recipe, [])]
+        lines = merged(table.always, table.devices[device], table.recipes[asked.recipe], own, asked.extra)
         try:
             check_reserved(lines)
-            config = compose([*lines, *paths], table.seeds[0])
+            config = compose([*asked.conf, *lines, *asked.paths], table.seeds[0])
         except SparseLabError as error:
             raise UserError(f"cell {number} of table {table.name} ({shlex.join(cell['run'])}): {error}") from None
         name = run_dir(config).name
         if name in known:
             raise UserError(f"cells {known[name]} and {number} of table {table.name} ask for the same runs: {name}")
         known[name] = number
-        cells.append(Cell(cell.get("name", config.method.name), lines, paths, config))
-    pairs = [(seed, cell) for seed in table.seeds[:seeds] for cell in cells]
+        cells.append(Cell(cell.get("name", config.method.name), lines, list(asked.paths), config))
+    chosen = _chosen(table, cells, asked.cells)
+    pairs = [(seed, cell) for seed in table.seeds[:seeds] for cell in chosen]
     return [
         Run(number, cell, seed, replace(cell.config, seed=seed)) for number, (seed, cell) in enumerate(pairs, start=1)
     ]
 
 
-def compose(lines: list[str], seed: int) -> Config:
+def _chosen(table: Table, cells: list[Cell], asked: Sequence[str]) -> list[Cell]:
+    """The cells that are asked for by name or by number, in the table's order. Raises UserError for an unknown one."""
+    if not asked:
+        return cells
+    for word in asked:
+        if word not in {cell.name for cell in cells} and word not in {
+            str(number) for number in range(1, len(cells) + 1)
+        }:
+            known = nearest(word, list(dict.fromkeys(cell.name for cell in cells)))
+            raise UserError(f"unknown cell {word!r} of table {table.name}; {known}; or a number, 1 to {len(cells)}")
+    return [cell for number, cell in enumerate(cells, 1) if cell.name in asked or str(number) in asked]
+
+
+def compose(words: list[str], seed: int) -> Config:
     """The config of one run, checked as far as that needs no data, package or GPU. Raises UserError."""
-    request = Request.read(["--multirun", *lines, f"seed={seed}"])
+    request = Request.read(["--multirun", *words, f"seed={seed}"])
     for key, values in request.axes.items():
         raise UserError(f"{key}={','.join(values)} is a sweep: a cell is one run, give it a cell a value")
     config = request.compose([]).config()
-    if config.method.regrow is not None and config.method.init_from not in (known := request.source.choices("method")):
-        raise UserError(f"method.init_from={config.method.init_from}: {nearest(str(config.method.init_from), known)}")
+    request.check_job(config)
     check_request(config)
     return config
 
 
-def check_reserved(lines: list[str]) -> None:
-    """Raises UserError for keys that this command sets itself."""
+def check_reserved(lines: Sequence[str]) -> None:
+    """Raises UserError for keys that the command sets itself."""
     for line in lines:
         key = line.split("=", 1)[0].lstrip("+")
+        if key.startswith("hydra"):
+            raise UserError(f"{line}: what runs a table, and nothing else of Hydra's, is said on the command line")
         if key in RESERVED:
             raise UserError(f"{line}: {RESERVED[key]}")
-
-
-def request_of(matters: dict[str, Any]) -> str:
-    """The hash of an identity without its arithmetic: how a run was computed is not what was asked for."""
-    plain = json.loads(json.dumps(matters))
-    plain.pop("compute", None)
-    plain.get("trainer", {}).pop("precision", None)
-    return digest({key: value for key, value in plain.items() if value != {}})
-
-
-@dataclass
-class State:
-    """Which runs are done: in the outputs, or among the records kept of other machines and days."""
-
-    records: Path | None
-    done: dict[str, dict[str, Any]] = field(init=False, default_factory=dict)  # run's name -> the record that counts
-    _made: dict[str, dict[str, Any]] = field(
-        init=False, default_factory=dict
-    )  # run's name -> its result in the outputs
-    _kept: dict[str, list[Finished]] = field(init=False, default_factory=dict)  # name without its hash -> records
-
-    def __post_init__(self) -> None:
-        if self.records is not None and self.records.is_dir():
-            self._look()
-
-    def _look(self) -> None:
-        assert self.records is not None
-        self._kept.clear()
-        for finished in read(self.records).results:
-            self._kept.setdefault(_stem(finished.name), []).append(finished)
-
-    def result(self, run: Run) -> dict[str, Any] | None:
-        """The record that counts for a run: one that is kept, if in another arithmetic too, or else its own."""
-        found = self._recorded(run.config) or self._own(run.config)  # what is kept counts: it is what the report shows
-        if found is not None:
-            self.done[run.name] = found
-        return found
-
-    def needs(self, run: Run) -> list[str]:
-        """The runs that it starts from and that are still to be made here: a record has no network to start from."""
-        return [name for name, config in run.starts.items() if self._own(config) is None]
-
-    def keep(self, run: Run) -> None:
-        """Copy what is finished of a run and of those that it starts from to the records, where it is not there yet."""
-        for config in (*run.starts.values(), run.config) if self.records is not None else ():
-            if self._own(config) is not None and self._recorded(config) is None:
-                assert self.records is not None
-                folder = run_dir(config)
-                try:
-                    keep_run(folder.path, self.records)
-                except (OSError, ValueError) as error:
-                    raise UserError(f"{folder.path} cannot be copied to {self.records}: {error}") from None
-                self._look()
-
-    def _own(self, config: Config) -> dict[str, Any] | None:
-        """Looked at on disk until it is done: whole networks are hashed."""
-        folder = run_dir(config)
-        if folder.name not in self._made and (result := folder.result()) is not None:
-            self._made[folder.name] = result
-        return self._made.get(folder.name)
-
-    def _recorded(self, config: Config) -> dict[str, Any] | None:
-        folder = run_dir(config)
-        near = self._kept.get(_stem(folder.name), [])
-        for finished in near:
-            if finished.name == folder.name:
-                return finished.result
-        asked = request_of(identity(config)) if near else ""
-        return next((one.result for one in near if request_of(one.config) == asked), None)
-
-
-def _stem(name: str) -> str:
-    return name.rpartition("-")[0]
-
-
-def write_copy(table: Table, command: str, runs: list[Run], state: State) -> None:
-    """records/table.yaml: the definition, how it was filled, and the runs that belong into it."""
-    assert state.records is not None
-    planned = []
-    for run in runs:
-        name = state.done.get(run.name, {}).get("name", run.name)
-        about = {key: getattr(run.config, key).name for key in ("model", "dataset", "method")}
-        planned.append({"name": name, **about, "sparsity": run.cell.sparsity, "seed": run.seed})
-    own = re.split(rf"^{re.escape(MARK)}", table.text, maxsplit=1, flags=re.MULTILINE)[0].rstrip()
-    lines = [own, "", f"{MARK}, anew each time", f"command: {json.dumps(command)}", "planned:"]
-    lines += [f"  - {json.dumps(row)}" for row in planned]
-    try:
-        state.records.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(state.records / "table.yaml", "\n".join(lines) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write to {state.records}: {error.strerror}; choose another --records") from None

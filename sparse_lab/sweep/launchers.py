@@ -1,0 +1,310 @@
+"""Where jobs run: in this process, in others on this machine, on Ray, on Slurm.
+
+Every launcher submits each job under its name, keeps what it got for it by that name, and waits for all of them: a
+process that dies ends no other job. Hydra finds the launchers in hydra_plugins/sparse_lab_launchers.py.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import hydra.plugins.launcher
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+if TYPE_CHECKING:
+    from hydra.types import HydraContext, TaskFunction
+
+    from sparse_lab.sweep.launch import Task
+
+LOOK_EVERY = 0.1  # seconds between two looks at jobs in other processes
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+# keys of hydra.launcher that submitit knows by these names; the others are Slurm's own
+SHARED = {"name", "timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem_gb"} | {
+    "stderr_to_stdout"
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What makes one run. `number`: its place in the plan, from 0. `needs`: runs that it makes first where they are
+    not there yet, so that no other job that makes one of them should run at the same time.
+    """
+
+    number: int
+    run: str
+    overrides: tuple[str, ...]
+    needs: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:03d}-{self.run}"
+
+
+class Basic(hydra.plugins.launcher.Launcher):
+    """One job after the other, in this process; and what all launchers share."""
+
+    room: int | None = 1  # how many jobs are handed over at a time; None: all
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context = hydra_context
+        self.task: Task = task_function  # type: ignore[assignment]
+        self.handed = replace(self.task, lost={})  # what other processes get of it
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """What Hydra's sweepers call."""
+        numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
+        names = self.task.planned_names()
+        jobs = [
+            Job(number, names.get(number, f"job-{number + 1}"), tuple(words))
+            for number, words in zip(numbers, job_overrides, strict=True)
+        ]
+        returned = self.run(jobs)
+        return [returned[job.name] for job in jobs]
+
+    def run(self, jobs: list[Job], ended: Callable[[Job], None] = lambda job: None) -> dict[str, JobReturn]:
+        """Run all jobs, the first that can begin first, and return what Hydra's `run_job` made of each, by its name.
+
+        ended: called with each job once it has ended. Raises what a signal raises, and what keeps jobs from being
+        submitted at all.
+        """
+        waiting, running, returned = list(jobs), dict[str, tuple[Job, Any]](), dict[str, JobReturn]()
+        try:
+            while waiting or running:
+                ready = self._ready(waiting, [job for job, _ in running.values()])
+                handles = self.submit(ready) if ready else []
+                running |= {job.name: (job, handle) for job, handle in zip(ready, handles, strict=True)}
+                over = [name for name, (_, handle) in running.items() if self.over(handle)]
+                for name in over:
+                    job, handle = running.pop(name)
+                    returned[name] = self._returned(job, handle)
+                    ended(job)
+                if not over:
+                    time.sleep(LOOK_EVERY)
+        finally:
+            self.close()
+        return returned
+
+    def _ready(self, waiting: list[Job], running: list[Job]) -> list[Job]:
+        """Take from `waiting` the first jobs that there is room for and that make nothing that another one makes."""
+        room = len(waiting) if self.room is None else self.room - len(running)
+        if room <= 0:
+            return []
+        made = self.task.made
+        busy = {name for job in running for name in (job.run, *job.needs) if not made(name)}
+        ready: list[Job] = []
+        for job in list(waiting):
+            if len(ready) == room:
+                break
+            making = {name for name in (job.run, *job.needs) if not made(name)}
+            if not making & busy:
+                ready.append(job)
+                waiting.remove(job)
+                busy |= making
+        return ready
+
+    def _returned(self, job: Job, handle: Any) -> JobReturn:
+        try:
+            return self.collect(handle)
+        except Exception as error:  # its process died: a job that fails returns
+            self.task.lost[job.name] = error
+            returned = JobReturn(overrides=job.overrides, status=JobStatus.FAILED)
+            returned.return_value = error
+            return returned
+
+    def submit(self, jobs: list[Job]) -> list[Any]:
+        """Start these jobs and return what each is known by from now on."""
+        setup_globals()
+        return [perform(self.context, self.task, composed(self.context, self.config, job)) for job in jobs]
+
+    def over(self, handle: Any) -> bool:
+        """Return whether the job has ended, well or not."""
+        return True
+
+    def collect(self, handle: Any) -> JobReturn:
+        """Return what a job that is over returned. Raise what ended its process."""
+        return handle
+
+    def close(self) -> None:
+        """Let nothing go on that the command started for its jobs on this machine."""
+
+
+class Joblib(Basic):
+    """Several jobs at a time on this machine. Each place has a process of its own, which it keeps for its next job."""
+
+    def __init__(self, n_jobs: int) -> None:
+        from joblib import cpu_count, effective_n_jobs
+
+        self.room = places = int(effective_n_jobs(n_jobs))
+        self.environment = {name: str(max(1, cpu_count() // places)) for name in THREADS if name not in os.environ}
+        self.processes: list[Any] = []
+        self.idle: list[Any] = []
+
+    def submit(self, jobs: list[Job]) -> list[Any]:
+        state = Singleton.get_state()
+        handles = []
+        for job in jobs:
+            process = self.idle.pop() if self.idle else self._new()
+            handles.append(
+                (process, process.submit(compose_elsewhere, self.context, self.config, self.handed, state, job))
+            )
+        return handles
+
+    def _new(self) -> Any:
+        from joblib.externals.loky import ProcessPoolExecutor
+
+        self.processes.append(ProcessPoolExecutor(1, env=self.environment))
+        return self.processes[-1]
+
+    def over(self, handle: Any) -> bool:
+        return handle[1].done()
+
+    def collect(self, handle: Any) -> JobReturn:
+        process, future = handle
+        returned = future.result()
+        self.idle.append(process)
+        return returned
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.shutdown(wait=True, kill_workers=True)
+        self.processes, self.idle = [], []
+
+
+class Ray(Basic):
+    """A task of a Ray cluster for each job."""
+
+    def __init__(self, ray: DictConfig) -> None:
+        self.remote: dict[str, Any] = OmegaConf.to_container(ray.remote, resolve=True)  # type: ignore[assignment]
+
+    @property
+    def room(self) -> int | None:  # type: ignore[override]
+        """What the cluster has room for now, and as many that wait there, so that it may grow."""
+        import ray
+
+        there = ray.cluster_resources()
+        wanted = {"CPU": self.remote.get("num_cpus"), "GPU": self.remote.get("num_gpus")}
+        at_once = [int(there.get(kind, 0) / amount) for kind, amount in wanted.items() if amount]
+        return 2 * max(1, min(at_once)) if at_once else None
+
+    def submit(self, jobs: list[Job]) -> list[Any]:
+        import ray
+
+        state, handles = Singleton.get_state(), []
+        for job in jobs:
+            # a function for each: Ray may hand another call of the same to a worker that ends after one (max_calls)
+            task = ray.remote(**self.remote)(perform_elsewhere).options(name=job.name)
+            handles.append(task.remote(self.context, self.handed, state, composed(self.context, self.config, job)))
+        return handles
+
+    def over(self, handle: Any) -> bool:
+        import ray
+
+        return bool(ray.wait([handle], timeout=0)[0])
+
+    def collect(self, handle: Any) -> JobReturn:
+        import ray
+
+        return ray.get(handle)
+
+
+class Submitit(Basic):
+    """A job of a batch system for each job: those that can begin at one time as an array."""
+
+    room = None
+    cluster = ""
+
+    def __init__(self, **params: Any) -> None:
+        self.params: dict[str, Any] = {
+            key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            for key, value in params.items()
+        }
+
+    def submit(self, jobs: list[Job]) -> list[Any]:
+        import submitit
+
+        own = dict(self.params)
+        folder, resubmitted = own.pop("submitit_folder"), own.pop("max_num_timeout", None)
+        again = {} if resubmitted is None else {f"{self.cluster}_max_num_timeout": resubmitted}
+        executor = submitit.AutoExecutor(folder, cluster=self.cluster, **again)
+        executor.update_parameters(
+            **{key if key in SHARED else f"{self.cluster}_{key}": value for key, value in own.items()}
+        )
+        return executor.map_array(Resubmitted(self.context, self.config, self.handed, Singleton.get_state()), jobs)
+
+    def over(self, handle: Any) -> bool:
+        return handle.done()
+
+    def collect(self, handle: Any) -> JobReturn:
+        return handle.results()[0]
+
+
+class SubmititLocal(Submitit):
+    """Without a batch system, to try one's use of it out."""
+
+    cluster = "local"
+
+
+class SubmititSlurm(Submitit):
+    """On Slurm."""
+
+    cluster = "slurm"
+
+
+@dataclass
+class Resubmitted:
+    """What submitit calls with a job, and submits again after a time limit."""
+
+    context: HydraContext
+    config: DictConfig
+    task: Task
+    state: dict[Any, Any]
+
+    def __call__(self, job: Job) -> JobReturn:
+        return compose_elsewhere(self.context, self.config, self.task, self.state, job)
+
+    def checkpoint(self, job: Job) -> Any:
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, job)
+
+
+def composed(context: HydraContext, config: DictConfig, job: Job) -> DictConfig:
+    """What Hydra makes of a job's overrides, with its own node."""
+    whole = context.config_loader.load_sweep_config(config, list(job.overrides))
+    with open_dict(whole):
+        whole.hydra.job.id, whole.hydra.job.num = job.name, job.number
+    return whole
+
+
+def perform(context: HydraContext, task: TaskFunction, whole: DictConfig) -> JobReturn:
+    """Run a job in this process."""
+    return run_job(
+        task_function=task,
+        config=whole,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+        hydra_context=context,
+    )
+
+
+def perform_elsewhere(context: HydraContext, task: TaskFunction, state: dict[Any, Any], whole: DictConfig) -> JobReturn:
+    """Run a job in the process of a worker, which knows nothing of the command's."""
+    setup_globals()
+    Singleton.set_state(state)
+    return perform(context, task, whole)
+
+
+def compose_elsewhere(
+    context: HydraContext, config: DictConfig, task: TaskFunction, state: dict[Any, Any], job: Job
+) -> JobReturn:
+    """The same, composed there: many jobs that are handed over at one time do not wait for one another."""
+    setup_globals()
+    Singleton.set_state(state)
+    return perform(context, task, composed(context, config, job))
