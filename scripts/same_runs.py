@@ -56,7 +56,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 # of result.json: what is of this moment, this machine or this commit; of configs, what keys are called
 OF_THE_MOMENT = {
     "name", "cell", "hash", "request", "identity", "config", "command", "commit", "seconds", "started", "finished",
-    "versions", "packages", "memory", "peak_memory_mb", "device", "checksum", "parent", "start", "host", "small_seconds",
+    "versions", "packages", "memory", "peak_memory_mb", "device", "checksum", "parent", "start", "host",
+    "small_seconds",
 }  # fmt: skip
 CHANGES = {"rewire": "drop_and_grow", "mutate": "elastic_mutation"}
 

@@ -151,6 +151,8 @@ def _check_counts(config: Config) -> None:
     from sparse_lab.sparsity.masks import num_kept
 
     size, start = counted(config), phases.regrowth_start(config)
+    if start >= 1.0:  # what regrows is too much, and its component says so
+        return
     kept = num_kept(start, size.total)
     # rounded to the side on which the hint holds when it is taken at its word
     highest = math.floor(1e6 * (1 - size.layers / size.total)) / 1e6
