@@ -136,7 +136,7 @@ def test_gradients_are_taken_after_clipping_or_before_it(when, clipped, compose,
     monkeypatch.setattr(DropAndGrow, "update", spied)
     overrides = (
         "training.clip_norm=1e-3",
-        f"method.gradients={when}",
+        f"method.drop_and_grow.gradients={when}",
         "method.drop_and_grow.update_every=2",
         "training.epochs=4",
     )
