@@ -32,7 +32,7 @@ from sparse_lab.cli.methods import MEMORY
 from sparse_lab.config import Config, MethodConfig
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment import phases
-from sparse_lab.experiment.compose import to_config
+from sparse_lab.experiment.components import table
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.records.atomic_io import write_text_atomic
 from sparse_lab.sweep.plan import Request
@@ -48,16 +48,17 @@ OVERRIDES = (
     "trainer.progress=false",
     "sparsity=s99",
     # every mask change of every method within 4 steps
-    "schedule.share=0.8",
-    "schedule.round_epochs=1",
-    "schedule.every=1",
+    "schedule.iterative.share=0.8",
+    "schedule.iterative.round_epochs=1",
+    "schedule.cubic.every=1",
     "method.drop_and_grow.update_every=1",
     "method.drop_and_grow.end=1.0",
+    "method.elastic_mutation.update_every=1",
     "method.cycles.every=1",
-    "method.compacting.begin=0",
-    "method.compacting.every=1",
-    "method.compacting.channels=1000",
-    "method.sphere.every=1",
+    "method.compactors.begin=0",
+    "method.compactors.every=1",
+    "method.compactors.channels=1000",
+    "method.hypersphere.every=1",
     # batches, and steps without training, come one after the other: more of them take longer, not more memory
     "method.prune.batches=1",
     "method.regrow.batches=1",
@@ -86,16 +87,15 @@ def config_of(method: str, width: float, outputs: Path) -> Config:
     """A few steps of `method`. Raises UserError when it cannot be composed."""
     request = Request.read([])
     overrides = [*OVERRIDES, f"method={method}", f"model.width={width}", f"paths.outputs={outputs}"]
-    config = to_config(request.compose(overrides))
-    config.method.prune.iterations = min(config.method.prune.iterations, FEW)
+    config = request.compose(overrides).config()
+    if config.method.prune is not None:
+        config.method.prune.iterations = min(config.method.prune.iterations, FEW)
     return replace(config, model=replace(config.model, name="resnet34")) if config.method.sharing else config
 
 
 def starts_of(config: Config) -> list[Config]:
     """The runs that `config` starts from."""
-    found = [phases.parent(config), phases.rewound(config), phases.reference(config)]
-    found += [phases.dense(config)] if config.method.regrows else []
-    return [one for one in found if one is not None]
+    return list(table.starts(config).values())
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:

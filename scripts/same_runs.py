@@ -38,15 +38,15 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "rigl, adamw": ("method=rigl", "training.optimizer=adamw", "training.lr=0.003", *TABLE["METHODS"]["rigl"]),
     "rigl, clipped": ("method=rigl", "training.clip_norm=0.5", *TABLE["METHODS"]["rigl"]),
     "rigl, clipped over live": ("method=rigl", "training.clip_norm=0.5", "training.clip_over=live", "compute=sparse"),
-    "gmp, nesterov": ("method=gmp", "training.nesterov=true", "schedule.every=2"),
+    "gmp, nesterov": ("method=gmp", "training.nesterov=true", "schedule.cubic.every=2"),
     "oneshot_regrow, ssim": ("method=oneshot_regrow", "method.regrow.distribution=ssim", "method.regrow.value=kaiming"),
     "oneshot_regrow, on sparse": (
         "method=oneshot_regrow", "method.regrow.score_on=sparse", "method.regrow.score=gradient",
     ),
     "oneshot_regrow, dense": ("method=oneshot_regrow", "method.regrow.value=dense", "method.regrow.score=reference"),
     "oneshot, filters": ("method=l1_filters", "method.filters.flops=0.95"),
-    "gmp, filters": ("method=l1_filters", "schedule=cubic", "schedule.every=2"),
-    "lth, first epoch": ("method=lth", "method.prune.rewind_weights=1", "schedule.round_epochs=3"),
+    "gmp, filters": ("method=l1_filters", "schedule=cubic", "schedule.cubic.every=2"),
+    "lth, first epoch": ("method=lth", "method.prune.rewind_weights=1", "schedule.iterative.round_epochs=3"),
     "oneshot, patience": ("method=oneshot", "training.finetune.patience=1"),
     "oneshot, taylor": ("method=oneshot", "method.prune.score=taylor"),
     "rigl, diagnostics": ("method=rigl", *TABLE["METHODS"]["rigl"], *(
@@ -55,8 +55,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 # of result.json: what is of this moment, this machine or this commit; of configs, what keys are called
 OF_THE_MOMENT = {
-    "name", "cell", "hash", "identity", "config", "command", "commit", "seconds", "started", "finished", "versions",
-    "packages", "memory", "peak_memory_mb", "device", "checksum", "parent", "start", "host", "small_seconds",
+    "name", "cell", "hash", "request", "identity", "config", "command", "commit", "seconds", "started", "finished",
+    "versions", "packages", "memory", "peak_memory_mb", "device", "checksum", "parent", "start", "host",
+    "small_seconds",
 }  # fmt: skip
 CHANGES = {"rewire": "drop_and_grow", "mutate": "elastic_mutation"}
 
@@ -95,7 +96,8 @@ def left_by(outputs: Path, name: str, own: tuple[str, ...]) -> dict[str, str]:
     if done.returncode:
         return {"error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}"}
     found: dict[str, str] = {}
-    for place in sorted((outputs / "runs").iterdir()):
+    # in the order in which they were made: names change
+    for place in sorted((outputs / "runs").iterdir(), key=lambda one: (one / "config.yaml").stat().st_mtime_ns):
         label = place.name.rpartition("-")[0]
         while f"{label} result" in found:
             label += "'"

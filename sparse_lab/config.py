@@ -11,7 +11,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from sparse_lab.errors import UserError, nearest
 
@@ -25,6 +25,9 @@ def conf_dir() -> Path:
     raise UserError(f"conf/ was found neither beside nor inside {package}: install sparse_lab again")
 
 
+ALWAYS = object()  # `first` of a key whose default has not changed
+
+
 def key(
     default: Any,
     help: str,
@@ -35,8 +38,15 @@ def key(
     open_high: bool = False,
     choices: tuple[str, ...] = (),
     identity: bool = True,
+    file: bool = False,
+    first: Any = ALWAYS,
 ) -> Any:
-    """A dataclass field with its meaning. `identity=False`: the key does not change a run's result, so not its name."""
+    """A dataclass field with its meaning.
+
+    identity=False: the key does not change a run's result, so not its name. file: it names a file, which counts by its
+    content. first: the default that it had at first, where that has changed: what differs from that one is in a run's
+    name, so that runs which rely on the new default have other names than those that relied on the old one.
+    """
     meta = {
         "help": help,
         "low": low,
@@ -45,19 +55,42 @@ def key(
         "open_high": open_high,
         "choices": choices,
         "identity": identity,
+        "file": file,
+        "first": first,
     }
     if callable(default):
         return field(default_factory=default, metadata=meta)
     return field(default=default, metadata=meta)
 
 
+def part(help: str) -> Any:
+    """A field of a method or a schedule that is a sub-config where it is there, or None."""
+    return field(default=None, metadata={"help": help, "part": True})
+
+
+def present(group: Any) -> list[str]:
+    """The parts of a method or a schedule (a dataclass) that are there, in order."""
+    return [
+        entry.name for entry in dataclasses.fields(group) if _is_part(entry) and getattr(group, entry.name) is not None
+    ]
+
+
+def parts_of(kind: type) -> dict[str, type]:
+    """Every part that a method or a schedule can have, and its sub-config's class."""
+    hints = get_type_hints(kind)
+    return {entry.name: get_args(hints[entry.name])[0] for entry in dataclasses.fields(kind) if _is_part(entry)}
+
+
+def _is_part(entry: dataclasses.Field[Any]) -> bool:
+    return bool(entry.metadata.get("part"))
+
+
 OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_SCHEDULES = ("constant", "cosine", "step")
 SELECTIONS = ("validation_best", "last", "test_best")
 DISTRIBUTIONS = ("global", "uniform", "er", "erk", "equal", "lamp")
-PARTS = ((), ("prune",), ("prune", "drop_and_grow"), ("prune", "regrow"), ("prune", "finetune"))
 UNITS = ("share", "epochs")
-SCHEDULES = ("one_shot", "iterative", "cubic", "constant", "alternating", "soft", "layerwise", "at_end")
+GRADIENTS = ("after_clipping", "before_clipping")
 # keys that had other names before 0.2
 RENAMED = {
     "method.rewire.fraction": "method.drop_and_grow.drop_fraction",
@@ -65,21 +98,56 @@ RENAMED = {
     "method.rewire.fraction_shape": "method.drop_and_grow.drop_fraction_shape",
     "method.rewire.every": "method.drop_and_grow.update_every",
     "method.rewire.allocation": "method.drop_and_grow.distribution",
+    "method.rewire.low": "method.elastic_mutation.low",
+    "method.rewire.high": "method.elastic_mutation.high",
+    "method.rewire.milestones": "method.elastic_mutation.milestones",
     "method.rewire": "method.drop_and_grow",
     "method.prune.allocation": "method.prune.distribution",
     "method.regrow.layers": "method.regrow.distribution",
     "method.starts_from": "method.init_from",
+    "method.phasing": "method.dyrelu",
+    "method.compacting": "method.compactors",
+    "method.sphere": "method.hypersphere",
     "sparsity.connect": "sparsity.connected_init",
+    "schedule.share": "schedule.iterative.share",
+    "schedule.every": "schedule.cubic.every",
+    "schedule.initial": "schedule.cubic.initial",
+    "schedule.turn": "schedule.alternating.turn",
+    "schedule.last_dense": "schedule.alternating.last_dense",
 }
-RENAMED_PARTS = {"rewire": "drop_and_grow"}
-KINDS = ("dense", "static", "dense to sparse", "bidirectional", "dynamic", "by turns", "structured", "penalty-driven")
+# keys that became several, or no key at all
+GONE = {
+    "method.parts": "what a method is made of stands there itself, as in method.prune={} method.regrow={} or null",
+    "method.cyclic": "cycles are there or null: method.cycles={} or method.cycles=null",
+    "method.gradients": "method.drop_and_grow.gradients and method.cycles.gradients",
+    "method.prune.unit": "whole filters go where method.filters is: method.filters={} or null",
+    "schedule.name": "a schedule is chosen: schedule=NAME",
+    "schedule.round_epochs": "schedule.iterative.round_epochs and schedule.layerwise.round_epochs",
+    "schedule.begin": "schedule.cubic.begin and schedule.alternating.begin",
+    "schedule.end": "schedule.cubic.end and schedule.alternating.end",
+}
+RENAMED_CHOICES = {"method": {"lamp_oneshot": "oneshot", "lamp_iterative": "iterative"}}
+# of methods, in the gallery's order; a control is there to be compared with, and no method
+KINDS = (
+    "dense",
+    "static",
+    "dense to sparse",
+    "bidirectional",
+    "dynamic",
+    "by turns",
+    "structured",
+    "penalty-driven",
+    "control",
+)
 
 
 @dataclass
 class ModelConfig:
     name: str = key("vgg16", "network, one of sparse_lab.models")
     width: float = key(1.0, "factor on every channel count", low=0.0, open_low=True, high=4.0)
-    weights: str | None = key(None, "'torchvision', or a file with a state dict to start from (ImageNet variants too)")
+    weights: str | None = key(
+        None, "'torchvision', or a file with a state dict to start from (ImageNet variants too)", file=True
+    )
 
 
 @dataclass
@@ -161,40 +229,68 @@ class SparsityConfig:
 
 
 @dataclass
-class ScheduleConfig:
-    name: str = key("one_shot", "when the mask changes, and how sparse it is then", choices=SCHEDULES)
+class Bare:
+    """A part that is there or not, with nothing to set."""
+
+
+@dataclass
+class IterativeConfig:
+    """Prune in rounds, with fine-tuning behind each."""
+
     share: float = key(
-        0.2,
-        "iterative: share of the remaining weights pruned a round",
-        low=0.0,
-        high=1.0,
-        open_low=True,
-        open_high=True,
+        0.2, "share of the remaining weights pruned a round", low=0.0, high=1.0, open_low=True, open_high=True
     )
-    round_epochs: int | None = key(None, "iterative: epochs a round; null shares training.finetune.epochs out", low=1)
-    begin: float = key(
-        0.0, "cubic, alternating: start, as a fraction of the phase (alternating: dense up to here)", low=0.0, high=1.0
-    )
-    end: float = key(
-        0.5, "cubic, alternating: at the target from here on, as a fraction of the phase", low=0.0, high=1.0
-    )
-    every: int = key(100, "cubic: steps between two mask changes", low=1)
-    initial: float = key(0.0, "cubic: sparsity at the start", low=0.0, high=1.0, open_high=True)
-    turn: float = key(
-        0.05,
-        "alternating: length of a sparse or dense turn, as a fraction of the phase",
-        low=0.0,
-        high=1.0,
-        open_low=True,
-    )
-    last_dense: float = key(
-        0.1, "alternating: length of the last dense turn, which ends at `end`", low=0.0, high=1.0, open_low=True
-    )
+    round_epochs: int | None = key(None, "epochs a round; null shares training.finetune.epochs out", low=1)
+
+
+@dataclass
+class LayerwiseConfig:
+    """A round for each number of method.filters.rates."""
+
+    round_epochs: int | None = key(None, "epochs a round; null shares training.finetune.epochs out", low=1)
+
+
+@dataclass
+class CubicConfig:
+    """Gradual pruning within one phase: s_t = target + (initial - target) * (1 - progress)^3."""
+
+    begin: float = key(0.0, "start, as a fraction of the phase", low=0.0, high=1.0)
+    end: float = key(0.5, "at the target from here on, as a fraction of the phase", low=0.0, high=1.0)
+    every: int = key(100, "steps between two mask changes", low=1)
+    initial: float = key(0.0, "sparsity at the start", low=0.0, high=1.0, open_high=True)
+
+
+@dataclass
+class AlternatingConfig:
+    """Dense and sparse by turns (AC/DC). Fractions are those of the phase."""
+
+    begin: float = key(0.1, "dense up to here", low=0.0, high=1.0)
+    turn: float = key(0.05, "length of a sparse or dense turn", low=0.0, high=1.0, open_low=True)
+    last_dense: float = key(0.1, "length of the last dense turn, which ends at `end`", low=0.0, high=1.0, open_low=True)
+    end: float = key(0.85, "at the target from here on", low=0.0, high=1.0)
+
+
+@dataclass
+class ScheduleConfig:
+    """When the mask changes, and how sparse it is then: one of these."""
+
+    one_shot: Bare | None = part("all at once: after the dense training, or before any")
+    iterative: IterativeConfig | None = part("in rounds, each with fine-tuning behind it")
+    layerwise: LayerwiseConfig | None = part("a layer a round (whole filters)")
+    cubic: CubicConfig | None = part("gradually while it trains")
+    constant: Bare | None = part("before the first step, and never changed by the schedule")
+    alternating: AlternatingConfig | None = part("dense and sparse by turns")
+    soft: Bare | None = part("after every epoch, before the next one everything may live again (whole filters)")
+    at_end: Bare | None = part("after the last step, with no training behind it")
+
+    @property
+    def name(self) -> str:
+        """The schedule that is there; validate refuses none and two."""
+        return next(iter(present(self)), "")
 
 
 @dataclass
 class PruneConfig:
-    unit: str = key("weights", "what goes at a time: single weights, or whole filters", choices=("weights", "filters"))
     score: str = key(
         "lamp",
         "how good each weight is (sparse_lab/sparsity/scores.py), or each filter (structured/filter_scores.py)",
@@ -218,7 +314,7 @@ class PruneConfig:
 
 @dataclass
 class FiltersConfig:
-    """Which filters can go, for method.prune.unit=filters."""
+    """Prune whole filters, and which of them can go."""
 
     rates: list[float] = key(
         list,
@@ -255,8 +351,16 @@ class RegrowConfig:
         "taylor", "which pruned weights come back first; 'none' regrows nothing and only fine-tunes (control)"
     )
     score_on: str = key("dense", "the network that score looks at", choices=("dense", "sparse"))
-    reference: str | None = key(None, "score=reference: a checkpoint; null makes the one-way run at sparsity.target")
+    reference: str | None = key(
+        None, "score=reference: a checkpoint; null makes the one-way run at sparsity.target", file=True
+    )
     value: str = key("zero", "what a regrown weight starts from", choices=("zero", "dense", "kaiming"))
+    start: str = key(
+        "sparser",
+        "sparser than the target by what regrows; target: at the target itself, for score=none: one-way pruning with "
+        "as many epochs (control)",
+        choices=("sparser", "target"),
+    )
     batches: int = key(10, "training batches that scores and attention maps average over", low=1)
 
 
@@ -277,16 +381,30 @@ class DropAndGrowConfig:
     unit: str = key("steps", "what `update_every` counts", choices=("steps", "epochs"))
     distribution: str = key(
         "global",
-        "schedule=cubic, and bounds: how what is pruned before an update is split over layers",
+        "schedule=cubic: how what is pruned before an update is split over layers",
         choices=DISTRIBUTIONS,
     )
-    low: list[float] = key(
-        list,
-        "an update drops to so many times the target's density, one number a stage (MEST); empty: by `drop_fraction`",
-    )
-    high: list[float] = key(list, "and grows to so many times it")
-    milestones: list[float] = key(list, "where one stage ends and the next begins, as shares of the training")
     end: float = key(0.75, "the last update lies before this share of the training", low=0.0, high=1.0, open_low=True)
+    gradients: str = key("after_clipping", "the step's gradients that growth sees", choices=GRADIENTS)
+
+
+@dataclass
+class ElasticMutationConfig:
+    """MEST's elastic mutation: every update drops to one density and grows to another, in stages of the training."""
+
+    drop: str = key("mest", "the lowest by this score go")
+    grow: str = key("random", "the highest pruned ones by this score come")
+    update_every: int = key(5, "steps or epochs between two mask updates", low=1)
+    unit: str = key("epochs", "what `update_every` counts", choices=("steps", "epochs"))
+    distribution: str = key("uniform", "how each density is split over layers", choices=DISTRIBUTIONS)
+    low: list[float] = key(
+        lambda: [0.8, 0.9, 1.0], "an update drops to so many times the target's density, one number a stage"
+    )
+    high: list[float] = key(lambda: [1.0, 1.0, 1.0], "and grows to so many times it")
+    milestones: list[float] = key(
+        lambda: [0.5625, 0.75], "where one stage ends and the next begins, as shares of the training"
+    )
+    gradients: str = key("after_clipping", "the step's gradients that growth sees", choices=GRADIENTS)
 
 
 @dataclass
@@ -300,11 +418,12 @@ class CyclesConfig:
     every: int = key(100, "steps between two changes", low=1)
     drop: str = key("magnitude", "while density falls the lowest by this score go")
     grow: str = key("gradient", "while density rises the highest pruned ones by this score come")
+    gradients: str = key("after_clipping", "the step's gradients that growth sees", choices=GRADIENTS)
 
 
 @dataclass
-class PhasingConfig:
-    """DyReLU phasing: when DyReLU begins to fade, and when it is ReLU."""
+class DyReLUConfig:
+    """DyReLU phasing: DyReLU at every ReLU early in the training; when DyReLU begins to fade, and when it is ReLU."""
 
     begin: float = key(0.25, "DyReLU in full up to here", low=0.0)
     end: float = key(0.496, "plain ReLU from here on", low=0.0)
@@ -312,7 +431,7 @@ class PhasingConfig:
 
 
 @dataclass
-class CompactingConfig:
+class CompactorsConfig:
     """ResRep's compactors: 1x1 convolutions behind the filters, whose rows a penalty takes to zero one by one."""
 
     penalty: float = key(1e-4, "strength of the pull on every row", low=0.0)
@@ -323,7 +442,7 @@ class CompactingConfig:
 
 
 @dataclass
-class SphereConfig:
+class HypersphereConfig:
     """Hyperspherical training: filters of unit norm, and a penalty on what each has outside of its kept positions."""
 
     penalty: float = key(1.0, "strength of the penalty at the end; it rises linearly from 0", low=0.0)
@@ -333,56 +452,24 @@ class SphereConfig:
 
 @dataclass
 class MethodConfig:
+    """What a method is made of: its parts, each a sub-config, or null where it is absent."""
+
     name: str = key("dense", "the method's name in tables")
     kind: str = key("dense to sparse", "which family it belongs to", choices=KINDS, identity=False)
     paper: str = key("", "authors, year, arXiv number", identity=False)
     summary: str = key("", "one line for the gallery", identity=False)
-    parts: list[str] = key(list, "what happens to the masks, in order: prune, then drop_and_grow, regrow or finetune")
     init_from: str | None = key(None, "the method whose run this one starts from; null: from scratch")
-    dyrelu: bool = key(False, "DyReLU at every ReLU early in training, fading as method.phasing says")
-    sharing: bool = key(False, "blocks from the third of a residual stage on share the second block's convolutions")
-    cyclic: bool = key(False, "density rises and falls in cycles first, as method.cycles says")
-    dct: bool = key(False, "every layer adds a discrete cosine transform times a scalar to its sparse weights")
-    compactors: bool = key(False, "filters go through compactors, as method.compacting says")
-    hypersphere: bool = key(False, "filters of unit norm and a penalty, as method.sphere says")
-    gradients: str = key(
-        "after_clipping",
-        "the step's gradients that drop and grow and cycles see",
-        choices=("after_clipping", "before_clipping"),
-    )
-    prune: PruneConfig = field(default_factory=PruneConfig)
-    filters: FiltersConfig = field(default_factory=FiltersConfig)
-    compacting: CompactingConfig = field(default_factory=CompactingConfig)
-    sphere: SphereConfig = field(default_factory=SphereConfig)
-    drop_and_grow: DropAndGrowConfig = field(default_factory=DropAndGrowConfig)
-    cycles: CyclesConfig = field(default_factory=CyclesConfig)
-    phasing: PhasingConfig = field(default_factory=PhasingConfig)
-    regrow: RegrowConfig = field(default_factory=RegrowConfig)
-
-    @property
-    def prunes(self) -> bool:
-        return "prune" in self.parts
-
-    @property
-    def prunes_filters(self) -> bool:
-        return self.prunes and self.prune.unit == "filters"
-
-    @property
-    def from_scratch(self) -> bool:
-        return self.init_from is None
-
-    @property
-    def drops_and_grows(self) -> bool:
-        return "drop_and_grow" in self.parts
-
-    @property
-    def regrows(self) -> bool:
-        return "regrow" in self.parts
-
-    @property
-    def goes_on(self) -> bool:
-        """A phase after pruning: regrowth, or as a control the same epochs without it."""
-        return self.regrows or "finetune" in self.parts
+    sharing: Bare | None = part("blocks from the third of a residual stage on share the second block's convolutions")
+    dyrelu: DyReLUConfig | None = part("DyReLU at every ReLU early in training, which fades into ReLU")
+    dct: Bare | None = part("every layer adds a discrete cosine transform times a scalar to its sparse weights")
+    compactors: CompactorsConfig | None = part("filters go through compactors (ResRep)")
+    hypersphere: HypersphereConfig | None = part("filters of unit norm, and a penalty that empties what will go")
+    prune: PruneConfig | None = part("what is pruned; without it the network stays dense")
+    filters: FiltersConfig | None = part("whole filters go, not single weights")
+    cycles: CyclesConfig | None = part("density rises and falls in cycles first")
+    drop_and_grow: DropAndGrowConfig | None = part("drop a fraction of the weights now and then, and grow as many")
+    elastic_mutation: ElasticMutationConfig | None = part("drop and grow between two densities (MEST)")
+    regrow: RegrowConfig | None = part("after pruning, weights grow back")
 
 
 @dataclass
@@ -445,7 +532,7 @@ class Config:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(one_shot=Bare()))
     training: TrainingConfig = field(default_factory=TrainingConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
@@ -461,18 +548,21 @@ class Config:
 
 def renamed(key: str) -> str | None:
     """Say what `key` (dots between its parts), or what it lies in, is called now; None where it was not renamed."""
-    old = _old(key)
-    return None if old is None else f"{old} is {RENAMED[old]} since 0.2"
+    if (old := _within(key, RENAMED)) is not None:
+        return f"{old} is {RENAMED[old]} since 0.2"
+    if (old := _within(key, GONE)) is not None:
+        return f"{old} is gone since 0.2: {GONE[old]}"
+    return None
 
 
 def current(key: str) -> str:
     """What a key of a record, of whatever version, is called now."""
-    old = _old(key)
+    old = _within(key, RENAMED)
     return key if old is None else RENAMED[old] + key.removeprefix(old)
 
 
-def _old(key: str) -> str | None:
-    return next((old for old in RENAMED if f"{key}.".startswith(f"{old}.")), None)
+def _within(key: str, known: dict[str, str]) -> str | None:
+    return next((old for old in known if f"{key}.".startswith(f"{old}.")), None)
 
 
 def check_ranges(part: Any, path: str = "") -> None:

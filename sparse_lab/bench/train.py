@@ -31,7 +31,6 @@ from sparse_lab.config import Config
 from sparse_lab.errors import UserError
 from sparse_lab.experiment.backend import resolve_backend
 from sparse_lab.experiment.build import assemble
-from sparse_lab.experiment.compose import to_config
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.networks import build_model
 from sparse_lab.experiment.timeline import recipe_of
@@ -97,8 +96,8 @@ def request(settings: Settings, method: str, outputs: Path) -> Config:
         f"paths.outputs={outputs}",
         *settings.options,
     ]
-    config = to_config(Request.read(words).compose([]))
-    if not config.method.from_scratch:
+    config = Request.read(words).compose([]).config()
+    if config.method.init_from is not None:
         raise UserError(f"bench train: method {method} starts from another run: choose one that trains from scratch")
     return config
 

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from sparse_lab.config import Config, span
+from sparse_lab.config import Config, parts_of, span
 from sparse_lab.errors import nearest
 
 
@@ -16,7 +16,11 @@ def keys(part: Any = None, path: str = "") -> list[tuple[str, str, str, str]]:
     part = Config() if part is None else part
     for entry in dataclasses.fields(part):
         name, value = f"{path}{entry.name}", getattr(part, entry.name)
-        if dataclasses.is_dataclass(value):
+        if entry.metadata.get("part"):
+            kind = parts_of(type(part))[entry.name]
+            rows.append((name, "null", "", entry.metadata["help"]))
+            rows += keys(kind(), f"{name}.")
+        elif dataclasses.is_dataclass(value):
             rows += keys(value, f"{name}.")
         else:
             meta = dict(entry.metadata)

@@ -88,6 +88,9 @@ def _hydra(argv: list[str]) -> int:
     if request.help:
         print(request.help_text())
         return 0
+    if request.cfg is not None:
+        print(request.config_text(), end="")
+        return 0
     if request.runs:
         request.check()
         from sparse_lab.sweep.launch import start

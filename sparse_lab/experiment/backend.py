@@ -9,6 +9,7 @@ from pathlib import Path
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
 from sparse_lab.experiment import phases
+from sparse_lab.experiment.components.table import present
 from sparse_lab.experiment.timeline import recipe_of
 
 # Final sparsity from which a sparse training step beats the best dense one, batch 128, ERK masks (`sparse-lab bench`).
@@ -52,7 +53,7 @@ def choose(config: Config) -> BackendChoice:
         return _pick(config)
     if config.compute == "dense":
         return BackendChoice("dense", precision)
-    if not config.method.prunes:
+    if config.method.prune is None:
         return BackendChoice("dense", precision, "compute=dense, for nothing is pruned here")
     if precision == "bf16-mixed":
         return BackendChoice(
@@ -63,7 +64,7 @@ def choose(config: Config) -> BackendChoice:
 
 def check(config: Config, here: bool) -> None:
     """Raises UserError where compute=sparse cannot do what the run asks (here: of this machine)."""
-    if config.compute == "sparse" and config.method.prunes:
+    if config.compute == "sparse" and config.method.prune is not None:
         why = hindrance(config, here)
         if why is not None:
             raise UserError(f"compute=sparse: {why}, or compute=dense")
@@ -71,7 +72,7 @@ def check(config: Config, here: bool) -> None:
 
 def hindrance(config: Config, here: bool) -> str | None:
     """Why this run cannot compute sparsely, and what else to ask for; None where it can."""
-    method, trainer = config.method, config.trainer
+    trainer = config.trainer
     if trainer.accelerator == "gpu":
         return "it is for CPUs, and trainer.accelerator=gpu: use trainer=cpu"
     if here and _gpu(trainer.accelerator):
@@ -80,11 +81,9 @@ def hindrance(config: Config, here: bool) -> str | None:
         return f"it runs in one process, not in trainer.devices={trainer.devices}: use trainer.devices=1"
     if trainer.precision == "16-mixed":
         return "it knows no trainer.precision=16-mixed: use trainer.precision=32-true"
-    if method.dct:
-        return f"method {method.name} adds a dense matrix to its sparse weights (method.dct=true): use another method"
     if config.schedule.name in ("at_end", "soft"):
-        return f"method {method.name} trains dense up to its last step: use another method"
-    return None
+        return f"method {config.method.name} trains dense up to its last step: use another method"
+    return next((why for one in present(config.method) if (why := one.hindrance(config)) is not None), None)
 
 
 def _pick(config: Config) -> BackendChoice:
@@ -102,7 +101,7 @@ def _pick(config: Config) -> BackendChoice:
 
 
 def _against(config: Config, sparsity: float) -> str | None:
-    if not config.method.prunes:
+    if config.method.prune is None:
         return "nothing is pruned here"
     hindered = hindrance(config, here=True)
     if hindered is not None:

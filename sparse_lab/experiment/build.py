@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from sparse_lab import loggers
+from sparse_lab.algorithms.enforce import EnforceMasks
 from sparse_lab.callbacks.activations import Activations
 from sparse_lab.callbacks.checkpoint import Checkpoint, CheckpointOnExit
 from sparse_lab.callbacks.gradient_norms import GradientNorms
@@ -26,16 +27,11 @@ from sparse_lab.callbacks.sparsify import Sparsify
 from sparse_lab.config import Config
 from sparse_lab.data import Data
 from sparse_lab.experiment import phases
-from sparse_lab.experiment.algorithms import algorithms_of
-from sparse_lab.experiment.identity import digest, identity
-from sparse_lab.experiment.networks import alter, build_model
-from sparse_lab.experiment.timeline import (
-    clock_of,
-    cycles_of,
-    idle,
-    recipe_of,
-    schedule_of,
-)
+from sparse_lab.experiment.components import table
+from sparse_lab.experiment.components.base import Site
+from sparse_lab.experiment.identity import run_hash, settings
+from sparse_lab.experiment.networks import build_model
+from sparse_lab.experiment.timeline import clock_of, recipe_of
 from sparse_lab.models import dyrelu
 from sparse_lab.records.redaction import redact
 from sparse_lab.records.run_dir import RunDir
@@ -89,13 +85,15 @@ def assemble(
             console.print(f"  {redact(before + line)}", highlight=False, soft_wrap=True, style=style, markup=False)
 
     model, rewind = _network(config, starts, device)
-    masks = Masks(model) if config.method.prunes else None
+    masks = Masks(model) if config.method.prune else None
     clock = clock_of(config, len(data.train))
     arithmetic, step = _arithmetic(config, model, say), _step(config, model, device, say)
     module = Classifier(model, recipe_of(config), clock, config.training.label_smoothing, arithmetic, step)
     log = _log(config, model, masks, clock, folder, device, say)
     recompile = (lambda: None) if step is None else step.renew
-    algorithms = algorithms_of(config, data, model, masks, clock, starts, rewind, log, say, recompile)
+    schedule, begins = table.sparsity(config, clock), table.begins(config, clock)
+    site = Site(config, data, model, masks, clock, schedule, begins, starts, rewind, log, say, recompile)
+    algorithms = [*([] if masks is None else [EnforceMasks(masks)]), *table.build(site)]
     rounds = Rounds(
         model,
         module.figures,
@@ -103,7 +101,7 @@ def assemble(
         config.training.select,
         module.recipe.patience,
         data.test,
-        _at_target(config, model, masks, clock),
+        _at_target(site),
         _measure(model, masks, log),
         say,
         algorithms,
@@ -120,7 +118,7 @@ def assemble(
         stop=stop,
     )
     progress = [Progress(label, rounds, lambda: _kept(model, masks), console)] if config.trainer.progress else []
-    for line in idle(config, clock):
+    for line in table.idle(config, clock):
         say(f"WARNING: {line}")
     watch = [NanGuard(), *diagnostics, history, boards, *progress]
     # the first and the last place have a reason, see there; the others do not matter to what is computed
@@ -137,7 +135,7 @@ def _network(
     if "parent" in starts:
         Masks(model)  # the parent may be pruned already: its masks are loaded with it
         load_into(model, load_network(starts["parent"]), starts["parent"])
-    return alter(model, config).to(memory_format=layout_of(device)), rewind  # type: ignore[call-overload]
+    return table.alter(model, config).to(memory_format=layout_of(device)), rewind  # type: ignore[call-overload]
 
 
 def _log(
@@ -158,7 +156,7 @@ def _log(
         say,
         image_size=config.dataset.image_size,
         require_connected=config.sparsity.require_connected,
-        explore=config.method.drops_and_grows or config.method.cyclic,
+        explore=any(one.explores for one in table.present(config.method)),
         by_layer=config.diagnostics.layers,
         apart=0 if every_time or device.type != "cuda" else LOOKS_APART,
     )
@@ -196,7 +194,7 @@ def _arithmetic(config: Config, model: nn.Module, say: Callable[[str], None]) ->
 
 def _rewinding(config: Config, model: nn.Module, starts: dict[str, Path]) -> dict[str, Tensor] | None:
     """The weights that each round goes back to: those of `model`, which is new, or of the run that stopped there."""
-    if not config.method.prunes or config.method.prune.rewind_weights is None:
+    if config.method.prune is None or config.method.prune.rewind_weights is None:
         return None
     if "rewound" in starts:
         return load_network(starts["rewound"])
@@ -208,15 +206,15 @@ def _diagnostics(
 ) -> list[pl.Callback]:
     chosen = config.diagnostics
     callbacks: list[pl.Callback] = (
-        [Activations(folder, model, data.validation, config.method.dyrelu)] if chosen.activations else []
+        [Activations(folder, model, data.validation, config.method.dyrelu is not None)] if chosen.activations else []
     )
     return [*callbacks, GradientNorms(folder, model, masks, module.live)] if chosen.gradients else callbacks
 
 
-def _at_target(config: Config, model: nn.Module, masks: Masks | None, clock: Clock) -> Callable[[], bool]:
+def _at_target(site: Site) -> Callable[[], bool]:
     """Is the network what this round is to end with: as sparse, and without DyReLU?"""
-    schedule = schedule_of(config, clock)
-    settled = cycles_of(config, clock).end if config.method.cyclic else 0
+    model, masks, clock, schedule = site.model, site.masks, site.clock, site.schedule
+    settled = table.settles(site.config, clock)
 
     def at_target() -> bool:
         if dyrelu.activations(model) or clock.step_in_round < settled:
@@ -224,7 +222,7 @@ def _at_target(config: Config, model: nn.Module, masks: Masks | None, clock: Clo
         if isinstance(schedule, EpochEnds):
             return clock.epoch_in_round == clock.epochs_a_round
         first, last = clock.round * clock.steps_a_round, (clock.round + 1) * clock.steps_a_round - 1
-        if config.method.prunes_filters:  # whole filters leave a few weights fewer than asked for, or what rates say
+        if site.config.method.filters:  # whole filters leave a few weights fewer than asked for, or what rates say
             return schedule.sparsity(first + clock.step_in_round - 1) == schedule.sparsity(last)
         return masks is None or masks.kept() == num_kept(schedule.sparsity(last), masks.total())
 
@@ -243,13 +241,12 @@ def _measure(model: nn.Module, masks: Masks | None, log: MaskLogger) -> Callable
 
 def about(config: Config, folder: RunDir) -> loggers.RunInfo:
     """The run as its dashboards know it."""
-    plain = identity(config)
     return loggers.RunInfo(
         name=folder.name,
-        hash=digest(plain),
+        hash=run_hash(config),
         group=f"{config.method.name}-{phases.final_sparsity(config):g}",
         project=config.logger.project,
-        config=plain,
+        config=settings(config),
         folder=folder.path,
         outputs=folder.path.parents[1],
         mlflow_uri=config.logger.mlflow_uri,

@@ -1,6 +1,10 @@
 """What Hydra composes of conf/ and a command's words. It puts each combination of choices together once; what a sweep
 gives single keys is set in that afterwards, in the order in which Hydra itself would. A thousand seeds cost no more
 than a few choices.
+
+A method's parts are those that its own file puts together. Hydra sees every part in place, so that a key of one can be
+set for all the methods of a sweep, and counts for those that have it; `method.PART={}` and `method.PART=null` on the
+command line put one in and take one out.
 """
 
 from __future__ import annotations
@@ -20,21 +24,41 @@ from typing import Any
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sparse_lab.config import Config, renamed
+from sparse_lab.config import RENAMED_CHOICES, Config, MethodConfig, ScheduleConfig, parts_of, renamed
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment.config_security import check_config, check_searchpath, check_targets
 
-ConfigStore.instance().store(name="schema", node=Config)
+PARTS = {
+    f"{group}.{part}": kind
+    for group, owner in (("method", MethodConfig), ("schedule", ScheduleConfig))
+    for part, kind in parts_of(owner).items()
+}
+
+
+def schema(in_place: bool) -> DictConfig:
+    """The types and defaults of every key; with every part in place, or with none."""
+    schema = OmegaConf.structured(Config)
+    for part, kind in PARTS.items():
+        OmegaConf.update(schema, part, OmegaConf.structured(kind) if in_place else None, merge=False)
+    return schema
+
+
+ConfigStore.instance().store(name="schema", node=schema(in_place=True))
+# what a method's and a schedule's own files say, and no other
+ConfigStore.instance().store(name="chosen", node={"defaults": [{"schedule": "one_shot"}, {"method": "dense"}]})
 
 # what Hydra and its plugins offer beside the choices in conf/
 OWN_CHOICES = {
@@ -50,7 +74,7 @@ PLUGINS_OWN = {
     "sweeper/sampler": ("tpe", "random"),
 }
 # choices -> the config that Hydra makes of them and our own files
-PUT_TOGETHER: dict[tuple[str, ...], DictConfig] = {}
+PUT_TOGETHER: dict[tuple[str, ...], Composed] = {}
 PLAIN_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 FIRST_LINE = 1.0  # seconds of silence that a person can bear
 NEXT_LINES = 5.0
@@ -83,15 +107,70 @@ def leave_out_plugins_own() -> None:
             entries.pop(f"{name}.yaml", None)
 
 
+@dataclass
+class Composed:
+    """cfg: what Hydra makes of a request, with its own node and every part in place. parts: those that the run has, as
+    method.prune.
+    """
+
+    cfg: DictConfig
+    parts: set[str]
+    taken_out: set[str] = field(default_factory=set)
+
+    def set(self, key: str, value: Any) -> None:
+        """Set a key, as Hydra would; or put a part in or out. Raises UserError."""
+        part = part_of(key)
+        if key == part and value is None:
+            self.parts.discard(part)
+            self.taken_out.add(part)
+            return
+        if key == part and not isinstance(value, dict):
+            raise UserError(f"{key}={value}: a part is there with settings or null since 0.2: {key}={{}} or {key}=null")
+        if part in self.taken_out and key != part:  # Hydra itself would trip over it
+            raise UserError(f"{key}={value} and {part}=null do not go together: leave one out")
+        if part is not None and key != part and OmegaConf.select(self.cfg, part) is None:
+            raise UserError(
+                f"{key}={value}: a config file sets {part} to null: {part}={{}} on the command line adds it"
+            )
+        try:
+            OmegaConf.update(self.cfg, key, value, merge=True)
+        except OmegaConfBaseException as error:
+            raise UserError(first_line(error)) from None
+        if key == part:
+            self.parts.add(part)
+            self.taken_out.discard(part)
+
+    def config(self) -> Config:
+        """The run's config as plain dataclasses. Raises UserError when a value is missing or of the wrong type."""
+        config = to_config(self.cfg)
+        for part in PARTS.keys() - self.parts:
+            group, name = part.split(".")
+            setattr(getattr(config, group), name, None)
+        return config
+
+    def shown(self) -> DictConfig:
+        """A copy in which the parts that the run does not have are null."""
+        shown = copy.deepcopy(self.cfg)
+        for part in PARTS.keys() - self.parts:
+            OmegaConf.update(shown, part, None, merge=False)
+        return shown
+
+
+def part_of(key: str) -> str | None:
+    """The part of a method or schedule that a key is or lies in: method.regrow for method.regrow.budget."""
+    part = ".".join(key.split(".")[:2])
+    return part if part in PARTS else None
+
+
 def to_config(cfg: DictConfig) -> Config:
-    """The composed config as plain dataclasses. Raises UserError when a value is missing or of the wrong type."""
+    """A composed config as plain dataclasses. Raises UserError when a value is missing or of the wrong type."""
     try:
-        parts: dict[str, Any] = {
+        groups: dict[str, Any] = {
             name: OmegaConf.to_object(cfg[name]) if OmegaConf.is_config(cfg[name]) else cfg[name] for name in KEYS
         }
     except OmegaConfBaseException as error:
         raise UserError(first_line(error)) from None
-    config = Config(**parts)
+    config = Config(**groups)
     assert all(type(getattr(config, name)) is kind for name, kind in GROUPS.items()), "composed without the schema"
     return config
 
@@ -116,16 +195,22 @@ class ConfigSource:
     conf: Path
     user_conf: Path | None = None
     _choices: dict[str, list[str]] = field(default_factory=dict, init=False)
+    _repository: CachingConfigRepository | None = field(default=None, init=False)
 
     def parse(self, lines: list[str]) -> list[Override]:
         """Overrides, in Hydra's grammar. Raises UserError."""
-        searched = create_config_search_path(str(self.conf))
-        if self.user_conf is not None:
-            searched.append("command-line", f"file://{self.user_conf}")
         try:
-            return OverridesParser.create(ConfigLoaderImpl(searched)).parse_overrides(lines)
+            return OverridesParser.create(self._loader()).parse_overrides(lines)
         except HydraException as error:
             raise UserError(f"cannot read the command line: {first_line(error)}") from None
+
+    def _loader(self) -> ConfigLoaderImpl:
+        searched = create_config_search_path(str(self.conf))
+        if self.user_conf is not None:
+            searched.append(
+                "command-line", f"file://{self.user_conf}", anchor=SearchPathQuery("main")
+            )  # what we ship goes first
+        return ConfigLoaderImpl(searched)
 
     def choices(self, group: str) -> list[str]:
         """Names that a config group offers, in subfolders too, the user's own among them."""
@@ -158,38 +243,66 @@ class ConfigSource:
             check_key(key)
             return
         for name in names_in(override):
+            if (now := RENAMED_CHOICES.get(key, {}).get(name)) is not None and name not in choices:
+                raise UserError(f"{key}={name} is {key}={now} since 0.2")
             if name not in choices and name not in ("None", "null"):
                 raise UserError(f"unknown {key} {name!r}; {nearest(name, choices)}")
 
-    def compose(self, overrides: list[str]) -> DictConfig:
-        """With Hydra's own node, checked as a whole. Raises UserError.
+    def compose(self, overrides: list[str]) -> Composed:
+        """What these overrides ask for, checked as a whole. Raises UserError.
 
         Hydra puts the same choices together once a process; what sets one key is set in a copy, as it would.
         """
         choices, values = split(self, overrides)
         composed = self._put_together(choices)
-        try:
-            for key, value in values.items():
-                OmegaConf.update(composed, key, value, merge=True)
-        except OmegaConfBaseException as error:
-            raise UserError(first_line(error)) from None
-        check_targets(composed)
-        check_config(composed)
+        for key, value in values:
+            composed.set(key, value)
+        check_targets(composed.cfg)
+        check_config(composed.cfg)
         return composed
 
-    def _put_together(self, choices: tuple[str, ...]) -> DictConfig:
+    def chosen(self, method: str, schedule: str | None = None) -> tuple[DictConfig, str]:
+        """What the files of a method alone say, with its schedule's or another's: a config of these two groups, without
+        types and defaults; and the schedule's name. Raises UserError.
+
+        Hydra's own rules without the rest of the config, which forty methods would wait for.
+        """
+        loader = self._loader()
+        self._repository = self._repository or CachingConfigRepository(loader.repository)
+        lines = [f"method={method}"] + ([] if schedule is None else [f"schedule={schedule}"])
+        try:
+            found = create_defaults_list(self._repository, "chosen", self.parse(lines), False, skip_missing=False)
+            # merged here: Hydra's own merge would change what is cached
+            files = [loader._load_single_config(one, self._repository).config for one in found.defaults]
+            merged = OmegaConf.merge(*files)
+        except YAMLError as error:
+            raise UserError(f"method {method}: {' '.join(str(error).split())}") from None
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(f"method {method}: {first_line(error.__cause__ or error)}") from None
+        assert isinstance(merged, DictConfig)
+        return merged, str(found.overrides.known_choices["schedule"])
+
+    def _put_together(self, choices: tuple[str, ...]) -> Composed:
         if self.user_conf is not None:  # whose files may change
-            return self.through_hydra([f"hydra.searchpath=[file://{self.user_conf}]", *choices])
+            return self._with_parts(list(choices))
         if choices not in PUT_TOGETHER:
             if len(PUT_TOGETHER) >= BASES:
                 PUT_TOGETHER.clear()
-            PUT_TOGETHER[choices] = self.through_hydra(list(choices))
+            PUT_TOGETHER[choices] = self._with_parts(list(choices))
         return copy.deepcopy(PUT_TOGETHER[choices])
 
+    def _with_parts(self, choices: list[str]) -> Composed:
+        cfg = self.through_hydra(choices)
+        method, schedule = (cfg.hydra.runtime.choices.get(group) for group in ("method", "schedule"))
+        own, _ = self.chosen(method, schedule)
+        there = {part for part in PARTS if OmegaConf.select(own, part) is not None}
+        return Composed(cfg, {part for part in there if OmegaConf.select(cfg, part) is not None})
+
     def through_hydra(self, overrides: list[str]) -> DictConfig:
+        user = [] if self.user_conf is None else [f"hydra.searchpath=[file://{self.user_conf}]"]
         try:
             with hydra.initialize_config_dir(str(self.conf), version_base="1.3"):
-                return hydra.compose("config", overrides, return_hydra_config=True)
+                return hydra.compose("config", [*user, *overrides], return_hydra_config=True)
         except (YAMLError, UnicodeDecodeError) as error:  # a file of --config-dir
             raise UserError(f"a config file cannot be read: {' '.join(str(error).split())}") from None
         except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -198,15 +311,15 @@ class ConfigSource:
 
 @dataclass
 class Composer:
-    """put_together: the config that Hydra makes of choices, checked as a whole. check: what the values of a job alone
-    can do wrong.
+    """put_together: what Hydra makes of choices, checked as a whole. check: what the values of a job alone can do
+    wrong.
     """
 
     source: ConfigSource
-    put_together: Callable[[list[str]], DictConfig]
+    put_together: Callable[[list[str]], Composed]
     check: Callable[[Config], None]
-    _values: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = field(default_factory=dict, init=False)
-    _bases: dict[tuple[tuple[str, ...], tuple[str, ...]], DictConfig] = field(default_factory=dict, init=False)
+    _values: dict[str, tuple[tuple[str, ...], list[tuple[str, Any]]]] = field(default_factory=dict, init=False)
+    _bases: dict[tuple[tuple[str, ...], tuple[str, ...]], Composed] = field(default_factory=dict, init=False)
 
     def order(self, jobs: list[dict[str, str]]) -> list[int]:
         """The numbers of the jobs, those with the same choices one after the other."""
@@ -216,18 +329,17 @@ class Composer:
     def config(self, job: dict[str, str]) -> Config:
         """The config of a job, a dict of override key -> value. Raises UserError."""
         choices, values = self._split(job)
-        base = self._base(choices, tuple(values))
-        try:
-            for key, line in values.items():
-                OmegaConf.update(base, key, self._values[line][1][key], merge=True)
-        except OmegaConfBaseException as error:
-            raise UserError(first_line(error)) from None
-        config = to_config(base)
+        base = self._base(choices, tuple(key for key, _ in values))
+        # jobs of a base set the same keys; but what is merged, and a part that comes and goes, would stay for the next
+        composed = copy.deepcopy(base) if any(key in PARTS for key, _ in values) else base
+        for key, value in values:
+            composed.set(key, value)
+        config = composed.config()
         if values:
             self.check(config)
         return config
 
-    def _base(self, choices: tuple[str, ...], keys: tuple[str, ...]) -> DictConfig:
+    def _base(self, choices: tuple[str, ...], keys: tuple[str, ...]) -> Composed:
         """These choices put together, for jobs that all set the same keys in it."""
         if (choices, keys) not in self._bases:
             if len(self._bases) >= BASES:
@@ -237,38 +349,49 @@ class Composer:
             self._bases[choices, keys] = copy.deepcopy(self._bases[choices, ()])
         return self._bases[choices, keys]
 
-    def _split(self, job: dict[str, str]) -> tuple[tuple[str, ...], dict[str, str]]:
-        """As `split`, of a job's axes, each value parsed once: the overrides that Hydra must see, and key -> line."""
-        choices, values = [], {}
+    def _split(self, job: dict[str, str]) -> tuple[tuple[str, ...], list[tuple[str, Any]]]:
+        """As `split`, of a job's axes, each value parsed once."""
+        choices: list[str] = []
+        values: list[tuple[str, Any]] = []
         for key, value in job.items():
             line = f"{key}={value}"
             if line not in self._values:
                 self._values[line] = split(self.source, [line])
-            if self._values[line][1]:
-                values[key] = line
-            else:
-                choices.append(line)
+            found, there = self._values[line]
+            choices += found
+            values += there
         if any(not self.source.choices(line.partition("=")[0]) for line in choices):
-            return tuple(f"{key}={value}" for key, value in job.items()), {}
+            return tuple(f"{key}={value}" for key, value in job.items()), []
         return tuple(choices), values
 
 
-def split(source: ConfigSource, lines: list[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """The overrides that Hydra must see, and key -> value of those that do nothing but set one key of the schema.
+def split(source: ConfigSource, lines: list[str]) -> tuple[tuple[str, ...], list[tuple[str, Any]]]:
+    """The overrides that Hydra must see, and the (key, value) of those that set one key of the schema, or a part.
 
     Choices are put together before any key is set, whatever their order. Where a line is neither (a dict, which is
-    merged into what is there, or one of Hydra's own keys), the order of all may matter: Hydra sees them all.
+    merged into what is there, or one of Hydra's own keys), the order of all may matter: Hydra sees them all, but for
+    those on parts.
     """
-    choices, values = [], {}
+    choices: list[str] = []
+    values: list[tuple[str, Any]] = []
+    others = False
     for line, override in zip(lines, source.parse(lines), strict=True):
-        key = line.partition("=")[0]
+        key = line.partition("=")[0].lstrip("+")
         if source.choices(key):
             choices.append(line)
-        elif PLAIN_KEY.fullmatch(key) and key.partition(".")[0] in KEYS and not isinstance(override.value(), dict):
-            values[key] = override.value()
+        elif part_of(key) is not None or _sets_one_key(key, override):
+            values.append((key, override.value()))
         else:
-            return tuple(lines), {}
-    return tuple(choices), values
+            others = True
+    if not others:
+        return tuple(choices), values
+    on_parts = [(key, value) for key, value in values if part_of(key) is not None]
+    return tuple(line for line in lines if part_of(line.partition("=")[0].lstrip("+")) is None), on_parts
+
+
+def _sets_one_key(key: str, override: Override) -> bool:
+    known = PLAIN_KEY.fullmatch(key) is not None and key.partition(".")[0] in KEYS
+    return known and not isinstance(override.value(), dict)
 
 
 @contextmanager
@@ -332,11 +455,3 @@ def _known_keys(walked: list[str]) -> list[str] | None:
         if not dataclasses.is_dataclass(kind):
             return None
     return [field.name for field in dataclasses.fields(kind)]
-
-
-def without_hydra(composed: DictConfig) -> DictConfig:
-    """A copy of what a run sees."""
-    plain = copy.deepcopy(composed)
-    with open_dict(plain):
-        del plain["hydra"]
-    return plain

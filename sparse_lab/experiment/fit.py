@@ -60,7 +60,7 @@ def fit(
         about = {"run": folder.name, **{key: result[key] for key in ("sparsity", "kept", "kept_with_reuse")}}
         # loads into a plain network, or through models.surgery.rebuild_structure
         save_network(unshared(parts.model), folder.best, about)
-        if config.method.prunes_filters:
+        if config.method.filters:
             small, result["small"] = remove_channels_of(config, parts, batches)
             save_network(small, folder.small, about)
         folder.finish(result)

@@ -1,5 +1,8 @@
-"""A run's name: a hash of what matters in its config, so that the same request finds the same folder. A finished run is
-not run again, an interrupted one goes on.
+"""A run's name: a hash of the settings that differ from the defaults in the parts that are there, so that the same
+request finds the same folder. A finished run is not run again, an interrupted one goes on.
+
+A key that is added changes no name, for what is not set differs from nothing. Where a default changes, its key says
+what it was at first (`config.key(..., first=...)`), and only runs that rely on the new one get other names.
 """
 
 from __future__ import annotations
@@ -7,108 +10,94 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparse_lab.config import Config, MethodConfig
+from sparse_lab.config import ALWAYS, Config
 from sparse_lab.experiment import phases
 from sparse_lab.experiment.backend import resolve_backend
+from sparse_lab.experiment.components.table import unread
 from sparse_lab.records.run_dir import RunDir
 
-SCHEDULE_KEYS = {
-    "one_shot": (),
-    "constant": (),
-    "iterative": ("share", "round_epochs"),
-    "cubic": ("begin", "end", "every", "initial"),
-    "alternating": ("begin", "end", "turn", "last_dense"),
-    "soft": (),
-    "layerwise": ("round_epochs",),
-    "at_end": (),
-}
+# Goes into every hash. Raise it when what the settings mean has changed so much that no earlier result counts.
+VERSION = 1
+DIGITS = 12  # of a float: a sweep's 0.1 * 3 is 0.3
 
 
-def identity(config: Config) -> dict[str, Any]:
-    """What matters in a config: no paths, loggers or devices, and no part or schedule that the method does not use.
+@dataclass(frozen=True)
+class Surroundings:
+    """What a result depends on beside the settings. What is empty adds nothing to a name."""
 
-    A file that a run starts from counts by its content, compute=auto as what it picks here. Dense arithmetic and
-    clipping over all positions go without saying: they were there before there was a choice.
+    data: str = ""  # fingerprint of what is read
+    plugins: dict[str, str] = field(default_factory=dict)  # name -> hash of its code
+    ranks: int = 0  # processes of the run, where there are several
+
+
+def surroundings(config: Config) -> Surroundings:
+    """Return what is known of a run's surroundings."""
+    return Surroundings()
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Return what matters in a config, whole: no paths, loggers or devices, and no part or group that the method has no
+    use for. A file that a run starts from stands there by its content, compute=auto as what it picks here.
     """
-    config = resolve_backend(config)
-    plain = _matters(config)
-    if config.compute == "dense":
-        del plain["compute"]
-    for recipe in (plain["training"], plain["training"]["finetune"], plain["training"]["regrow"]):
-        if recipe["clip_norm"] is None or recipe["clip_over"] == "all" or not config.method.prunes:
-            del recipe["clip_over"]
-    for group, key in (("model", "weights"), ("regrow", "reference")):
-        part = plain["model"] if group == "model" else plain["method"]["regrow"]
-        if part[key] not in (None, "torchvision"):
-            part[key] = _fingerprint(part[key])
-    method = config.method
-    if not method.prunes:
-        for group, key in (("training", "finetune"), ("method", "prune")):
-            del plain[group][key]
-        del plain["sparsity"], plain["schedule"]
-    else:
-        used = SCHEDULE_KEYS[config.schedule.name]
-        plain["schedule"] = {key: value for key, value in plain["schedule"].items() if key in ("name", *used)}
-        if method.from_scratch:
-            del plain["training"]["finetune"]
-        if not config.sparsity.connected_init:
-            del plain["sparsity"]["connected_init"]
-    for path, key in _unread(config):
-        del plain["method"][path][key]
-    if config.schedule.name == "cubic" and method.drops_and_grows:  # pruned at every mask update
-        del plain["schedule"]["every"]
-    if config.training.stop_after is None:
-        del plain["training"]["stop_after"]
-    if not method.goes_on:
-        del plain["training"]["regrow"]
-    if not method.regrows:
-        plain["method"]["regrow"] = {"steps": method.regrow.steps} if method.goes_on else {}
-    for key in _unused(method):
-        del plain["method"][key]
-    return plain
+    plain = _matters(resolve_backend(config), "", frozenset(unread(config)), only_differing=False)
+    return {name: value for name, value in plain.items() if value != {}}
 
 
-def _unused(method: MethodConfig) -> list[str]:
-    """Keys of the method that what it does not do would read."""
-    unused = [] if method.drops_and_grows else ["drop_and_grow"]
-    unused += [] if method.cyclic else ["cyclic", "cycles"]
-    unused += [] if method.dyrelu else ["dyrelu", "phasing"]
-    unused += [] if method.sharing else ["sharing"]
-    unused += [] if method.dct else ["dct"]
-    unused += [] if method.compactors else ["compactors", "compacting"]
-    unused += [] if method.hypersphere else ["hypersphere", "sphere"]
-    unused += [] if method.prunes_filters else ["filters"]
-    return unused + ([] if method.drops_and_grows or method.cyclic else ["gradients"])
+def identity(config: Config, around: Surroundings | None = None) -> dict[str, Any]:
+    """Return what a run's name is the hash of."""
+    around = surroundings(config) if around is None else around
+    differing = _matters(resolve_backend(config), "", frozenset(unread(config)), only_differing=True)
+    beside = {name: value for name, value in dataclasses.asdict(around).items() if value}
+    return {"version": VERSION, "settings": differing, **beside}
 
 
-def _unread(config: Config) -> list[tuple[str, str]]:
-    """Keys of pruning and of drop and grow that the rest of their part leaves without a say."""
-    method, unread = config.method, []
-    if method.prunes:
-        prune = method.prune
-        idle = {
-            "unit": prune.unit == "weights",
-            "per_class": prune.per_class is None,
-            "iterations": prune.iterations == 1,
-        }
-        idle |= {"batches": prune.per_class is not None, "rewind_weights": prune.rewind_weights is None}
-        unread += [("prune", key) for key, without in idle.items() if without]
-    if method.drops_and_grows:
-        bounds = ("low", "high", "milestones")
-        fractions = ("drop_fraction", "drop_fraction_end", "drop_fraction_shape", "end")
-        unread += [("drop_and_grow", key) for key in (fractions if method.drop_and_grow.low else bounds)]
-        if method.drop_and_grow.unit == "steps":
-            unread.append(("drop_and_grow", "unit"))
-        if not method.drop_and_grow.low and config.schedule.name != "cubic":
-            unread.append(("drop_and_grow", "distribution"))
-    return unread
+def _matters(group: Any, path: str, left_out: frozenset[str], only_differing: bool) -> dict[str, Any]:
+    """A group's values by key; of those that only_differing asks for, what is not the default. A part that is there
+    stands there even where all of it is.
+    """
+    result: dict[str, Any] = {}
+    for entry in dataclasses.fields(group):
+        value, name = getattr(group, entry.name), f"{path}{entry.name}"
+        if not entry.metadata.get("identity", True) or name in left_out:
+            continue
+        if dataclasses.is_dataclass(value):
+            inner = _matters(value, f"{name}.", left_out, only_differing)
+            if inner or entry.metadata.get("part"):
+                result[entry.name] = inner
+        elif not entry.metadata.get("part"):
+            value = _content(value) if entry.metadata.get("file") else _plain(value)
+            if not only_differing or value != _plain(_default(entry)):
+                result[entry.name] = value
+    return result
 
 
-def _fingerprint(path: str) -> str:
-    """SHA-256 of a file's content; the path itself where there is none to read (the request is refused elsewhere)."""
+def _default(entry: dataclasses.Field[Any]) -> Any:
+    """The default that names count from."""
+    if (first := entry.metadata.get("first", ALWAYS)) is not ALWAYS:
+        return first
+    if entry.default_factory is not dataclasses.MISSING:
+        return entry.default_factory()
+    return entry.default
+
+
+def _plain(value: Any) -> Any:
+    """Floats by their first digits, whole ones as whole numbers: what is written in two ways has one name."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, float):
+        value = float(f"{value:.{DIGITS}g}")
+        return int(value) if value.is_integer() else value
+    return value
+
+
+def _content(path: str | None) -> str | None:
+    """SHA-256 of a file's content; the words themselves where there is no file to read (such as 'torchvision')."""
+    if path is None:
+        return None
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -116,35 +105,43 @@ def _fingerprint(path: str) -> str:
         return path
 
 
-def _matters(part: Any) -> dict[str, Any]:
-    result = {}
-    for field in dataclasses.fields(part):
-        if not field.metadata.get("identity", True):
-            continue
-        value = getattr(part, field.name)
-        result[field.name] = _matters(value) if dataclasses.is_dataclass(value) else value
-    return {key: value for key, value in result.items() if value != {}}
-
-
 def digest(plain: dict[str, Any]) -> str:
-    """First 10 hex digits of the SHA-256 of the canonical JSON."""
+    """Return the first 10 hex digits of the SHA-256 of the canonical JSON."""
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
 
 
+def run_hash(config: Config) -> str:
+    """Return the hash in a run's name."""
+    return digest(identity(config))
+
+
+def request_hash(config: Config) -> str:
+    """Return the hash of everything but the arithmetic: how a run is computed is not what was asked for."""
+    plain = identity(config)
+    plain["settings"].pop("compute", None)
+    if "trainer" in plain["settings"]:
+        plain["settings"]["trainer"].pop("precision", None)
+        if not plain["settings"]["trainer"]:
+            del plain["settings"]["trainer"]
+    return digest({"request": plain})
+
+
 def cell(config: Config) -> str:
-    """The hash of everything but the seed: runs of one cell belong into one mean."""
-    return digest({key: value for key, value in identity(config).items() if key != "seed"})
+    """Return the hash of everything but the seed: runs of one cell belong into one mean."""
+    plain = identity(config)
+    plain["settings"].pop("seed", None)
+    return digest({"cell": plain})
 
 
 def run_name(config: Config) -> str:
-    """Readable, then unique: vgg16-cifar10-oneshot-98.85-seed1-1a2b3c4d5e."""
-    sparsity = [] if not config.method.prunes else [f"{100 * phases.final_sparsity(config):.6g}"]
-    parts = [config.model.name, config.dataset.name, config.method.name, *sparsity, f"seed{config.seed}"]
-    return "-".join([*parts, digest(identity(config))])
+    """Return it readable, then unique: vgg16-cifar10-oneshot-98.85-seed1-1a2b3c4d5e."""
+    sparsity = [] if config.method.prune is None else [f"{100 * phases.final_sparsity(config):.6g}"]
+    words = [config.model.name, config.dataset.name, config.method.name, *sparsity, f"seed{config.seed}"]
+    return "-".join([*words, run_hash(config)])
 
 
 def run_dir(config: Config) -> RunDir:
-    """Where the run that `config` asks for lies, as it is computed on this machine."""
+    """Return where the run that `config` asks for lies, as it is computed on this machine."""
     config = resolve_backend(config)
     path = Path(config.paths.outputs).expanduser().resolve() / "runs" / run_name(config)
     return RunDir(path, dataclasses.asdict(config))

@@ -1,8 +1,9 @@
-"""The networks of a run: plain, altered by its method, or hollow, to be asked for their structure."""
+"""The networks of a run: plain, or hollow, to be asked for their structure."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -10,7 +11,8 @@ from torch import nn
 from sparse_lab import models
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
-from sparse_lab.models import compactors, dyrelu, offsets, weight_sharing
+from sparse_lab.models import weight_sharing
+from sparse_lab.sparsity import masks
 from sparse_lab.sparsity.structured import channels
 
 
@@ -18,33 +20,6 @@ def build_model(config: Config) -> nn.Module:
     """The plain network of `config`."""
     model, data = config.model, config.dataset
     return models.build(model.name, data.num_classes, model.width, data.image_size, model.weights)
-
-
-def alter(model: nn.Module, config: Config) -> nn.Module:
-    """The method's surgery on a plain network, in place. Raises UserError when the two do not go together."""
-    chosen = config.model.name
-    try:
-        if config.method.sharing:
-            weight_sharing.share(model)
-    except ValueError as error:
-        raise UserError(
-            f"method.sharing=true does not fit {chosen}: {error}: use model=resnet34, or method.sharing=false"
-        ) from None
-    try:
-        if config.method.dyrelu:
-            dyrelu.install(model, config.dataset.image_size)
-    except ValueError as error:
-        raise UserError(
-            f"method.dyrelu=true does not fit {chosen}: {error}: use a network with ReLU, or method.dyrelu=false"
-        ) from None
-    if config.method.dct:
-        offsets.install_dct(model)
-    try:
-        if config.method.compactors:
-            compactors.install(model, [group.name for group in filter_groups(config)])
-    except ValueError as error:
-        raise UserError(f"method.compactors=true does not fit {chosen}: {error}: use another model or method") from None
-    return model
 
 
 Spec = tuple[str, int, float, int]  # name, classes, width, image size: what `models.build` takes
@@ -66,19 +41,34 @@ def meta_network(spec: Spec, sharing: bool = False) -> nn.Module:
         return network
 
 
-def altered_meta_network(config: Config) -> nn.Module:
-    """The network that the method trains, on the device "meta". Raises UserError where the two do not go together."""
-    with torch.device("meta"):
-        return alter(models.build(*spec_of(config)), config)
+class Size(NamedTuple):
+    """Counted weights before sharing, those that exist, and the layers that hold them."""
+
+    total: int
+    unique: int
+    layers: int
+
+
+def counted(config: Config) -> Size:
+    """The size of the network that the method trains, without its memory."""
+    return _size(spec_of(config), config.method.sharing is not None)
+
+
+@cache
+def _size(spec: Spec, sharing: bool) -> Size:
+    model = meta_network(spec, sharing)
+    found = masks.layers(model).values()
+    return Size(masks.count(model), sum(module.weight.numel() for module in found), len(found))
 
 
 def filter_groups(config: Config) -> list[channels.Group]:
     """The channels of the plain network that can go. Raises UserError when there are none."""
-    chosen = config.model.name
+    chosen, filters = config.model.name, config.method.filters
+    assert filters is not None
     spec = spec_of(config)
     plain = meta_network(spec)
     try:
-        found = list(_filter_groups(spec, config.method.filters.coupled))
+        found = list(_filter_groups(spec, filters.coupled))
     except ValueError as error:
         raise UserError(
             f"method {config.method.name} prunes filters, and {chosen} has none that can go: {error}: "

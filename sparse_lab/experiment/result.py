@@ -13,7 +13,7 @@ from sparse_lab.config import Config
 from sparse_lab.data import Data
 from sparse_lab.experiment import phases
 from sparse_lab.experiment.build import Parts
-from sparse_lab.experiment.identity import cell, digest, identity
+from sparse_lab.experiment.identity import cell, request_hash, run_hash, settings
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.records.system import PACKAGES, commit, device_name, peak_memory, version
 from sparse_lab.sparsity.flops import LayerCost, layer_costs
@@ -33,8 +33,9 @@ def make_result(
     last = levels[-1]
     return {
         "name": folder.name,
-        "hash": digest(identity(config)),
+        "hash": run_hash(config),
         "cell": cell(config),
+        "request": request_hash(config),
         "model": config.model.name,
         "width": config.model.width,
         "dataset": config.dataset.name,
@@ -45,7 +46,7 @@ def make_result(
         "sparsity_target": phases.final_sparsity(config),
         "sparsity": last["sparsity"],
         "kept": last["kept"],
-        "kept_with_reuse": parts.masks.kept_with_reuse() if parts.masks and config.method.sharing else None,
+        "kept_with_reuse": parts.masks.kept_with_reuse() if parts.masks and config.method.sharing is not None else None,
         "unique": sum(cost.total for cost in costs),
         "total": count(parts.model),
         "counting": COUNTING,
@@ -65,7 +66,7 @@ def make_result(
         "device": device_name(device_of(config.trainer.accelerator)),
         "command": command,
         "commit": commit(),
-        "config": identity(config),
+        "config": settings(config),
     }
 
 

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from sparse_lab.config import Config
 from sparse_lab.errors import SparseLabError, UserError
-from sparse_lab.experiment import backend, phases
+from sparse_lab.experiment import backend
+from sparse_lab.experiment.components import table
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.records.redaction import redact
 from sparse_lab.records.run_dir import RunDir
@@ -78,21 +79,11 @@ def _not_watched(config: Config, folder: RunDir) -> str:
 
 def _starts(config: Config, command: str, console: Console) -> tuple[dict[str, Path], str | None]:
     """Make (or find) the runs that this one starts from: name of the part -> its network; and the parent's name."""
-    wanted = {
-        "parent": phases.parent(config),
-        "reference": phases.reference(config),
-        "rewound": phases.rewound(config),
-    }
-    if config.method.regrows:
-        wanted["dense"] = phases.dense(config)
     starts: dict[str, Path] = {}
     names: dict[str, str] = {}
-    for part, other in wanted.items():
-        if other is not None:
-            names[part] = run(other, command, console, role="needed first:", wait=True)["name"]
-            starts[part] = run_dir(other).best
-    if config.method.regrows and config.method.regrow.reference is not None:
-        starts["reference"] = Path(config.method.regrow.reference)
+    for part, other in table.starts(config).items():
+        names[part] = run(other, command, console, role="needed first:", wait=True)["name"]
+        starts[part] = run_dir(other).best
     return starts, names.get("parent")
 
 

@@ -10,6 +10,7 @@ import torch
 
 from sparse_lab.config import Config
 from sparse_lab.experiment.build import Parts
+from sparse_lab.experiment.components.table import present
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.training.device import device_of
 from sparse_lab.training.step import resolve_compile_mode
@@ -53,10 +54,7 @@ def make_trainer(config: Config, parts: Parts, folder: RunDir) -> pl.Trainer:
     return pl.Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
-        # DyReLU's parameters leave in the middle of the training, and DDP would wait for their gradients
-        strategy=("ddp_find_unused_parameters_true" if config.method.dyrelu else "ddp")
-        if trainer.devices > 1
-        else "auto",
+        strategy=_strategy(config),
         precision=trainer.precision,  # type: ignore[arg-type]
         benchmark=on_gpu and not trainer.deterministic,
         max_epochs=parts.clock.total_epochs,
@@ -70,6 +68,14 @@ def make_trainer(config: Config, parts: Parts, folder: RunDir) -> pl.Trainer:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+def _strategy(config: Config) -> str:
+    if config.trainer.devices == 1:
+        return "auto"
+    # DDP would wait for the gradients of parameters that leave in the middle of the training
+    leave = any(one.removes_parameters for one in present(config.method))
+    return "ddp_find_unused_parameters_true" if leave else "ddp"
 
 
 def _only_deterministic(wanted: bool, device: torch.device, compiles: bool) -> None:

@@ -43,6 +43,13 @@ class Clock:
     def total_epochs(self) -> int:
         return self.rounds * self.epochs_a_round
 
+    def steps(self, length: float, unit: str) -> int:
+        """Return a length in shares of the round ("share") or in epochs as optimizer steps; what ends, ends before the
+        last one.
+        """
+        steps = length * (self.steps_a_round if unit == "share" else self.steps_an_epoch)
+        return min(round(steps), self.steps_a_round - 1)
+
     @property
     def in_last_epoch(self) -> bool:
         """Is this the last epoch of the round, unless patience ends it before?"""

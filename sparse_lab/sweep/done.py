@@ -10,21 +10,13 @@ from typing import Any
 
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.identity import digest, identity, run_dir
+from sparse_lab.experiment.identity import request_hash, run_dir
 from sparse_lab.records.atomic_io import write_text_atomic
 from sparse_lab.records.kept import Kept, keep_run, read_kept
 from sparse_lab.sweep.table import Run, Table
 
 MARK = "# written by sparse-lab reproduce"
 BEFORE = re.compile(r"^# written by (?:sparse-lab reproduce|scripts/reproduce\.py)", re.MULTILINE)
-
-
-def request_of(matters: dict[str, Any]) -> str:
-    """The hash of an identity without its arithmetic: how a run was computed is not what was asked for."""
-    plain = json.loads(json.dumps(matters))
-    plain.pop("compute", None)
-    plain.get("trainer", {}).pop("precision", None)
-    return digest({key: value for key, value in plain.items() if value != {}})
 
 
 @dataclass
@@ -86,8 +78,8 @@ class State:
         for kept in near:
             if kept.name == folder.name:
                 return kept.result
-        asked = request_of(identity(config)) if near else ""
-        return next((one.result for one in near if request_of(one.result.get("config", {})) == asked), None)
+        asked = request_hash(config) if near else ""
+        return next((one.result for one in near if one.result.get("request") == asked), None)
 
 
 def _stem(name: str) -> str:

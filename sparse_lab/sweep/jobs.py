@@ -97,7 +97,14 @@ def fill(
                 folder.outcome(number, {"run": run.name, "outcome": "failed", "said": unfit[run.name]})
             else:
                 jobs.append(Job(number, run.name, tuple(run.command), frozenset(state.needs(run))))
-        task = Task(command, request.launcher, len(runs), folder=folder.path)
+        task = Task(
+            command,
+            request.launcher,
+            len(runs),
+            user_conf=request.source.user_conf,
+            own=tuple(tuple(run.command) for run in runs),
+            folder=folder.path,
+        )
         plan = plan_of(command, request.launcher, len(runs), [planned(run.config) for run in runs])
         error, stopped = None, None
 

@@ -42,11 +42,18 @@ LOOK_EVERY = 1.0  # seconds between two looks at jobs in other processes
 
 @dataclass
 class Task:
-    """What Hydra calls with each job's config. Other processes get it by pickle: a few plain values."""
+    """What Hydra calls for each job. Other processes get it by pickle: a few plain values.
+
+    A job's config is composed as when the request was checked: of `fixed` and of what Hydra says is the job's own; in a
+    table of `own`, all overrides of each job by its number.
+    """
 
     command: str
     launcher: str
     jobs: int
+    fixed: tuple[str, ...] = ()
+    user_conf: Path | None = None
+    own: tuple[tuple[str, ...], ...] = ()
     swept: tuple[str, ...] = ()
     folder: Path | None = None  # the sweep's; None for a single run
     searches: bool = False  # a sweeper makes the jobs up and wants each one's value
@@ -61,13 +68,13 @@ class Task:
         """Is this the process that the command was given to?"""
         return (self.pid, self.host) == (os.getpid(), socket.gethostname())
 
-    def __call__(self, cfg: DictConfig) -> float | None:
+    def __call__(self, _: DictConfig) -> float | None:
         """Returns the validation accuracy in percent, or None. No failure leaves: it would stop the other jobs."""
         if self.folder is not None and not (self.folder / "plan.json").is_file():
             raise UserError(f"{socket.gethostname()} does not see {self.folder}: a cluster's machines must share it")
         os.chdir(self.cwd)  # paths of the command mean what they mean there
         if self.folder is None:
-            self.last = self._run(cfg, "", lambda name: None)
+            self.last = self._run(lambda: self._config(self.fixed), "", lambda name: None)
             return self.last.get("value")
         from hydra.core.hydra_config import HydraConfig
 
@@ -76,7 +83,9 @@ class Task:
             return None
         number = int(hydra.job.num)
         swept = [line for line in hydra.overrides.task if line.split("=", 1)[0].lstrip("+") in self.swept]
-        outcome = self._run(cfg, f"[{number + 1}/{self.jobs}]", lambda name: folder.begin(number, name))
+        label = f"[{number + 1}/{self.jobs}]"
+        lines = self.own[number] if self.own else (*self.fixed, *swept)
+        outcome = self._run(lambda: self._config(lines), label, lambda name: folder.begin(number, name))
         stopped = outcome.pop("stopped", None)
         folder.outcome(number, {**outcome, "swept": swept})
         if outcome["outcome"] == "failed":
@@ -104,12 +113,18 @@ class Task:
 
         if run_dir(config).result() is None:
             return False
-        self.last = self._run(config, "", lambda name: None)
+        self.last = self._run(lambda: config, "", lambda name: None)
         return True
 
-    def _run(self, cfg: DictConfig | Config, job: str, begin: Any) -> dict[str, Any]:
+    def _config(self, lines: tuple[str, ...]) -> Config:
+        from sparse_lab.config import conf_dir
+        from sparse_lab.experiment.compose import ConfigSource, leave_out_plugins_own
+
+        leave_out_plugins_own()  # a worker has not
+        return ConfigSource(conf_dir(), self.user_conf).compose(list(lines)).config()
+
+    def _run(self, compose: Callable[[], Config], job: str, begin: Callable[[str], None]) -> dict[str, Any]:
         """{"run", "outcome", "said", "value"}; and "stopped", the exception, where a signal stopped it."""
-        from sparse_lab.experiment.compose import to_config
         from sparse_lab.experiment.identity import run_dir
         from sparse_lab.experiment.runner import run
         from sparse_lab.records.run_dir import RunLocked
@@ -118,7 +133,7 @@ class Task:
 
         about: dict[str, Any] = {"run": ""}
         try:
-            config = cfg if isinstance(cfg, Config) else to_config(cfg)
+            config = compose()
             folder = run_dir(config)
             result = folder.path / "result.json"
             about["run"] = folder.name
@@ -173,14 +188,22 @@ def start(request: Request) -> int:
     command = shlex.join(["sparse-lab", *request.argv])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, where it would print them and leave
     if not request.multirun:
-        task = Task(command, request.launcher, jobs=1)
+        task = Task(command, request.launcher, 1, tuple(request.fixed), request.source.user_conf)
         if not task.done_already(request.configs[0]):
             _through_hydra(request, task, [])
         return _single(task)
     with SweepFolder.claim(request.outputs, _sweep_name(request)) as folder:
         plan = plan_of(command, request.launcher, request.jobs, request.plan)
-        swept = tuple(request.axes)
-        task = Task(command, request.launcher, request.jobs, swept, folder.path, searches=not request.plan)
+        task = Task(
+            command,
+            request.launcher,
+            request.jobs,
+            tuple(request.fixed),
+            request.source.user_conf,
+            swept=tuple(request.axes),
+            folder=folder.path,
+            searches=not request.plan,
+        )
         _hush(request.sweeper)
         error = planned_jobs(
             folder,

@@ -22,16 +22,17 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sparse_lab.config import Config, conf_dir
+from sparse_lab.config import Config, conf_dir, present
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment.compose import (
     NO_GROUPS,
     OWN_CHOICES,
+    Composed,
     Composer,
     ConfigSource,
     leave_out_plugins_own,
+    part_of,
     telling,
-    without_hydra,
 )
 from sparse_lab.experiment.config_security import (
     check_line,
@@ -67,6 +68,9 @@ class Request:
     fixed: list[str]
     axes: dict[str, list[str]]
     help: bool = False
+    cfg: str | None = None  # job, hydra or all
+    package: str | None = None
+    resolve: bool = False
     multirun: bool = False
     launcher: str = "basic"
     sweeper: str = "basic"
@@ -76,7 +80,7 @@ class Request:
     configs: list[Config] = field(default_factory=list)
     plan: list[dict[str, Any]] = field(default_factory=list)
     swept: list[Override] = field(default_factory=list)
-    _composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
+    _composed: dict[tuple[str, ...], Composed] = field(default_factory=dict)
 
     @classmethod
     def read(cls, argv: list[str]) -> Request:
@@ -95,6 +99,7 @@ class Request:
             raise UserError(f"{' and '.join(asked)} do not go together")
         runs = not any(getattr(args, name) for name in ANSWERS)
         request = cls(argv, ConfigSource(conf_dir(), user_conf), runs, [], {}, help=args.help, multirun=args.multirun)
+        request.cfg, request.package, request.resolve = args.cfg, args.package, args.resolve
         if args.shell_completion:  # completes half-typed overrides: nothing to read yet
             return request
         for override in request.source.parse(args.overrides):
@@ -134,19 +139,19 @@ class Request:
             if self.trials is None:
                 self.plan = [planned(config) for config in self.configs]
             self._check_runs(at)
+        for line in self._without_effect():
+            print(f"note: {line}", flush=True)
 
     def composer(self) -> Composer:
         """What composes the jobs, once `read_experiment_axes` has been called."""
-        base = self.compose([], hydra=True)
+        base = self.compose([])
 
-        def put_together(choices: list[str]) -> DictConfig:
+        def put_together(choices: list[str]) -> Composed:
             if not choices:
-                return self.compose([])
+                return base
             composed = self.source.compose([*self.fixed, *choices])
-            if self.multirun and any(composed.hydra[part] != base.hydra[part] for part in SETTLED):
-                self._refuse_swept_choices(base)
-            with open_dict(composed):
-                del composed["hydra"]
+            if self.multirun and any(composed.cfg.hydra[part] != base.cfg.hydra[part] for part in SETTLED):
+                self._refuse_swept_choices(base.cfg)
             return composed
 
         return Composer(self.source, put_together, check_values)
@@ -157,7 +162,7 @@ class Request:
 
     def check_job(self, config: Config) -> None:
         """What does not need torch to be seen."""
-        if config.method.goes_on and config.method.init_from not in self.source.choices("method"):
+        if config.method.regrow is not None and config.method.init_from not in self.source.choices("method"):
             known = nearest(str(config.method.init_from), self.source.choices("method"))
             raise UserError(f"method.init_from={config.method.init_from}: {known}")
         if self.multirun and config.trainer.devices > 1:
@@ -184,6 +189,21 @@ class Request:
             check_run(config, here=self.launcher not in AWAY)
             at("checking", number)
 
+    def _without_effect(self) -> list[str]:
+        """What is set in a part that no run has."""
+        there = {
+            f"{group}.{part}"
+            for config in self.configs
+            for group in ("method", "schedule")
+            for part in present(getattr(config, group))
+        }
+        keys = [*(line.partition("=")[0].lstrip("+") for line in self.fixed), *self.axes]
+        return [
+            f"{key} has no effect: no run that is asked for has {part}; {part}={{}} adds it"
+            for key in keys
+            if (part := part_of(key)) is not None and key != part and part not in there
+        ]
+
     def corners(self) -> list[dict[str, str]]:
         """One value of each axis a job; of a long search, jobs that hold each value at least once."""
         values = list(self.axes.values())
@@ -199,7 +219,7 @@ class Request:
 
         A list on the command line replaces the file's list. Raises UserError.
         """
-        base = self.compose([], hydra=True)
+        base = self.compose([]).cfg
         self.multirun = self.multirun or "MULTIRUN" in str(base.hydra.get("mode"))
         self.launcher = str(base.hydra.runtime.choices.get("hydra/launcher"))
         self.sweeper = str(base.hydra.runtime.choices.get("hydra/sweeper"))
@@ -250,7 +270,7 @@ class Request:
         """Hydra settles launcher, sweeper and mode before it reads what is swept, and ignores them there."""
         for key, values in self.axes.items():
             for value in values if self.source.choices(key) else []:
-                one = self.compose([f"{key}={value}"], hydra=True)
+                one = self.compose([f"{key}={value}"]).cfg
                 for group in ("hydra/launcher", "hydra/sweeper"):
                     chosen = one.hydra.runtime.choices.get(group)
                     if chosen != base.hydra.runtime.choices.get(group):
@@ -265,21 +285,33 @@ class Request:
                     )
         raise UserError("swept choices together set hydra.launcher, hydra.sweeper or hydra.mode, which Hydra ignores")
 
-    def compose(self, swept: list[str], hydra: bool = False) -> DictConfig:
-        """The config that Hydra makes of what is fixed and of `swept`, checked as a whole. Raises UserError.
-
-        hydra: with Hydra's own node; such a config is not the caller's to change.
+    def compose(self, swept: list[str]) -> Composed:
+        """What is fixed and `swept` put together, checked as a whole, and not the caller's to change. Raises
+        UserError.
         """
         overrides = (*self.fixed, *swept)
         if overrides not in self._composed:
             # what comes next often asks for the same
             self._composed = {overrides: self.source.compose(list(overrides))}
-        composed = self._composed[overrides]
-        return composed if hydra else without_hydra(composed)
+        return self._composed[overrides]
+
+    def config_text(self) -> str:
+        """What --cfg prints: the config, Hydra's or both, or what lies in --package of it, resolved with --resolve."""
+        shown = self.compose([]).shown()
+        package = None if self.package in (None, "_global_") else self.package
+        if self.cfg == "hydra":
+            package = "hydra" if package is None else package
+        elif self.cfg == "job":
+            with open_dict(shown):
+                del shown["hydra"]
+        if package is not None:
+            shown = OmegaConf.select(shown, package)
+        head = "" if package is None else f"# @package {package}\n"
+        return head + (OmegaConf.to_yaml(shown, resolve=self.resolve) if OmegaConf.is_config(shown) else f"{shown}\n")
 
     def help_text(self) -> str:
         """What --help prints. Hydra's own way to list the groups takes seconds with its plugins installed."""
-        composed = copy.deepcopy(self.compose([], hydra=True))
+        composed = copy.deepcopy(self.compose([]).cfg)
         groups = sorted(
             {
                 folder.relative_to(top).as_posix()
@@ -322,7 +354,7 @@ def planned(config: Config) -> dict[str, Any]:
     from sparse_lab.experiment.identity import run_name
 
     groups = {group: getattr(config, group).name for group in ("model", "dataset", "method")}
-    sparsity = config.sparsity.target if config.method.prunes else 0.0
+    sparsity = config.sparsity.target if config.method.prune is not None else 0.0
     return {"name": run_name(config), **groups, "sparsity": sparsity, "seed": config.seed}
 
 

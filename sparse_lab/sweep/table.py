@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import reprlib
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ import yaml
 from sparse_lab.config import Config, conf_dir
 from sparse_lab.errors import SparseLabError, UserError, nearest
 from sparse_lab.experiment import phases
-from sparse_lab.experiment.compose import to_config
+from sparse_lab.experiment.components import table as components
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.validate import check_request
 from sparse_lab.records.atomic_io import printable
@@ -192,22 +192,11 @@ class Run:
     @cached_property
     def starts(self) -> dict[str, Config]:
         """Every run that it starts from, directly or not, by name, each before what it is needed for."""
-        return {run_dir(config).name: config for config in ancestors(self.config)}
+        return {run_dir(config).name: config for config in components.ancestors(self.config)}
 
     @property
     def command(self) -> list[str]:
         return [*self.cell.asked, *self.cell.paths, f"seed={self.seed}"]
-
-
-def ancestors(config: Config) -> Iterator[Config]:
-    """What `sparse_lab.experiment.runner` makes first for this config, and for that in turn."""
-    direct = [phases.parent(config), phases.reference(config), phases.rewound(config)]
-    if config.method.regrows:
-        direct.append(phases.dense(config))
-    for other in direct:
-        if other is not None:
-            yield from ancestors(other)
-            yield other
 
 
 @dataclass(frozen=True)
@@ -272,7 +261,7 @@ def compose(words: list[str], seed: int) -> Config:
     request = Request.read(["--multirun", *words, f"seed={seed}"])
     for key, values in request.axes.items():
         raise UserError(f"{key}={','.join(values)} is a sweep: a cell is one run, give it a cell a value")
-    config = to_config(request.compose([]))
+    config = request.compose([]).config()
     request.check_job(config)
     check_request(config)
     return config

@@ -11,8 +11,7 @@ from rich.console import Console
 from sparse_lab import loggers
 from sparse_lab.config import LoggerConfig
 from sparse_lab.errors import SparseLabError, UserError
-from sparse_lab.experiment.compose import to_config
-from sparse_lab.experiment.identity import identity
+from sparse_lab.experiment.identity import settings
 from sparse_lab.experiment.runner import run
 from sparse_lab.experiment.validate import check_loggers
 from sparse_lab.loggers import thread
@@ -55,7 +54,7 @@ def books(monkeypatch):
 
 
 def test_a_row_an_epoch_with_masks_and_levels(compose, quiet, books, metrics, updates):
-    config = compose("method=iterative", "sparsity=s90", "schedule.share=0.6", "diagnostics.layers=true")
+    config = compose("method=iterative", "sparsity=s90", "schedule.iterative.share=0.6", "diagnostics.layers=true")
     result = run(config, "x", quiet)
     book = books[-1]
     written = metrics(config)
@@ -73,7 +72,7 @@ def test_a_row_an_epoch_with_masks_and_levels(compose, quiet, books, metrics, up
     assert [row["level/kept"] for row in book.rows.values()] == [level["kept"] for level in levels]
     assert book.figures == {key: result[key] for key in ("test_accuracy", "validation_accuracy", "kept", "sparsity")}
     assert book.closed == [False]
-    assert book.about.config == identity(config) and book.about.name == result["name"]
+    assert book.about.config == settings(config) and book.about.name == result["name"]
     assert (book.about.hash, book.about.group) == (result["hash"], "iterative-0.9")
 
 
@@ -162,7 +161,7 @@ def test_a_password_in_the_address_is_refused():
     ],
 )
 def test_several_at_once_are_a_list(request_, wanted):
-    config = to_config(Request.read([request_]).compose([]))
+    config = Request.read([request_]).compose([]).config()
     assert set(config.logger.names) == wanted
 
 

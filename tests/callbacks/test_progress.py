@@ -17,7 +17,7 @@ from sparse_lab.callbacks.progress import Progress, span
 from sparse_lab.experiment.runner import run
 
 LONG = ("trainer.progress=true", "dataset.train_limit=320", "training.batch_size=32")
-ITERATIVE = ("method=iterative", "sparsity=s90", "schedule.share=0.6", *LONG)
+ITERATIVE = ("method=iterative", "sparsity=s90", "schedule.iterative.share=0.6", *LONG)
 
 
 def watched(config, monkeypatch, width: int) -> list[list[str]]:

@@ -18,7 +18,6 @@ from sparse_lab import data
 from sparse_lab.cli.doctor import checks, command_checks
 from sparse_lab.cli.main import main
 from sparse_lab.experiment import backend
-from sparse_lab.experiment.compose import to_config
 from sparse_lab.sweep.plan import Request
 
 SMALL = ("dataset=digits", "training=digits", "trainer=cpu")
@@ -145,7 +144,7 @@ def test_checkpoints_are_as_large_as_it_says(tmp_path):
     assert main(["method=oneshot", *words]) == 0
     folders = {json.loads(path.read_text())["method"]: path.parent for path in tmp_path.rglob("result.json")}
     for method in ("dense", "oneshot"):
-        config = to_config(Request.read([]).compose([f"method={method}", *words]))
+        config = Request.read([]).compose([f"method={method}", *words]).config()
         last, best = command_checks.checkpoint_bytes(config)
         checkpoints = folders[method] / "checkpoints"
         assert last == pytest.approx((checkpoints / "last.ckpt").stat().st_size, rel=0.05)

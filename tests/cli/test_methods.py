@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,11 @@ from rich.console import Console
 from torch import nn
 
 from sparse_lab.cli.main import main
-from sparse_lab.cli.methods import FROM_GRADIENTS, MEMORY, Files, markdown, memory, methods, table
+from sparse_lab.cli.methods import MEMORY, grid, markdown, memory, methods, read
 from sparse_lab.config import KINDS, conf_dir
 from sparse_lab.errors import UserError
+from sparse_lab.experiment.components.base import FROM_GRADIENTS
+from sparse_lab.experiment.compose import ConfigSource
 from sparse_lab.sparsity.scores import SCORES, View
 from sparse_lab.sparsity.structured.filter_scores import FILTER_SCORES
 from sparse_lab.sweep.plan import Request
@@ -52,7 +55,7 @@ CONFIG = {
     "l1_filters": "prune filters (l1)",
     "resrep": "compactors, prune filters (compactor), at_end",
     "dctps": "dct, prune (random)",
-    "east": "dyrelu, sharing, cyclic, prune (random), drop_and_grow (magnitude, gradient)",
+    "east": "sharing, dyrelu, prune (random), cycles, drop_and_grow (magnitude, gradient)",
     "oneshot_regrow": "prune (lamp), regrow (taylor)",
 }
 
@@ -67,7 +70,7 @@ def own(tmp_path: Path) -> Path:
     """A folder of the user's: a method of its own schedule, and one that has a built-in method's name."""
     (tmp_path / "method").mkdir()
     (tmp_path / "schedule").mkdir()
-    (tmp_path / "schedule" / "halves.yaml").write_text("defaults: [iterative]\nshare: 0.5\n")
+    (tmp_path / "schedule" / "halves.yaml").write_text("defaults: [iterative]\niterative: {share: 0.5}\n")
     (tmp_path / "method" / "mine.yaml").write_text(
         "defaults:\n  - iterative_regrow\n  - override /schedule@_global_.schedule: halves\n"
         "paper: Me 2026\nsummary: a[b]|c\nprune: {score: grasp}\n"
@@ -83,8 +86,29 @@ def test_every_method_has_a_kind_and_a_paper_with_its_year(rows):
         KINDS.index(row["kind"]) for row in rows.values()
     )
     for name, row in rows.items():
-        if name != "dense" and not row["summary"].startswith("control:"):
+        assert (row["kind"] == "control") == row["summary"].startswith("control:"), name
+        if row["kind"] not in ("dense", "control"):
             assert re.search(r"\b20[012]\d\b", row["paper"]) and re.search(r"arXiv \d{4}\.\d{5}", row["paper"]), name
+
+
+def test_methods_count_as_methods_and_none_has_two_names(rows, capsys):
+    kinds = [row["kind"] for row in rows.values()]
+    assert main(["methods"]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert (
+        said
+        == f"{len(kinds) - kinds.count('control') - 1} methods, {kinds.count('control')} controls, and dense training"
+    )
+    assert said.startswith("29 methods, 6 controls")
+    made_of = {}
+    for name in rows:
+        chosen = read(ConfigSource(conf_dir()), name)
+        same = json.dumps([asdict(replace(chosen.method, name="", kind="dense", paper="", summary="")), chosen.choice])
+        assert made_of.setdefault(same, name) == name, f"{name} is {made_of[same]}"
+
+
+def test_what_is_our_own_guess_says_so(rows):
+    assert "our guess" in rows["prune_on_the_fly"]["paper"] and "of our own" in rows["prune_on_the_fly"]["summary"]
 
 
 @pytest.mark.parametrize("name", NEEDS)
@@ -100,13 +124,16 @@ def test_what_a_method_is_made_of(name, rows):
 @pytest.mark.full
 def test_the_files_read_here_are_what_hydra_composes(own):
     request = Request.read(["--config-dir", str(own)])
-    files = Files([conf_dir(), own])
-    assert files.names("method") == sorted({*NAMES, "mine"})
-    for name in files.names("method"):
-        composed, chosen = request.compose([f"method={name}"]), files.method(name)
-        assert OmegaConf.to_container(composed.method, resolve=True) == asdict(chosen.method), name
-        assert composed.schedule.name == chosen.schedule.name, name
-        assert (composed.schedule.round_epochs is None) == (chosen.schedule.round_epochs is None), name
+    source = ConfigSource(conf_dir(), own)
+    assert source.choices("method") == sorted({*NAMES, "mine"})
+    for name in source.choices("method"):
+        composed, chosen = request.compose([f"method={name}"]), read(source, name)
+        assert composed.config().method == chosen.method, name
+        assert composed.config().schedule == chosen.schedule, name
+        # what Hydra makes of every key of the parts that are there
+        whole = OmegaConf.to_container(composed.cfg.method, resolve=True)
+        said = {key: value for key, value in asdict(chosen.method).items() if value is not None}
+        assert {key: whole[key] for key in said} == said, name
 
 
 def test_scores_from_gradients_are_those_that_differentiate(monkeypatch):
@@ -176,7 +203,7 @@ def test_markdown_has_one_whole_row_a_method(own):
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_in_a_terminal_keeps_every_name_and_paper(width, own):
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115 - as long as the console
-    console.print(table(methods(own), width))
+    console.print(grid(methods(own), width))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= width
     text = re.sub(r"\s+", " ", "\n".join(lines).replace("│", " "))

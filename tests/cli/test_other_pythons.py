@@ -41,12 +41,11 @@ import sparse_lab.cli.main, sparse_lab.cli.doctor.main, sparse_lab.cli.methods, 
 import sparse_lab.experiment.identity, sparse_lab.sweep.launch
 import sparse_lab.experiment.timeline, sparse_lab.records.atomic_io, sparse_lab.data.files
 from sparse_lab.experiment.identity import run_name
-from sparse_lab.experiment.compose import to_config
 from sparse_lab.sweep.plan import Request
 request = Request.read(["-m", "method=east,iterative_regrow", "sparsity=s99", "dataset=digits", "trainer=cpu"])
 for corner in request.corners():
     swept = [f"{key}={value}" for key, value in corner.items()]
-    print(run_name(to_config(request.compose(swept))))
+    print(run_name(request.compose(swept).config()))
 assert "torch" not in sys.modules
 """
 

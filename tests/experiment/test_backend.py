@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from sparse_lab.experiment import backend
-from sparse_lab.experiment.compose import to_config
 from sparse_lab.sweep.plan import Request
 
 
@@ -20,7 +19,7 @@ def config(*overrides: str):
 @cache
 def composed(*overrides: str):
     """Composing takes longer than all that is asked about it here."""
-    return to_config(Request.read([]).compose(list(overrides)))
+    return Request.read([]).compose(list(overrides)).config()
 
 
 @pytest.fixture(params=[False, True], ids=["no bf16", "bf16"])

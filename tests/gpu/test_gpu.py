@@ -15,7 +15,6 @@ from rich.console import Console
 from sparse_lab import data, models
 from sparse_lab.config import Config
 from sparse_lab.experiment import runner as room
-from sparse_lab.experiment.compose import to_config
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
 from sparse_lab.sparsity.topk import top_k
@@ -40,7 +39,7 @@ SMALL = (
 @pytest.fixture
 def compose(tmp_path: Path) -> Callable[..., Config]:
     def make(*words: str, folder: str = "runs") -> Config:
-        return to_config(Request.read([]).compose([*SMALL, f"paths.outputs={tmp_path / folder}", *words]))
+        return Request.read([]).compose([*SMALL, f"paths.outputs={tmp_path / folder}", *words]).config()
 
     return make
 
@@ -158,7 +157,7 @@ def watched(watch: pl.Callback, last: bool, monkeypatch) -> None:
     "words",
     [
         ("method=rigl", "method.drop_and_grow.update_every=7"),
-        ("method=granet", "method.drop_and_grow.update_every=5", "schedule.every=5"),
+        ("method=granet", "method.drop_and_grow.update_every=5", "schedule.cubic.every=5"),
         ("method=rigl", "training.optimizer=adamw", "training.lr=1e-3", "method.drop_and_grow.update_every=7"),
         ("method=rigl", "training.clip_norm=1.0", "training.clip_over=live", "method.drop_and_grow.update_every=7"),
         (

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from sparse_lab.callbacks.metrics_csv import MetricsCsv
-from sparse_lab.experiment.identity import identity
+from sparse_lab.experiment.identity import settings
 from sparse_lab.experiment.runner import run
 from sparse_lab.loggers import thread
 from sparse_lab.loggers.base import flat
@@ -86,7 +86,7 @@ def test_two_runs_and_one_that_goes_on_are_read_back_through_the_api(server, com
     (seen,) = client.search_runs([experiment.experiment_id])
     assert seen.info.status == "FAILED"
     plug(0)
-    other = compose("method=iterative", "sparsity=s90", "schedule.share=0.6", "seed=2", *where)
+    other = compose("method=iterative", "sparsity=s90", "schedule.iterative.share=0.6", "seed=2", *where)
     results = {result["name"]: (one, result) for one in (config, other) for result in [run(one, "x", quiet)]}
     runs = client.search_runs([experiment.experiment_id])
     assert {one.info.run_name for one in runs} == set(results) and len(runs) == 2, "resumed into the same MLflow run"
@@ -94,7 +94,7 @@ def test_two_runs_and_one_that_goes_on_are_read_back_through_the_api(server, com
         asked, result = results[one.info.run_name]
         assert one.info.status == "FINISHED"
         assert one.data.tags["sparse_lab.hash"] == result["hash"]
-        assert one.data.params == {key: str(value) for key, value in flat(identity(asked)).items()}
+        assert one.data.params == {key: str(value) for key, value in flat(settings(asked)).items()}
         for key in ("validation_accuracy", "train_loss", "kept"):
             history = sorted((point.step, point.value) for point in client.get_metric_history(one.info.run_id, key))
             assert history == [(row["step"], pytest.approx(row[key])) for row in metrics(asked)], "each row once"

@@ -18,7 +18,7 @@ def read(config) -> EventAccumulator:
 
 @pytest.mark.full
 def test_scalars_masks_table_and_config(compose, quiet, metrics):
-    config = compose("method=iterative", "sparsity=s90", "schedule.share=0.6", "logger=tensorboard")
+    config = compose("method=iterative", "sparsity=s90", "schedule.iterative.share=0.6", "logger=tensorboard")
     result = run(config, "x", quiet)
     events = read(config)
     for key in ("validation_accuracy", "kept", "learning_rate"):

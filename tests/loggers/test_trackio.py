@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from sparse_lab.experiment.identity import identity
+from sparse_lab.experiment.identity import settings
 
 pytestmark = pytest.mark.full
 
@@ -19,7 +19,6 @@ MAKE = """
 import sys
 from rich.console import Console
 from sparse_lab.callbacks.checkpoint import Checkpoint
-from sparse_lab.experiment.compose import to_config
 from sparse_lab.sweep.plan import Request
 from sparse_lab.experiment.runner import run
 import os, socket
@@ -28,7 +27,7 @@ def no_network(*_):
     os._exit(9)  # an exception would be swallowed
 
 socket.socket.connect = no_network
-config = to_config(Request.read([]).compose(sys.argv[2:]))
+config = Request.read([]).compose(sys.argv[2:]).config()
 if sys.argv[1] == "fail":
     original = Checkpoint.on_train_epoch_end
     def save_and_fail(self, trainer, module):
@@ -69,7 +68,7 @@ def test_rows_are_read_back_and_a_run_goes_on_as_itself(compose, small, tmp_path
     (seen,) = json.loads(answer.stdout.splitlines()[-1])
     result = json.loads((tmp_path / "runs" / seen["name"] / "result.json").read_text())
     assert seen["id"] == result["hash"] and seen["config"]["_Group"] == "static-0.9"
-    assert {key: value for key, value in seen["config"].items() if key[0] != "_"} == identity(config)
+    assert {key: value for key, value in seen["config"].items() if key[0] != "_"} == settings(config)
     rows = [row for row in seen["rows"] if "epoch" in row]
     assert [row["step"] for row in rows] == [row["step"] for row in metrics(config)]
     for row, written in zip(rows, metrics(config), strict=True):

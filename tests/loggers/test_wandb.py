@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse_lab.experiment.identity import identity, run_dir
+from sparse_lab.experiment.identity import run_dir, settings
 from sparse_lab.experiment.runner import run
 
 WANDB = Path(sys.executable).with_name("wandb")
@@ -42,11 +42,13 @@ def read(config) -> list[dict]:
 
 @pytest.mark.full
 def test_offline_without_a_key_and_everything_arrives(compose, quiet, metrics):
-    config = compose("method=iterative", "sparsity=s90", "schedule.share=0.6", "logger=wandb", "logger.project=demo")
+    config = compose(
+        "method=iterative", "sparsity=s90", "schedule.iterative.share=0.6", "logger=wandb", "logger.project=demo"
+    )
     result = run(config, "x", quiet)
     (seen,) = read(config)
     whole, rows = seen["whole"], [row for row in seen["rows"] if "epoch" in row]
-    assert whole["config"] == drop_empty(identity(config))
+    assert whole["config"] == drop_empty(settings(config))
     assert (whole["run_id"], whole["name"]) == (result["hash"], result["name"])
     assert (whole["project"], seen["run"]["run_group"]) == ("demo", "iterative-0.9")
     assert (whole["state"], whole["exit_code"]) == ("finished", 0)
@@ -106,11 +108,10 @@ ONLINE = """
 import sys
 from rich.console import Console
 from sparse_lab.loggers import thread
-from sparse_lab.experiment.compose import to_config
 from sparse_lab.sweep.plan import Request
 from sparse_lab.experiment.runner import run
 thread.PATIENCE = 2.0
-run(to_config(Request.read([]).compose(sys.argv[1:])), "x", Console(width=300))
+run(Request.read([]).compose(sys.argv[1:]).config(), "x", Console(width=300))
 print("over")
 """
 

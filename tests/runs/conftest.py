@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from sparse_lab.config import Config
-from sparse_lab.experiment import phases
+from sparse_lab.experiment.components import table
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
 
@@ -24,16 +24,10 @@ def with_starts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Config], 
     outputs = tmp_path_factory.mktemp("starts")
 
     def lay(config: Config) -> Config:
-        for start in starts(config):
+        for start in table.starts(config).values():
             made = replace(start, paths=replace(start.paths, outputs=str(outputs)))
             run(made, "a start", Console(quiet=True))
             shutil.copytree(run_dir(made).path, run_dir(start).path, dirs_exist_ok=True)
         return config
 
     return lay
-
-
-def starts(config: Config) -> list[Config]:
-    found = [phases.parent(config), phases.reference(config), phases.rewound(config)]
-    found += [phases.dense(config)] if config.method.regrows else []
-    return [start for start in found if start is not None]

@@ -55,7 +55,7 @@ def test_east_loses_its_dyrelu_and_rewires_in_two_processes(small, tmp_path):
 @pytest.mark.full
 def test_compactors_are_folded_alike_in_two_processes(small, tmp_path):
     """Both processes must take the same filters out, or the network that is saved is not the one that was tested."""
-    resrep = ("method=resrep", "sparsity.target=0.5", "method.compacting.begin=0", "method.compacting.every=1")
+    resrep = ("method=resrep", "sparsity.target=0.5", "method.compactors.begin=0", "method.compactors.every=1")
     request = [part for part in (*small, *DDP, *resrep) if part != "trainer=cpu"]
     command = [sys.executable, "-m", "sparse_lab", *request, "trainer.devices=2", "training.finetune.optimizer=sgd"]
     done = subprocess.run([*command, f"paths.outputs={tmp_path}"], capture_output=True, text=True, timeout=240)

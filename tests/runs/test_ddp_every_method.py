@@ -120,7 +120,6 @@ def work(folder: Path, rank: int) -> None:
     from rich.console import Console
 
     from sparse_lab.experiment.build import Parts
-    from sparse_lab.experiment.compose import to_config
     from sparse_lab.experiment.runner import run
     from sparse_lab.sparsity.masks import Masks
     from sparse_lab.sweep.plan import Request
@@ -144,7 +143,7 @@ def work(folder: Path, rank: int) -> None:
         changes.clear()
         made.clear()
         where = f"paths.outputs={folder / 'outputs'}"
-        config = to_config(request.compose([*SMALL, *COMMON, *RUNS[name], *PAIR, where]))
+        config = request.compose([*SMALL, *COMMON, *RUNS[name], *PAIR, where]).config()
         try:
             result = run(config, "test", Console(quiet=True))
         except BaseException:

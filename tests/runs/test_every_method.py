@@ -35,9 +35,9 @@ from sparse_lab.training.signals import Stopped
 OFTEN = ("method.drop_and_grow.update_every=2",)
 CYCLES = ("method.cycles.every=1", "method.cycles.lengths=[0.3,0.3]")
 EAST = ("model=resnet34", *OFTEN, *CYCLES)
-PHASING = ("method.phasing.unit=epochs", "method.phasing.begin=1.5", "method.phasing.end=3.5")
+PHASING = ("method.dyrelu.unit=epochs", "method.dyrelu.begin=1.5", "method.dyrelu.end=3.5")
 # SGD, for compactors have a momentum; rows are given up from the first step on
-COMPACTING = ("method.compacting.begin=0", "method.compacting.every=1", "training.finetune.optimizer=sgd")
+COMPACTING = ("method.compactors.begin=0", "method.compactors.every=1", "training.finetune.optimizer=sgd")
 METHODS: dict[str, tuple[str, ...]] = {
     "dense": (),
     "oneshot": (),
@@ -61,28 +61,26 @@ METHODS: dict[str, tuple[str, ...]] = {
     "synflow": ("method.prune.iterations=5",),
     "random_at_init": (),
     "magnitude_at_init": (),
-    "gmp": ("schedule.every=1",),
-    "lamp_oneshot": (),
-    "lamp_iterative": (),
-    "lth": ("schedule.round_epochs=2",),
-    "lrr": ("schedule.round_epochs=2",),
-    "mest": ("method.drop_and_grow.update_every=1",),
-    "mest_soft": ("method.drop_and_grow.update_every=1",),
+    "gmp": ("schedule.cubic.every=1",),
+    "lth": ("schedule.iterative.round_epochs=2",),
+    "lrr": ("schedule.iterative.round_epochs=2",),
+    "mest": ("method.elastic_mutation.update_every=1",),
+    "mest_soft": ("method.elastic_mutation.update_every=1",),
     "granet": ("method.drop_and_grow.update_every=1",),
     "dctps": (),
     "dctps_rigl": OFTEN,
-    "acdc": ("schedule.turn=0.1",),
+    "acdc": ("schedule.alternating.turn=0.1",),
     "l1_filters": (),
     "hrank": (),
     "sfp": (),
     "resrep": COMPACTING,
-    "prune_on_the_fly": ("method.sphere.every=1",),
+    "prune_on_the_fly": ("method.hypersphere.every=1",),
 }
 # whole filters go: at most as many weights stay as were asked for, and one channel more would pass that
 FILTERS = {"l1_filters", "hrank", "sfp", "resrep"}
 # a dense part stands beside the sparse weights, so the plain network that equals theirs is the folded one
 OFFSETS = {"dctps", "dctps_rigl", "prune_on_the_fly"}
-COMMON = ("sparsity.target=0.9", "method.regrow.budget=0.03", "schedule.share=0.6")
+COMMON = ("sparsity.target=0.9", "method.regrow.budget=0.03", "schedule.iterative.share=0.6")
 # what `make test` trains: of each way to change masks one. The others: `make test-all`
 FAMILIES = {
     "iterative_regrow",
@@ -96,7 +94,7 @@ FAMILIES = {
     "resrep",
 }
 # six epochs hold three rounds of two, and all that EAST does
-LONG = {name for name in METHODS if name.startswith(("iterative", "lamp_iterative"))} | {"lth", "lrr", "east"}
+LONG = {name for name in METHODS if name.startswith("iterative")} | {"lth", "lrr", "east"}
 LONG |= {name for name in METHODS if name.endswith(("_extra", "_long"))}  # the loss falls slowly where little is left
 
 

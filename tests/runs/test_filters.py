@@ -20,7 +20,7 @@ from sparse_lab.algorithms.structured.compaction import Compaction
 from sparse_lab.cli import export as command
 from sparse_lab.cli.main import main
 from sparse_lab.errors import UserError
-from sparse_lab.experiment import phases
+from sparse_lab.experiment.components.table import starts
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
 from sparse_lab.experiment.validate import check
@@ -32,7 +32,7 @@ from sparse_lab.training.checkpoint_io import load_checkpoint, load_network
 TOTAL = 57_884  # VGG16 at a sixteenth of its width
 ROWS = [4, 4, 8, 8, 16, 16, 16, 32, 32, 32, 32, 32, 32]
 SIZES = [32, 32, 16, 16, 8, 8, 8, 4, 4, 4, 2, 2, 2]  # pixels of each convolution's map
-COMPACTING = ("method.compacting.begin=0", "method.compacting.every=1", "training.finetune.optimizer=sgd")
+COMPACTING = ("method.compactors.begin=0", "method.compactors.every=1", "training.finetune.optimizer=sgd")
 
 
 def weights_of(rows: list[int]) -> int:
@@ -170,7 +170,9 @@ def test_layer_by_layer_each_round_prunes_the_next_layer(side, compose, quiet, w
     """Also where the last rate is 0 and the target, rounded, would let a weight more live than does."""
     rates, target = rates_of(HRANK)
     asked = float(target.split("=")[1]) + side
-    config = compose("method=hrank", "schedule=layerwise", "schedule.round_epochs=1", rates, f"sparsity.target={asked}")
+    config = compose(
+        "method=hrank", "schedule=layerwise", "schedule.layerwise.round_epochs=1", rates, f"sparsity.target={asked}"
+    )
     check(config)
     result = run(with_starts(config), "x", quiet)
     assert [level["kept"] for level in result["levels"]] == [
@@ -263,7 +265,7 @@ def test_compactors_change_no_answer_at_first_and_have_a_recipe_of_their_own(com
         seen["looked"] = True
 
     config = with_starts(compose("method=resrep", "sparsity.target=0.6", *COMPACTING))
-    dense = run_dir(phases.parent(config)).best
+    dense = run_dir(starts(config).get("parent")).best
     monkeypatch.setattr(Compaction, "begin_step", look)
     run(config, "x", quiet)
     assert seen
@@ -303,7 +305,7 @@ def test_rows_are_given_up_a_few_more_at_each_look_the_shortest_first(compose, q
     original, add_penalty = Compaction._give_up, compactors.add_penalty
     monkeypatch.setattr(Compaction, "_give_up", spied)
     monkeypatch.setattr("sparse_lab.algorithms.structured.compaction.compactors.add_penalty", penalised)
-    rows = ("method.compacting.channels=3", "method.compacting.penalty=0.5", "training.finetune.epochs=12")
+    rows = ("method.compactors.channels=3", "method.compactors.penalty=0.5", "training.finetune.epochs=12")
     run(with_starts(compose("method=resrep", "sparsity.target=0.3", *COMPACTING, *rows)), "x", quiet)
     assert len(counts) == 24 and counts[0] == 3
 
@@ -333,7 +335,7 @@ def folding(monkeypatch) -> list[float]:
     return moved
 
 
-STRONG = (*COMPACTING, "method.compacting.penalty=0.2", "method.compacting.channels=400", "training.finetune.lr=0.05",
+STRONG = (*COMPACTING, "method.compactors.penalty=0.2", "method.compactors.channels=400", "training.finetune.lr=0.05",
           "training.finetune.epochs=12")  # fmt: skip
 
 
@@ -388,16 +390,22 @@ WHOLE = [
     (
         "method=l1_filters",
         "schedule=iterative",
-        "schedule.share=0.4",
+        "schedule.iterative.share=0.4",
         "method.filters.flops=0.9",
         "sparsity.target=0.7",
     ),
-    ("method=l1_filters", "schedule=cubic", "schedule.every=1", *rates_of(HRANK)),
+    ("method=l1_filters", "schedule=cubic", "schedule.cubic.every=1", *rates_of(HRANK)),
     ("method=sfp", *rates_of(HRANK)),
 ]
 MORE_WHOLE = [
     ("method=resrep", *COMPACTING, "sparsity.target=0.5", "trainer.precision=64-true"),
-    ("method=l1_filters", "schedule=cubic", "schedule.every=1", "method.filters.flops=0.9", "sparsity.target=0.7"),
+    (
+        "method=l1_filters",
+        "schedule=cubic",
+        "schedule.cubic.every=1",
+        "method.filters.flops=0.9",
+        "sparsity.target=0.7",
+    ),
     ("method=l1_filters", "schedule=iterative", *rates_of(HRANK)),
     ("method=resrep", *COMPACTING, *rates_of(HRANK)),
     ("method=sfp", "sparsity.target=0.001"),

@@ -162,8 +162,8 @@ def test_static_masks_are_those_of_the_initial_network(method, compose, quiet):
 
 def test_gmp_follows_the_cubic_in_every_layer(compose, quiet):
     config = compose(
-        "method=gmp", "sparsity.target=0.95", "schedule.every=3", "schedule.begin=0.1", "schedule.end=0.7",
-        "training.epochs=10", "diagnostics.layers=true",
+        "method=gmp", "sparsity.target=0.95", "schedule.cubic.every=3", "schedule.cubic.begin=0.1",
+        "schedule.cubic.end=0.7", "training.epochs=10", "diagnostics.layers=true",
     )  # fmt: skip
     run(config, "x", quiet)
     rows = {row["step"]: row for row in lines(config)}
@@ -211,7 +211,7 @@ def changes(monkeypatch) -> list[tuple[dict, dict]]:
     return seen
 
 
-ROUNDS = ("sparsity.target=0.9", "schedule.share=0.6")  # three rounds: 0.4, 0.16, 0.1
+ROUNDS = ("sparsity.target=0.9", "schedule.iterative.share=0.6")  # three rounds: 0.4, 0.16, 0.1
 
 
 def initial() -> dict[str, torch.Tensor]:
@@ -307,7 +307,7 @@ def test_elastic_mutation_drops_and_grows_to_the_bounds(method, compose, quiet, 
     original = ElasticMutation.update
     monkeypatch.setattr(ElasticMutation, "update", spied)
     config = compose(
-        f"method={method}", "sparsity.target=0.9", "training.epochs=8", "method.drop_and_grow.update_every=1"
+        f"method={method}", "sparsity.target=0.9", "training.epochs=8", "method.elastic_mutation.update_every=1"
     )
     result = run(config, "x", quiet)
     # 16 steps, two an epoch: the first stage ends at step 9, the second at step 12
@@ -330,7 +330,7 @@ def test_mest_is_not_said_to_rewire_nothing_where_it_does(every, compose, capsys
     from rich.console import Console
 
     config = compose(
-        "method=mest", "sparsity.target=0.9", "training.epochs=4", f"method.drop_and_grow.update_every={every}"
+        "method=mest", "sparsity.target=0.9", "training.epochs=4", f"method.elastic_mutation.update_every={every}"
     )
     run(config, "x", Console(width=200))
     changed = any(row["change"] == "elastic_mutation" for row in lines(config))
@@ -376,7 +376,7 @@ def test_granet_prunes_along_the_cubic_and_then_exchanges(start, compose, quiet,
     config = compose(
         "method=granet",
         "sparsity.target=0.9",
-        f"schedule.initial={start}",
+        f"schedule.cubic.initial={start}",
         "method.drop_and_grow.update_every=2",
         "training.epochs=10",
     )
@@ -391,7 +391,7 @@ def test_granet_prunes_along_the_cubic_and_then_exchanges(start, compose, quiet,
 def test_granets_sparse_start_is_random_by_erk(compose, quiet):
     """Layers of 0.5 density: ERK gives more to those with few weights for their dims."""
     short = ("diagnostics.layers=true", "training.epochs=1")
-    config = compose("method=granet", "sparsity.target=0.9", "schedule.initial=0.5", *short)
+    config = compose("method=granet", "sparsity.target=0.9", "schedule.cubic.initial=0.5", *short)
     run(config, "x", quiet)
     layers = lines(config)[0]["layers"]
     static = compose("method=static", "sparsity.target=0.5", *short)
@@ -423,7 +423,11 @@ def test_dense_and_sparse_by_turns(compose, quiet, monkeypatch):
     monkeypatch.setattr(Prune, "begin_step", spied)
     # 40 steps: 4 dense, turns of 4, 6 dense from 28 to 34, then sparse
     config = compose(
-        "method=acdc", "sparsity.target=0.9", "training.epochs=20", "schedule.turn=0.1", "schedule.last_dense=0.15"
+        "method=acdc",
+        "sparsity.target=0.9",
+        "training.epochs=20",
+        "schedule.alternating.turn=0.1",
+        "schedule.alternating.last_dense=0.15",
     )
     result = run(config, "x", quiet)
     kept = round(0.1 * TOTAL)
@@ -502,7 +506,7 @@ def sphere(monkeypatch) -> list[tuple[float, float]]:
 def test_filters_stay_on_the_sphere_and_what_will_be_pruned_is_emptied(compose, quiet, sphere):
     config = compose(
         "method=prune_on_the_fly", "sparsity.target=0.8", "trainer.precision=64-true", "training.epochs=12",
-        "method.sphere.penalty=5", "method.sphere.every=1",
+        "method.hypersphere.penalty=5", "method.hypersphere.every=1",
     )  # fmt: skip
     run(config, "x", quiet)
     assert [strength for strength, _ in sphere] == pytest.approx([5 * step / 24 for step in range(24)])
@@ -520,7 +524,7 @@ def test_what_is_pruned_becomes_its_filters_mean(recovery, compose, quiet, monke
     original = Prune.to
     monkeypatch.setattr(Prune, "to", spied)
     config = compose(
-        "method=prune_on_the_fly", "sparsity.target=0.8", f"method.sphere.recovery={str(recovery).lower()}"
+        "method=prune_on_the_fly", "sparsity.target=0.8", f"method.hypersphere.recovery={str(recovery).lower()}"
     )
     result = run(config, "x", quiet)
     state = load_network(run_dir(config).best)
@@ -542,12 +546,12 @@ def test_what_is_pruned_becomes_its_filters_mean(recovery, compose, quiet, monke
 @pytest.mark.parametrize(
     "asked",
     [
-        ("method=prune_on_the_fly", "method.cyclic=true", "sparsity.target=0.9"),
+        ("method=prune_on_the_fly", "method.cycles={}", "sparsity.target=0.9"),
         ("method=lth", "schedule=iterative", "method.prune.rewind_weights=2", "sparsity.target=0.9"),
-        ("method=lth", "schedule=cubic", "schedule.every=1", "sparsity.target=0.9"),
-        ("method=gmp", "schedule.every=1", "method.filters.rates=[0.5]", "sparsity.target=0.9"),
+        ("method=lth", "schedule=cubic", "schedule.cubic.every=1", "sparsity.target=0.9"),
+        ("method=gmp", "schedule.cubic.every=1", "method.filters.rates=[0.5]", "sparsity.target=0.9"),
         pytest.param(
-            ("method=gmp", "schedule.every=1", "method.filters.flops=0.5", "sparsity.target=0.9"),
+            ("method=gmp", "schedule.cubic.every=1", "method.filters.flops=0.5", "sparsity.target=0.9"),
             marks=pytest.mark.full,
         ),
         pytest.param(("method=acdc", "method.filters.rates=[0.5]", "sparsity.target=0.9"), marks=pytest.mark.full),
@@ -568,7 +572,7 @@ def test_odd_requests_are_refused_or_end_at_the_target(asked, compose, quiet):
 
 def test_patience_does_not_run_out_in_a_dense_turn(compose, quiet):
     """No epoch of it can count as better: 2 dense, 2 sparse, 2 dense (patience 2 would end it), and so on."""
-    config = compose("method=acdc", "sparsity.target=0.9", "training.epochs=20", "schedule.turn=0.1",
+    config = compose("method=acdc", "sparsity.target=0.9", "training.epochs=20", "schedule.alternating.turn=0.1",
                      "training.patience=2", "training.lr=1e-9")  # fmt: skip
     result = run(config, "x", quiet)
     level, sparse = result["levels"][0], {3, 4, 7, 8, 11, 12, 18, 19, 20}

@@ -21,8 +21,8 @@ from sparse_lab.training.checkpoint_io import load_network
 CLOSE = {"rtol": 1e-7, "atol": 1e-9}
 METHODS = {
     "rigl": ("method=rigl", "method.drop_and_grow.update_every=2"),
-    "granet": ("method=granet", "method.drop_and_grow.update_every=1", "schedule.every=1"),
-    "regrow": ("method=iterative_regrow", "method.regrow.distribution=ssim", "schedule.share=0.6"),
+    "granet": ("method=granet", "method.drop_and_grow.update_every=1", "schedule.cubic.every=1"),
+    "regrow": ("method=iterative_regrow", "method.regrow.distribution=ssim", "schedule.iterative.share=0.6"),
     "east": (
         "method=east",
         "model=resnet34",

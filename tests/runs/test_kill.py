@@ -26,7 +26,7 @@ from sparse_lab.training.checkpoint_io import load_checkpoint
 # long enough to be hit
 SIZE = ("dataset.train_limit=128", "dataset.eval_limit=100", "training.batch_size=64")
 LENGTH = ("training.epochs=24", "training.finetune.epochs=24", "training.regrow.epochs=24")
-MIXED = ("sparsity.target=0.9", "method.regrow.budget=0.03", "schedule.share=0.6")
+MIXED = ("sparsity.target=0.9", "method.regrow.budget=0.03", "schedule.iterative.share=0.6")
 REQUESTS = {
     "dense": ("method=dense", "training.epochs=30"),
     "iterative_regrow": ("method=iterative_regrow", *LENGTH, *MIXED),

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from sparse_lab.experiment import phases
+from sparse_lab.experiment.components.table import starts
 from sparse_lab.experiment.identity import cell, run_dir, run_name
 from sparse_lab.experiment.runner import run
 
@@ -21,7 +22,7 @@ from sparse_lab.experiment.runner import run
 @pytest.mark.parametrize(
     "same",
     ["paths.data=elsewhere", "logger=wandb", "trainer.devices=2", "trainer.accelerator=auto", "dataset.workers=0",
-     "trainer.checkpoint_every=7", "method.regrow.score=random", "schedule.share=0.9"],
+     "trainer.checkpoint_every=7", "method.regrow.score=random", "schedule.iterative.share=0.9"],
 )  # fmt: skip
 def test_what_does_not_matter_does_not_rename_a_run(same, compose):
     assert run_name(compose("method=oneshot", same)) == run_name(compose("method=oneshot"))
@@ -47,17 +48,17 @@ def test_seeds_share_a_cell(compose):
 
 def test_stages_lead_back_to_runs_that_can_be_asked_for_by_name(compose):
     child = compose("method=iterative_regrow", "sparsity.target=0.9", "method.regrow.budget=0.04")
-    one_way = phases.parent(child)
+    one_way = starts(child).get("parent")
     assert one_way is not None
     assert run_name(one_way) == run_name(compose("method=iterative", "sparsity.target=0.94"))
-    dense = phases.parent(one_way)
-    assert dense is not None and phases.parent(dense) is None
+    dense = starts(one_way).get("parent")
+    assert dense is not None and starts(dense).get("parent") is None
     assert run_name(dense) == run_name(compose("method=dense"))
     extra = compose("method=iterative_extra", "sparsity.target=0.9", "method.regrow.budget=0.04")
-    assert phases.final_sparsity(extra) == 0.94 and run_name(phases.parent(extra)) == run_name(one_way)
+    assert phases.final_sparsity(extra) == 0.94 and run_name(starts(extra).get("parent")) == run_name(one_way)
     long = compose("method=iterative_long", "sparsity.target=0.9", "method.regrow.budget=0.04")
     assert phases.final_sparsity(long) == 0.9
-    assert run_name(phases.parent(long)) == run_name(compose("method=iterative", "sparsity.target=0.9"))
+    assert run_name(starts(long).get("parent")) == run_name(compose("method=iterative", "sparsity.target=0.9"))
 
 
 def test_a_budget_left_open_starts_with_half_as_many_weights(compose):
@@ -69,7 +70,7 @@ def test_a_budget_left_open_starts_with_half_as_many_weights(compose):
 def test_a_run_that_another_process_makes_is_waited_for_and_not_made_again(compose, with_starts, tmp_path, capsys):
     """The other process is played by a lock on the dense run's folder, which goes when its result is there."""
     config = compose("method=oneshot", "sparsity.target=0.9")
-    dense = run_dir(phases.parent(config))
+    dense = run_dir(starts(config).get("parent"))
     elsewhere = with_starts(replace(config, paths=replace(config.paths, outputs=str(tmp_path / "elsewhere"))))
     said: list[str] = []
 
@@ -77,7 +78,7 @@ def test_a_run_that_another_process_makes_is_waited_for_and_not_made_again(compo
         def print(self, *words, **how) -> None:
             said.append(str(words[0]))
             if "waiting for" in said[-1]:
-                shutil.copytree(run_dir(phases.parent(elsewhere)).path, dense.path, dirs_exist_ok=True)
+                shutil.copytree(run_dir(starts(elsewhere).get("parent")).path, dense.path, dirs_exist_ok=True)
                 fcntl.flock(lock, fcntl.LOCK_UN)
 
     (dense.path / "checkpoints").mkdir(parents=True)

@@ -41,7 +41,7 @@ def test_vgg16_at_98_85_keeps_the_exact_number_before_and_after_a_save_and_load(
 
 
 def test_what_a_run_leaves_on_disk(compose, quiet, with_starts):
-    config = with_starts(compose("method=iterative", "sparsity.target=0.9", "schedule.share=0.6"))
+    config = with_starts(compose("method=iterative", "sparsity.target=0.9", "schedule.iterative.share=0.6"))
     result = run(config, "sparse-lab method=iterative", quiet)
     folder = run_dir(config).path
     assert {path.name for path in folder.iterdir()} >= {"config.yaml", "status.json", "metrics.csv", "result.json"}
@@ -236,7 +236,7 @@ def test_a_level_ends_with_the_weights_of_the_epoch_that_is_selected(select, cho
 
 
 def test_cubic_pruning_ends_exactly_at_the_target_and_selects_only_there(compose, quiet, with_starts):
-    words = ("method=oneshot", "schedule=cubic", "schedule.every=1", "sparsity.target=0.9")
+    words = ("method=oneshot", "schedule=cubic", "schedule.cubic.every=1", "sparsity.target=0.9")
     config = with_starts(compose(*words, "training.finetune.epochs=4"))
     result = run(config, "x", quiet)
     assert result["kept"] == round(0.1 * result["total"])

@@ -11,8 +11,8 @@ import torch
 from sparse_lab.callbacks.checkpoint import Checkpoint
 from sparse_lab.callbacks.nan_guard import NanGuard
 from sparse_lab.errors import UserError
-from sparse_lab.experiment import backend, phases
-from sparse_lab.experiment.compose import to_config
+from sparse_lab.experiment import backend
+from sparse_lab.experiment.components.table import starts
 from sparse_lab.experiment.identity import run_dir, run_name
 from sparse_lab.experiment.runner import run
 from sparse_lab.experiment.validate import check, check_request
@@ -37,16 +37,16 @@ METHODS: dict[str, tuple[str, ...]] = {
     "synflow": ("method.prune.iterations=5",),
     "random_at_init": (),
     "magnitude_at_init": (),
-    "mest": ("method.drop_and_grow.update_every=1",),
-    "mest_soft": ("method.drop_and_grow.update_every=1",),
+    "mest": ("method.elastic_mutation.update_every=1",),
+    "mest_soft": ("method.elastic_mutation.update_every=1",),
     "granet": ("method.drop_and_grow.update_every=1",),
-    "gmp": ("schedule.every=1",),
-    "acdc": ("schedule.turn=0.1",),
+    "gmp": ("schedule.cubic.every=1",),
+    "acdc": ("schedule.alternating.turn=0.1",),
     "oneshot": (),
     "iterative": (),
     "lamp_oneshot": (),
-    "lth": ("schedule.round_epochs=2",),
-    "lrr": ("schedule.round_epochs=2",),
+    "lth": ("schedule.iterative.round_epochs=2",),
+    "lrr": ("schedule.iterative.round_epochs=2",),
     "oneshot_regrow": (),
     "iterative_regrow": (),
 }
@@ -57,7 +57,7 @@ FAST = {"rigl"}
 COMMON = (
     "sparsity.target=0.8",
     "method.regrow.budget=0.02",
-    "schedule.share=0.6",
+    "schedule.iterative.share=0.6",
     "training.epochs=4",
     "training.finetune.epochs=4",
     "training.regrow.epochs=4",
@@ -117,7 +117,7 @@ def tensors(part, path="") -> Iterator[tuple[str, torch.Tensor]]:
 def test_clipping_is_that_of_dense_arithmetic(over, gradients, compose, quiet):
     """A norm so small that every step is clipped; RigL reads the gradients before it, MEST's score those after it."""
     clipped = ("training.clip_norm=0.05", f"training.clip_over={over}", f"method.gradients={gradients}")
-    dense = compose("method=mest", "method.drop_and_grow.update_every=1", *COMMON, *clipped, EXACT)
+    dense = compose("method=mest", "method.elastic_mutation.update_every=1", *COMMON, *clipped, EXACT)
     sparse = replace(dense, compute="sparse")
     for config in (dense, sparse):
         run(config, "x", quiet)
@@ -221,7 +221,7 @@ def state_of(config) -> dict[str, torch.Tensor]:
 def test_dense_and_sparse_runs_have_folders_of_their_own_and_share_their_dense_start(compose):
     dense, sparse = (compose("method=oneshot", f"compute={compute}") for compute in ("dense", "sparse"))
     assert run_name(dense) == run_name(compose("method=oneshot")) != run_name(sparse)
-    assert run_name(phases.parent(dense)) == run_name(phases.parent(sparse))
+    assert run_name(starts(dense).get("parent")) == run_name(starts(sparse).get("parent"))
     assert run_name(compose("method=dense", "compute=sparse")) == run_name(compose("method=dense"))
 
 
@@ -235,7 +235,7 @@ def test_dense_and_sparse_runs_have_folders_of_their_own_and_share_their_dense_s
 )
 def test_dense_runs_are_called_what_they_were_before_there_was_a_choice(asked, name):
     """The names of 0.2, whose keys have other names than 0.1's."""
-    config = to_config(Request.read([]).compose(list(asked)))
+    config = Request.read([]).compose(list(asked)).config()
     assert run_name(config) == name == run_name(replace(config, training=replace(config.training, clip_over="all")))
     live = replace(config, training=replace(config.training, clip_over="live"))
     assert (run_name(live) == name) is (config.training.clip_norm is None)

@@ -239,7 +239,7 @@ def test_diagnostics_say_what_they_should_and_change_nothing(compose, quiet, tmp
 
 
 def test_no_epoch_with_dyrelu_counts_as_best_and_nothing_of_it_is_left(compose, quiet):
-    config = compose("method=static", *NARROW, "training.epochs=5", "method.dyrelu=true", "method.phasing.end=0.8")
+    config = compose("method=static", *NARROW, "training.epochs=5", "method.dyrelu={}", "method.dyrelu.end=0.8")
     result = run(config, "x", quiet)
     assert result["selected_on"] == "validation" and result["levels"][0]["best_epoch"] == 5
     checkpoint = load_checkpoint(run_dir(config).last)
@@ -254,8 +254,8 @@ def test_dyrelu_phases_out_of_vgg16_too(compose, quiet, monkeypatch):
     betas = []
     forward = DyReLU.forward
     monkeypatch.setattr(DyReLU, "forward", lambda self, x: betas.append(float(self.beta)) or forward(self, x))
-    overrides = ("method=static", "method.dyrelu=true", "sparsity.target=0.9", "training.epochs=4")
-    run(compose(*overrides, "method.phasing.begin=0.25", "method.phasing.end=0.75"), "x", quiet)
+    overrides = ("method=static", "method.dyrelu={}", "sparsity.target=0.9", "training.epochs=4")
+    run(compose(*overrides, "method.dyrelu.begin=0.25", "method.dyrelu.end=0.75"), "x", quiet)
     training = betas[::13]  # 13 activations; two steps, then two validation batches, an epoch
     assert training[0] == 1.0 and min(training) == 0.25 and sorted(training, reverse=True) == training
 

@@ -37,7 +37,7 @@ from sparse_lab.training.step import TrainingStep
 COMMON = (
     "sparsity.target=0.9",
     "method.regrow.budget=0.03",
-    "schedule.share=0.6",
+    "schedule.iterative.share=0.6",
     "training.batch_size=16",
     "dataset.train_limit=48",
     "dataset.eval_limit=32",
@@ -175,7 +175,13 @@ def test_within_the_scorings_of_regrowth_and_the_ends_of_its_levels(leave):
 
 
 def test_within_a_scoring_in_the_middle_of_an_epoch(leave):
-    cubic = ("method=gmp", "method.prune.score=snip", "schedule.every=2", "schedule.begin=0", "schedule.end=0.9")
+    cubic = (
+        "method=gmp",
+        "method.prune.score=snip",
+        "schedule.cubic.every=2",
+        "schedule.cubic.begin=0",
+        "schedule.cubic.end=0.9",
+    )
     leave(cubic, Moment(scores.SCORES, "snip", 2, step=2), Moment(scores.SCORES, "snip", 2, step=4))
 
 

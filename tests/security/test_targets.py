@@ -182,7 +182,7 @@ def test_commands_in_a_file_are_not_taken(text, refused, conf):
 
 
 def composed(*words: str):
-    return Request.read(list(words)).compose([], hydra=True)
+    return Request.read(list(words)).compose([]).cfg
 
 
 def test_commands_that_a_person_types_are_taken():

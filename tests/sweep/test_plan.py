@@ -12,14 +12,13 @@ import torch
 
 from sparse_lab.cli.main import main
 from sparse_lab.errors import SparseLabError, UserError
-from sparse_lab.experiment.compose import to_config
 from sparse_lab.experiment.validate import check
 from sparse_lab.sweep.plan import Request
 
 
 def composed(*argv: str):
     request = Request.read(list(argv))
-    return to_config(request.compose([]))
+    return request.compose([]).config()
 
 
 RESREP = ("method=resrep", "training.finetune.optimizer=sgd")
@@ -41,7 +40,31 @@ BAD = {
         ["-m", "sparsity.connect=true,false"],
         "sparsity.connect is sparsity.connected_init since 0.2",
     ),
-    "old part": (["method=rigl", "method.parts=[prune,rewire]"], "rewire is drop_and_grow since 0.2"),
+    "old parts": (
+        ["method=rigl", "method.parts=[prune,rewire]"],
+        "method.parts is gone since 0.2: what a method is made",
+    ),
+    "old switch": (["method=rigl", "method.sharing=true"], "method.sharing={} or method.sharing=null"),
+    "old switch of cycles": (["method=east", "method.cyclic=false"], "method.cycles={} or method.cycles=null"),
+    "old key of a schedule": (["method=gmp", "schedule.every=5"], "schedule.every is schedule.cubic.every since 0.2"),
+    "old key of two schedules": (
+        ["method=lth", "schedule.round_epochs=5"],
+        "schedule.iterative.round_epochs and schedule.layerwise.round_epochs",
+    ),
+    "old schedule": (["method=gmp", "schedule.name=one_shot"], "a schedule is chosen: schedule=NAME"),
+    "old unit": (["method=oneshot", "method.prune.unit=filters"], "method.filters={} or null"),
+    "alias": (["method=lamp_oneshot"], "method=lamp_oneshot is method=oneshot since 0.2"),
+    "a part that is a number": (["method=rigl", "method.cycles=3"], "method.cycles={} or method.cycles=null"),
+    "a part that is null and set": (
+        ["method=east", "method.cycles=null", "method.cycles.every=5"],
+        "method.cycles.every=5 and method.cycles=null do not go together",
+    ),
+    "an unknown key of a part": (["method=east", "method.cycles={evry: 5}"], "evry"),
+    "a part without what it stands on": (["method=oneshot_regrow", "method.prune=null"], "needs method.prune"),
+    "two schedules": (["method=oneshot", "schedule.cubic={}"], "a run has one schedule, not one_shot, cubic"),
+    "no schedule": (["method=oneshot", "schedule.one_shot=null"], "a run has one schedule, not nothing"),
+    "drop and grow twice": (["method=rigl", "method.elastic_mutation={}"], "does not go with method.elastic_mutation"),
+    "a regrowth of nothing": (["method=oneshot_regrow", "method.regrow.start=target"], "leaves nothing to regrow"),
     "unknown group": (["methd=dense"], "did you mean 'method'?"),
     "unknown score": (["method=oneshot", "method.prune.score=magnitde"], "did you mean 'magnitude'?"),
     "unknown regrow score": (["method=oneshot_regrow", "method.regrow.score=tailor"], "did you mean 'taylor'?"),
@@ -76,7 +99,7 @@ BAD = {
     "a bad last corner of a sweep": (["-m", "method=dense,oneshot", "sparsity.target=0.9,0.9999999"], "empties some"),
     "unknown start": (["method=oneshot_regrow", "method.init_from=bogus"], "method.init_from=bogus"),
     "pruning from elsewhere": (["method=oneshot", "method.init_from=iterative"], "pruning starts from dense"),
-    "dense that prunes": (["method=dense", "method.parts=[prune]"], "a method.name of its own"),
+    "dense that prunes": (["method=dense", "method.prune={}"], "a method.name of its own"),
     "unknown profiler": (["trainer.profiler=foo"], "known: advanced, simple"),
     "too small for the regrowth": (
         [
@@ -89,21 +112,21 @@ BAD = {
     ),
     "sharing without repeated blocks": (
         ["method=east", "model=vgg16"],
-        "method.sharing=true does not fit vgg16: no stage of it has blocks that repeat the second one",
+        "method.sharing does not fit vgg16: no stage of it has blocks that repeat the second one",
     ),
     "dyrelu without relu": (
-        ["method=east", "model=mobilenet_v2", "method.sharing=false"],
-        "method.dyrelu=true does not fit mobilenet_v2: its activations are ReLU6",
+        ["method=east", "model=mobilenet_v2", "method.sharing=null"],
+        "method.dyrelu does not fit mobilenet_v2: its activations are ReLU6",
     ),
     "phasing to the very end": (
-        ["method=east", "model=resnet34", "method.phasing.end=1"],
+        ["method=east", "model=resnet34", "method.dyrelu.end=1"],
         "must be ReLU before the training ends",
     ),
     "phasing after the training": (
-        ["method=east", "model=resnet34", "method.phasing.unit=epochs", "method.phasing.end=200"],
+        ["method=east", "model=resnet34", "method.dyrelu.unit=epochs", "method.dyrelu.end=200"],
         "must be ReLU before the training ends (160 epochs)",
     ),
-    "phasing backwards": (["method=east", "model=resnet34", "method.phasing.begin=0.6"], "lies after"),
+    "phasing backwards": (["method=east", "model=resnet34", "method.dyrelu.begin=0.6"], "lies after"),
     "cycles longer than training": (
         ["method=east", "model=resnet34", "method.cycles.lengths=[0.5,0.5]"],
         "together as long as the training (160 epochs) or longer",
@@ -119,7 +142,7 @@ BAD = {
         "density would pass 1.0 (12,759,053 weights of 11,164,352): use at most 2.625",
     ),
     "more weights than sharing leaves": (
-        ["method=east", "model=resnet34", "method.cyclic=false", "sparsity.target=0.4"],
+        ["method=east", "model=resnet34", "method.cycles=null", "sparsity.target=0.4"],
         "the lowest sparsity here is 0.474992",
     ),
     "cycles by a global ranking": (
@@ -132,13 +155,16 @@ BAD = {
     ),
     "drop and grow in rounds": (["method=rigl", "schedule=iterative"], "not iterative"),
     "drop and grow on a trained network": (["method=rigl", "method.init_from=dense"], "for training from scratch"),
-    "sharing in a trained network": (["method=oneshot", "model=resnet34", "method.sharing=true"], "from scratch"),
-    "dense with sharing": (["method=dense", "model=resnet34", "method.sharing=true"], "needs a sparse network"),
-    "dense with compactors": (
-        ["method=dense", "method.compactors=true"],
-        "method.compactors=true is for whole filters",
+    "sharing in a trained network": (["method=oneshot", "model=resnet34", "method.sharing={}"], "from scratch"),
+    "dense with sharing": (
+        ["method=static", "method.prune=null", "method.sharing={}"],
+        "method.sharing needs method.prune",
     ),
-    "dense with dyrelu": (["method=dense", "method.dyrelu=true"], "a method.name of its own"),
+    "dense with compactors": (
+        ["method=dense", "method.name=mine", "method.compactors={}"],
+        "method.compactors needs method.prune",
+    ),
+    "dense with dyrelu": (["method=dense", "method.dyrelu={}"], "a method.name of its own"),
     "a connected start where nothing starts": (
         ["method=oneshot", "sparsity.connected_init=true"],
         "for methods that start sparse",
@@ -153,30 +179,36 @@ BAD = {
     "a filter's score for weights": (["method=oneshot", "method.prune.score=rank"], "unknown score 'rank'"),
     "no compactors to score": (
         ["method=l1_filters", "method.prune.score=compactor"],
-        "needs method.compactors=true: use method=resrep",
+        "needs method.compactors: use method=resrep",
     ),
     "compactors scored by norms": ([*RESREP, "method.prune.score=l1"], "compactors score filters themselves"),
     "compactors of weights": (
-        [*RESREP, "method.prune.unit=weights", "method.prune.score=magnitude"],
-        "method.compactors=true is for whole filters",
+        [*RESREP, "method.filters=null", "method.prune.score=magnitude"],
+        "method.compactors needs method.filters",
     ),
     "compactors by adamw": (["method=resrep", "training=digits"], "not by adamw: training.finetune.optimizer=sgd"),
     "compactors behind trunks": ([*RESREP, "model=resnet34", "method.filters.coupled=true"], "behind single layers"),
-    "compactors while training": ([*RESREP, "schedule=one_shot"], "prunes after its last step: use schedule=at_end"),
+    "compactors while training": ([*RESREP, "schedule=one_shot"], "method.compactors works with schedule=at_end"),
     "compactors in a network that keeps more": (
         [*RESREP, "model=resnet34", "sparsity.target=0.9999"],
         "by filters the highest sparsity here is 0.9",
     ),
-    "a sphere while training": (["method=prune_on_the_fly", "schedule=constant"], "use schedule=at_end, not constant"),
+    "a sphere while training": (
+        ["method=prune_on_the_fly", "schedule=constant"],
+        "works with schedule=at_end, not constant",
+    ),
     "a sphere from a trained network": (["method=prune_on_the_fly", "method.init_from=dense"], "from scratch"),
     "a sphere and sharing": (
-        ["method=prune_on_the_fly", "model=resnet34", "method.sharing=true"],
-        "method.hypersphere=true does not go with method.sharing=true",
+        ["method=prune_on_the_fly", "model=resnet34", "method.sharing={}"],
+        "method.sharing does not go with method.hypersphere",
     ),
-    "a sphere and a transform": (["method=prune_on_the_fly", "method.dct=true"], "not go with method.dct=true"),
+    "a sphere and a transform": (
+        ["method=prune_on_the_fly", "method.dct={}"],
+        "method.dct does not go with method.hypersphere",
+    ),
     "a sphere and drop and grow": (
-        ["method=prune_on_the_fly", "method.parts=[prune,drop_and_grow]"],
-        "not go with drop_and_grow",
+        ["method=prune_on_the_fly", "method.drop_and_grow={}"],
+        "does not go with method.drop_and_grow",
     ),
     "a transform and flow": (["method=dctps", "method.prune.score=synflow"], "method.prune.score=synflow"),
     "a transform and magnitudes": (["method=dctps", "method.prune.score=magnitude"], "method.prune.score=magnitude"),
@@ -184,7 +216,7 @@ BAD = {
         ["method=dctps", "sparsity.connected_init=true"],
         "sparsity.connected_init=true",
     ),
-    "a transform of nothing": (["method=dctps", "method.parts=[]"], "needs a sparse network"),
+    "a transform of nothing": (["method=dctps", "method.prune=null"], "method.dct needs method.prune"),
     "soft weights": (["method=oneshot", "schedule=soft"], "schedule=soft is for whole filters"),
     "weights layer by layer": (["method=oneshot", "schedule=layerwise"], "schedule=layerwise is for whole filters"),
     "layer by layer without rates": (["method=hrank", "schedule=layerwise"], "one number a layer: give them"),
@@ -202,21 +234,21 @@ BAD = {
     ),
     "more multiply-adds than can go": (["method=l1_filters", "method.filters.flops=0.99999"], "can go here"),
     "filters that regrow": (
-        ["method=oneshot_regrow", "sparsity=s90", "method.prune.unit=filters", "method.prune.score=l1"],
-        "method.parts=['prune', 'regrow'] must be [prune]",
+        ["method=oneshot_regrow", "sparsity=s90", "method.filters={}", "method.prune.score=l1"],
+        "method.filters does not go with method.regrow",
     ),
     "filters that are exchanged": (
-        ["method=rigl", "method.prune.unit=filters", "method.prune.score=l1"],
-        "must be [prune]",
+        ["method=rigl", "method.filters={}", "method.prune.score=l1"],
+        "method.filters does not go with method.drop_and_grow",
     ),
     "filters by erk": (["method=l1_filters", "method.prune.distribution=erk"], "filters go by uniform"),
     "filters by turns": (["method=l1_filters", "schedule=alternating"], "not alternating"),
     "filters in steps": (["method=l1_filters", "method.prune.iterations=3"], "iterations=1"),
     "filters and sharing": (
-        ["method=l1_filters", "model=resnet34", "method.sharing=true"],
-        "method.sharing=true does not go with method.prune.unit=filters",
+        ["method=l1_filters", "model=resnet34", "method.sharing={}"],
+        "method.sharing does not go with method.filters",
     ),
-    "filters and a transform": (["method=sfp", "method.dct=true"], "method.dct=true does not go with"),
+    "filters and a transform": (["method=sfp", "method.dct={}"], "method.dct does not go with"),
     "a layer's last filter": (
         ["method=l1_filters", "model=resnet34", "sparsity.target=0.9999"],
         "by filters the highest sparsity here is 0.9",
@@ -224,23 +256,35 @@ BAD = {
     "rewinding nothing": (["method=oneshot", "method.prune.rewind_weights=0"], "needs method.prune.rewind_lr=true"),
     "rewinding beyond the training": (["method=lth", "method.prune.rewind_weights=160"], "no epoch is left of a round"),
     "rewinding beyond a round": (
-        ["method=lth", "method.prune.rewind_weights=20", "schedule.round_epochs=20"],
+        ["method=lth", "method.prune.rewind_weights=20", "schedule.iterative.round_epochs=20"],
         "no epoch is left of a round",
     ),
-    "turns backwards": (["method=acdc", "schedule.begin=0.8"], "must lie before schedule.end=0.85"),
-    "turns to the very end": (["method=acdc", "schedule.end=1"], "the end before 1"),
-    "turns and regrowth": (["method=oneshot_regrow", "sparsity=s90", "schedule=alternating"], "does not go with what"),
+    "turns backwards": (
+        ["method=acdc", "schedule.alternating.begin=0.8"],
+        "must lie before schedule.alternating.end=0.85",
+    ),
+    "turns to the very end": (["method=acdc", "schedule.alternating.end=1"], "the end before 1"),
+    "turns and regrowth": (["method=oneshot_regrow", "sparsity=s90", "schedule=alternating"], "not alternating"),
     "a dropped and grown network by turns": (["method=rigl", "schedule=alternating"], "not alternating"),
-    "bounds of another length": (["method=mest", "method.drop_and_grow.low=[0.8,1.0]"], "need a number for each stage"),
-    "bounds upside down": (["method=mest", "method.drop_and_grow.low=[1.1,0.9,1.0]"], "nowhere above"),
-    "bounds of nothing": (["method=mest", "method.drop_and_grow.low=[0,0.9,1.0]"], "must lie above 0"),
-    "bounds beside the target": (["method=mest", "method.drop_and_grow.high=[1,1,1.1]"], "must end with 1"),
-    "milestones backwards": (["method=mest", "method.drop_and_grow.milestones=[0.8,0.5]"], "below 1 and rising"),
-    "milestones beyond the end": (["method=mest", "method.drop_and_grow.milestones=[0.5,1.0]"], "below 1 and rising"),
-    "bounds and gradual pruning": (["method=mest", "schedule=cubic"], "schedule=constant, cyclic=false"),
-    "bounds by a ranking": (["method=mest", "method.drop_and_grow.distribution=global"], "with low and high one of"),
+    "bounds of another length": (
+        ["method=mest", "method.elastic_mutation.low=[0.8,1.0]"],
+        "need a number for each stage",
+    ),
+    "bounds upside down": (["method=mest", "method.elastic_mutation.low=[1.1,0.9,1.0]"], "nowhere above"),
+    "bounds of nothing": (["method=mest", "method.elastic_mutation.low=[0,0.9,1.0]"], "must lie above 0"),
+    "bounds beside the target": (["method=mest", "method.elastic_mutation.high=[1,1,1.1]"], "must end with 1"),
+    "milestones backwards": (["method=mest", "method.elastic_mutation.milestones=[0.8,0.5]"], "below 1 and rising"),
+    "milestones beyond the end": (
+        ["method=mest", "method.elastic_mutation.milestones=[0.5,1.0]"],
+        "below 1 and rising",
+    ),
+    "bounds and gradual pruning": (["method=mest", "schedule=cubic"], "works with schedule=constant, not cubic"),
+    "bounds by a ranking": (
+        ["method=mest", "method.elastic_mutation.distribution=global"],
+        "distribution=global: one of",
+    ),
     "bounds that empty a layer": (
-        ["method=mest", "sparsity.target=0.999999", "method.drop_and_grow.low=[0.5,0.9,1.0]"],
+        ["method=mest", "sparsity.target=0.999999", "method.elastic_mutation.low=[0.5,0.9,1.0]"],
         "empties a layer",
     ),
     "bounds above what there is": (["method=mest_soft", "sparsity.target=0.2"], "is more than there is"),
@@ -248,7 +292,7 @@ BAD = {
     "growth by flow": (["method=rigl", "method.drop_and_grow.grow=synflow"], "method.drop_and_grow"),
     "stopping another method": (["method=static", "training.stop_after=3"], "is for method=dense"),
     "stopping after the end": (["method=dense", "training.stop_after=161"], "training.epochs=160"),
-    "no gradual pruning": (["method=gmp", "schedule.begin=0.5"], "must lie before schedule.end=0.5"),
+    "no gradual pruning": (["method=gmp", "schedule.cubic.begin=0.5"], "must lie before schedule.cubic.end=0.5"),
     "statistics": (["dataset.std=[0,1,1]"], "dataset.std"),
     "grammar": (["seed=[1"], "cannot read the command line"),
     "no such config dir": (["--config-dir", "nowhere"], "no such folder"),
@@ -369,7 +413,11 @@ def test_the_papers_points():
 
     config = composed("experiment=paper/bidirectional_iterative", "method=iterative_regrow")
     assert (regrowth_start(config), config.sparsity.target) == (0.9885, 0.9685)
-    assert (config.schedule.share, config.schedule.round_epochs, config.training.epochs) == (0.2, 40, 200)
+    assert (config.schedule.iterative.share, config.schedule.iterative.round_epochs, config.training.epochs) == (
+        0.2,
+        40,
+        200,
+    )
     assert config.training.finetune.optimizer == "adamw" and config.training.regrow.patience == 50
     request = Request.read(["experiment=paper/bidirectional_oneshot"])
     request.read_experiment_axes()
@@ -394,7 +442,7 @@ def test_every_choice_of_every_group_composes():
     tried = 0
     for group in groups:
         for choice in request.source.choices(group):
-            to_config(request.compose([f"{group}={choice}"]))
+            request.compose([f"{group}={choice}"]).config()
             tried += 1
     assert tried > 45
 
@@ -405,7 +453,7 @@ def test_a_users_own_folder_adds_choices(tmp_path):
         "defaults: [oneshot, _self_]\nname: mine\nprune: {score: magnitude}\n"
     )
     request = Request.read(["--config-dir", str(tmp_path), "method=mine"])
-    config = to_config(request.compose([]))
+    config = request.compose([]).config()
     assert (config.method.name, config.method.prune.score, config.schedule.name) == ("mine", "magnitude", "one_shot")
 
 
@@ -475,12 +523,12 @@ def test_a_missing_extra_is_named(group, extra, monkeypatch, capsys):
 def test_our_launchers_win_over_the_plugins_own():
     for launcher, key, value in (("joblib", "n_jobs", 2), ("submitit_slurm", "max_num_timeout", 10)):
         request = Request.read(["-m", f"hydra/launcher={launcher}"])
-        assert request.compose([], hydra=True).hydra.launcher[key] == value
+        assert request.compose([]).cfg.hydra.launcher[key] == value
     request = Request.read(["-m", "hydra/launcher=ray", "trainer=cpu"])
-    ray = request.compose([], hydra=True).hydra.launcher.ray
+    ray = request.compose([]).cfg.hydra.launcher.ray
     assert ray.remote.num_gpus == 0 and ray.remote.max_calls == 1 and ray.init.object_store_memory > 0
     request = Request.read(["-m", "hydra/launcher=ray", "hydra.launcher.ray.init.address=auto"])
-    assert request.compose([], hydra=True).hydra.launcher.ray.init.object_store_memory is None
+    assert request.compose([]).cfg.hydra.launcher.ray.init.object_store_memory is None
 
 
 @pytest.mark.parametrize(("visible", "accelerator", "wanted"), [("0,1", "auto", 1), ("", "auto", 0), ("0", "cpu", 0)])

@@ -11,7 +11,7 @@ import yaml
 
 from sparse_lab.cli.main import main
 from sparse_lab.errors import UserError
-from sparse_lab.sweep.done import request_of
+from sparse_lab.experiment.identity import request_hash, run_name
 from sparse_lab.sweep.plan import Request
 from sparse_lab.sweep.table import Asked, Run, Table, merged, plan, tables
 
@@ -58,11 +58,15 @@ def test_the_table_of_bidirectional_regrowth_composes() -> None:
     regrown, *stronger = [run for run in runs if run.config.method.name == "iterative_regrow"]
     # a start stands before what it is needed for
     assert list(regrown.starts) == names[:2] and regrown.name == names[2]
-    assert [run.config.schedule.round_epochs for run in runs if run.config.method.name == "lrr"] == [40, 40, 40]
+    assert [run.config.schedule.iterative.round_epochs for run in runs if run.config.method.name == "lrr"] == [
+        40,
+        40,
+        40,
+    ]
     for run, target in zip(stronger, (0.9685, 0.9639, 0.9296), strict=True):
         config = run.config
         assert config.sparsity.target == target and config.method.prune.rewind_lr
-        assert config.training.epochs == config.schedule.round_epochs == config.training.regrow.epochs == 40
+        assert config.training.epochs == config.schedule.iterative.round_epochs == config.training.regrow.epochs == 40
         assert (config.training.regrow.optimizer, config.training.regrow.lr) == ("sgd", 0.1)
 
 
@@ -224,8 +228,10 @@ def test_of_two_overrides_the_last_one_counts() -> None:
 
 
 def test_arithmetic_is_no_part_of_a_request() -> None:
-    plain = {"trainer": {"precision": "32-true"}, "compute": "sparse", "seed": 1}
-    assert (
-        request_of(plain) == request_of({"trainer": {"precision": "bf16-mixed"}, "seed": 1}) == request_of({"seed": 1})
-    )
-    assert request_of(plain) != request_of({**plain, "seed": 2})
+    def asked(*lines: str):
+        return Request.read([]).compose(["method=rigl", "trainer=cpu", *lines]).config()
+
+    plain = asked()
+    for line in ("compute=sparse", "trainer.precision=64-true", "trainer.precision=bf16-mixed"):
+        assert run_name(asked(line)) != run_name(plain) and request_hash(asked(line)) == request_hash(plain)
+    assert request_hash(asked("seed=2")) != request_hash(plain) != request_hash(asked("sparsity=s90"))

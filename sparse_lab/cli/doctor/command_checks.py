@@ -15,9 +15,9 @@ from sparse_lab import data, loggers
 from sparse_lab.cli.doctor.checks import Finding, room, size, sparse_arithmetic
 from sparse_lab.config import Config
 from sparse_lab.errors import SparseLabError
-from sparse_lab.experiment import backend, phases
+from sparse_lab.experiment import backend
+from sparse_lab.experiment.components import table
 from sparse_lab.experiment.identity import run_dir
-from sparse_lab.experiment.networks import altered_meta_network
 from sparse_lab.experiment.timeline import recipe_of
 from sparse_lab.experiment.validate import check_request
 from sparse_lab.sparsity.masks import layers
@@ -176,20 +176,18 @@ def _still_to_make(config: Config, left: dict[str, Config]) -> None:
     except OSError:  # a folder that cannot be read: `room` says so
         return
     left[folder.name] = config
-    firsts = [phases.parent(config), phases.reference(config), phases.rewound(config)]
-    for first in [*firsts, phases.dense(config) if config.method.regrows else None]:
-        if first is not None:
-            _still_to_make(first, left)
+    for first in table.starts(config).values():
+        _still_to_make(first, left)
 
 
 def checkpoint_bytes(config: Config) -> tuple[int, int]:
     """(last.ckpt, best.ckpt) of a finished run in bytes, about: the network and its masks, with the optimizer's state
     and without.
     """
-    model = altered_meta_network(config)
+    model = table.altered_meta_network(config)
     network = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     trained = sum(value.numel() * value.element_size() for value in model.parameters())
-    if config.method.prunes:
+    if config.method.prune is not None:
         network += sum(module.weight.numel() for module in layers(model).values())
     recipe = recipe_of(config)
     state = 2 if recipe.optimizer != "sgd" else int(recipe.momentum > 0)

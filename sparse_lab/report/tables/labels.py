@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
-from sparse_lab.config import RENAMED_PARTS, Config, current
-from sparse_lab.report.load.records import Finished
+from sparse_lab.config import Config, current
+from sparse_lab.report.load.records import Finished, section
 
 SHOWN = 3  # settings that a row's name spells out
 
@@ -51,20 +51,39 @@ def changing(runs: Iterable[Finished], names: Mapping[str, str]) -> list[str]:
     return notes
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config as dotted keys, in its own order, without the keys that do not change a result. What an older
-    version called otherwise has the name of this one, so that old and new records can stand in one row.
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested config as dotted keys, in its own order, without the keys that do not change a result. A part with
+    nothing to set is {}. What 0.1 wrote otherwise has the name of today, so that old and new records can stand in one
+    row.
     """
-    flat: dict[str, Any] = {}
+    return dict(_flat(_of_today(config) if "parts" in section(dict(config), "method") else config, ""))
+
+
+def _flat(config: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in config.items():
         key = current(f"{prefix}{name}")
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        elif key == "method.parts" and isinstance(value, list):
-            flat[key] = [RENAMED_PARTS.get(str(one), one) for one in value]
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
         elif key not in _SILENT and not key.startswith(("paths.", "logger.")):
-            flat[key] = value
-    return flat
+            yield key, value
+
+
+def _of_today(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config in which a method still was a list of parts and switches, and a schedule a name with all keys beside."""
+    method, schedule = dict(section(dict(config), "method")), dict(section(dict(config), "schedule"))
+    for gone in ("parts", "cyclic", "compactors", "hypersphere"):  # what they switched on has keys of its own
+        method.pop(gone, None)
+    for bare in ("sharing", "dct"):
+        if method.pop(bare, False):
+            method[bare] = {}
+    if method.get("dyrelu") is True:
+        del method["dyrelu"]
+    if isinstance(method.get("prune"), Mapping):
+        method["prune"] = {key: value for key, value in method["prune"].items() if key != "unit"}
+    known = {"method": {key: value for key, value in method.items() if value != {} or key in ("sharing", "dct")}}
+    if isinstance(name := schedule.pop("name", None), str):
+        known["schedule"] = {name: schedule}
+    return {**config, **known}
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -95,20 +95,32 @@ def test_keys_that_change_no_result_are_not_named(make_run: Make, tmp_path: Path
 def test_records_of_before_a_key_was_renamed_differ_only_where_values_do(make_run: Make, tmp_path: Path) -> None:
     """Records with 0.1's names beside records with 0.2's: a row's name holds today's name of what differs, no other."""
     before = {"method.rewire.fraction": 0.3, "method.rewire.every": 100, "method.prune.allocation": "erk"}
+    before |= {
+        "method.parts": ["prune", "rewire"],
+        "method.sharing": True,
+        "method.cyclic": True,
+        "method.cycles.every": 5,
+    }
+    before |= {"method.dyrelu": True, "method.phasing.begin": 0.2, "method.prune.unit": "filters", "method.regrow": {}}
+    make_run(settings={**before, "schedule.name": "cubic", "schedule.every": 9, "schedule.end": 0.5})
     now = {"method.drop_and_grow.drop_fraction": 0.5, "method.drop_and_grow.update_every": 100}
-    make_run(settings={**before, "method.parts": ["prune", "rewire"], "sparsity.connect": False})
-    make_run(
-        settings={
-            **now,
-            "method.prune.distribution": "erk",
-            "method.parts": ["prune", "drop_and_grow"],
-            "sparsity.connected_init": False,
-        }
-    )
+    now |= {
+        "method.prune.distribution": "erk",
+        "method.sharing": {},
+        "method.cycles.every": 5,
+        "method.dyrelu.begin": 0.2,
+    }
+    make_run(settings={**now, "schedule.cubic.every": 9, "schedule.cubic.end": 0.5})
     assert set(tabulate(tmp_path)["method"]) == {
         "oneshot (method.drop_and_grow.drop_fraction=0.3)",
         "oneshot (method.drop_and_grow.drop_fraction=0.5)",
     }
+
+
+def test_a_part_with_nothing_to_set_tells_rows_apart(make_run: Make, tmp_path: Path) -> None:
+    make_run(settings={"method.name": "east", "method.sharing": {}})
+    make_run(settings={"method.name": "east"})
+    assert set(tabulate(tmp_path)["method"]) == {"oneshot (method.sharing={})", "oneshot"}
 
 
 def test_cells_without_a_known_difference_are_told_apart_by_their_hash(make_run: Make, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""All that the runner knows of one feature, a file each; `table.py` lists them."""

@@ -1,0 +1,138 @@
+"""What the runner asks of every feature. A feature is a part of a method (or a schedule) that is there or not; its
+component says all that a run must know of it, in one file.
+
+Nothing here imports torch before a network is built or checked: the gallery, and a finished run, answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from sparse_lab.config import Config, MethodConfig
+from sparse_lab.errors import UserError
+from sparse_lab.sparsity.clock import Clock
+from sparse_lab.sparsity.schedules import Schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sparse_lab.algorithms.base import Algorithm
+    from sparse_lab.algorithms.enforce import Changed
+    from sparse_lab.data import Data
+    from sparse_lab.sparsity.masks import Masks
+
+FROM_GRADIENTS = ("gradient", "taylor", "snip", "grasp", "synflow", "mest")
+
+
+@dataclass
+class Site:
+    """Where algorithms are built. `masks`: None where nothing is pruned; `schedule`: how sparse the run is when;
+    `begins`: the same of the pruning alone, where another part changes the sparsity afterwards; `starts`: the networks
+    of `Component.starts`; `rewind`: the weights that each round goes back to; `changed` is told of mask changes,
+    `removed` of parameters that are gone.
+    """
+
+    config: Config
+    data: Data
+    model: nn.Module
+    masks: Masks | None
+    clock: Clock
+    schedule: Schedule
+    begins: Schedule
+    starts: dict[str, Path]
+    rewind: dict[str, Tensor] | None
+    changed: Changed
+    say: Callable[[str], None]
+    removed: Callable[[], None]
+
+    @property
+    def total_steps(self) -> int:
+        return self.clock.rounds * self.clock.steps_a_round
+
+
+class Component:
+    """One part of a method. What it does not override has no say: nothing to build, nothing to refuse.
+
+    needs, not_with: other parts. schedules: those it works with; empty: all. from_scratch: does it train a network that
+    no other run has trained? in_place_of: parts that build nothing beside this one. explores: do weights come alive
+    that never were? removes_parameters: while it trains?
+    """
+
+    part: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    not_with: ClassVar[tuple[str, ...]] = ()
+    schedules: ClassVar[tuple[str, ...]] = ()
+    from_scratch: ClassVar[bool] = False
+    in_place_of: ClassVar[tuple[str, ...]] = ()
+    explores: ClassVar[bool] = False
+    removes_parameters: ClassVar[bool] = False
+
+    def reads(self, config: Config) -> tuple[str, ...]:
+        """Return the groups of the config that only runs with this part read, among `components.READ_BY_PARTS`."""
+        return ()
+
+    def starts(self, config: Config) -> dict[str, Config]:
+        """Return the runs that are needed first, by what their networks are for: parent, dense, reference, rewound."""
+        return {}
+
+    def check(self, config: Config) -> None:
+        """Raise UserError for what this part cannot do in this run, in one line that says what to do."""
+
+    def hindrance(self, config: Config) -> str | None:
+        """Return why compute=sparse cannot train this, and what else to ask for; None where it can."""
+        return None
+
+    def alter(self, model: nn.Module, config: Config) -> None:
+        """Change the plain network, in place. Raise UserError where that does not fit."""
+
+    def sparsity(self, config: Config, clock: Clock) -> Schedule | None:
+        """Return how sparse the run is when, where this part says so and not the schedule that was chosen."""
+        return None
+
+    def begins(self, config: Config, clock: Clock) -> Schedule | None:
+        """Return how the pruning starts, where this part changes the sparsity afterwards."""
+        return None
+
+    def settles(self, config: Config, clock: Clock) -> int:
+        """Return the step of a round before which the network is not what it is to end as."""
+        return 0
+
+    def build(self, site: Site) -> list[Algorithm]:
+        """Return what changes masks or network."""
+        return []
+
+    def idle(self, config: Config, clock: Clock) -> list[str]:
+        """Return a line for whatever the training is too short for."""
+        return []
+
+    def describe(self, method: MethodConfig) -> str:
+        """Return the part in a word or two for the gallery, its scores in brackets."""
+        settings = getattr(method, self.part)
+        scores = ", ".join(getattr(settings, key) for key in ("score", "drop", "grow") if hasattr(settings, key))
+        return f"{self.part} ({scores})" if scores else self.part
+
+    def dense_gradients(self, method: MethodConfig, in_rounds: bool) -> str | None:
+        """Return when gradients of pruned weights are needed, as in "once"; "always"; None: never."""
+        return None
+
+
+def often(times: int) -> str:
+    """Return "once", or "N times"."""
+    return "once" if times == 1 else f"{times} times"
+
+
+def check_scores(part: str, drop: str, grow: str) -> None:
+    """Raise UserError where a mask update of `part` could not use these scores."""
+    from sparse_lab.sparsity.scores import OF_WEIGHTS, OWN_PASSES, find_score
+
+    for name in (drop, grow):
+        find_score(name)
+        if name == "reference":
+            raise UserError(f"{part} cannot look at a reference network: choose another score than reference")
+        if name in OWN_PASSES:
+            raise UserError(f"{part} sees the step's gradients alone, and {name} needs more: choose another score")
+    if grow in OF_WEIGHTS:
+        raise UserError(f"{part}.grow={grow} scores every pruned weight 0: use gradient or random")

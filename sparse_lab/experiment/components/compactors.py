@@ -1,0 +1,86 @@
+"""Compactors (ResRep): 1x1 convolutions behind the filters, folded into the network at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sparse_lab.config import Config
+from sparse_lab.errors import UserError
+from sparse_lab.experiment.components.base import Component, Site
+from sparse_lab.experiment.components.filters import filter_selector
+from sparse_lab.experiment.timeline import recipe_of
+from sparse_lab.sparsity.clock import Clock
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sparse_lab.algorithms.base import Algorithm
+
+SHORT = 1e-2  # a row of this norm adds a hundredth of what it did; ResRep's paper cuts at 1e-5, after 180 epochs
+
+
+class Compactors(Component):
+    part = "compactors"
+    needs = ("prune", "filters")
+    schedules = ("at_end",)
+    in_place_of = ("prune", "filters")
+
+    def check(self, config: Config) -> None:
+        method, optimizer = config.method, recipe_of(config).optimizer
+        assert method.prune is not None and method.filters is not None
+        if method.prune.score != "compactor":
+            raise UserError(
+                f"compactors score filters themselves: method.prune.score=compactor, not {method.prune.score}"
+            )
+        if optimizer != "sgd":
+            raise UserError(
+                f"compactors shrink by SGD with a momentum of their own, not by {optimizer}: "
+                "training.finetune.optimizer=sgd"
+            )
+        if method.filters.coupled:
+            raise UserError("compactors stand behind single layers: method.filters.coupled=false")
+
+    def alter(self, model: nn.Module, config: Config) -> None:
+        from sparse_lab.experiment.networks import filter_groups
+        from sparse_lab.models import compactors
+
+        try:
+            compactors.install(model, [group.name for group in filter_groups(config)])
+        except ValueError as error:
+            raise UserError(
+                f"method.compactors does not fit {config.model.name}: {error}: use another model or method"
+            ) from None
+
+    def build(self, site: Site) -> list[Algorithm]:
+        from sparse_lab.algorithms.structured.compaction import Compaction
+
+        def fused(gone: int, longest: float) -> None:
+            warning = "" if longest < SHORT else "WARNING: cut before they had shrunk to nothing: "
+            site.say(f"{warning}{gone:,} filters are gone, the longest row of their compactors had norm {longest:.2g}")
+
+        settings = site.config.method.compactors
+        assert settings is not None
+        return [
+            Compaction(
+                site.model,
+                filter_selector(site),
+                site.config.sparsity.target,
+                epochs=site.clock.epochs_a_round,
+                penalty=settings.penalty,
+                begin=site.clock.steps(settings.begin, settings.unit),
+                every=settings.every,
+                channels=settings.channels,
+                fused=fused,
+                changed=site.changed,
+            )
+        ]
+
+    def idle(self, config: Config, clock: Clock) -> list[str]:
+        settings, steps = config.method.compactors, clock.steps_a_round
+        assert settings is not None
+        if clock.steps(settings.begin, settings.unit) < steps - 1:
+            return []
+        return [
+            f"no row of a compactor is given up before the last of {steps:,} steps: train longer, or lower "
+            f"method.compactors.begin={settings.begin:g} ({settings.unit})"
+        ]

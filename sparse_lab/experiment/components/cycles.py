@@ -1,0 +1,110 @@
+"""Cyclic sparsity (EAST): density rises and falls in cycles before it settles at the target."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING
+
+from sparse_lab.config import Config, MethodConfig
+from sparse_lab.errors import UserError
+from sparse_lab.experiment.components.base import FROM_GRADIENTS, Component, Site, check_scores
+from sparse_lab.experiment.timeline import recipe_of
+from sparse_lab.sparsity.clock import Clock
+from sparse_lab.sparsity.schedules import Constant, Cyclic, Schedule
+
+if TYPE_CHECKING:
+    from sparse_lab.algorithms.base import Algorithm
+
+
+class Cycles(Component):
+    part = "cycles"
+    needs = ("prune",)
+    not_with = ("hypersphere", "elastic_mutation")
+    schedules = ("constant",)
+    from_scratch = True
+    explores = True
+
+    def check(self, config: Config) -> None:
+        from sparse_lab.experiment.networks import counted
+        from sparse_lab.sparsity.distributions import DISTRIBUTIONS
+        from sparse_lab.sparsity.masks import num_kept
+
+        cycles, prune, epochs = config.method.cycles, config.method.prune, recipe_of(config).epochs
+        assert cycles is not None and prune is not None
+        check_scores("method.cycles", cycles.drop, cycles.grow)
+        listed = f"method.cycles.lengths={list(cycles.lengths)} ({cycles.unit})"
+        if not cycles.lengths or min(cycles.lengths) <= 0:
+            raise UserError(f"{listed}: give the length of each cycle, above 0")
+        if sum(cycles.lengths) >= (1.0 if cycles.unit == "share" else epochs):
+            raise UserError(
+                f"{listed}: together as long as the training ({epochs} epochs) or longer, but its end must be at the "
+                "target"
+            )
+        if prune.distribution not in DISTRIBUTIONS:
+            raise UserError(
+                "method.cycles split each density anew: "
+                f"method.prune.distribution={prune.distribution} must be one of {', '.join(DISTRIBUTIONS)}"
+            )
+        size, density = counted(config), 1.0 - config.sparsity.target
+        most = num_kept(1.0 - cycles.multiplier * density, size.total)
+        if most > size.unique:
+            highest = math.floor(1000 * size.unique / (density * size.total)) / 1000
+            raise UserError(
+                f"method.cycles.multiplier={cycles.multiplier:g}: density would pass 1.0 ({most:,} weights of "
+                f"{size.unique:,}): use at most {highest:g}, or a higher sparsity.target"
+            )
+
+    def sparsity(self, config: Config, clock: Clock) -> Schedule | None:
+        return cycles_of(config, clock)
+
+    def begins(self, config: Config, clock: Clock) -> Schedule | None:
+        return Constant(config.sparsity.target)
+
+    def settles(self, config: Config, clock: Clock) -> int:
+        return cycles_of(config, clock).end
+
+    def build(self, site: Site) -> list[Algorithm]:
+        from sparse_lab.algorithms.cyclic import CyclicSparsity
+
+        cycles, prune = site.config.method.cycles, site.config.method.prune
+        assert cycles is not None and prune is not None and site.masks is not None
+        return [
+            CyclicSparsity(
+                site.model,
+                site.masks,
+                site.clock.steps_a_round,
+                cycles_of(site.config, site.clock),
+                distribution=prune.distribution,
+                drop=cycles.drop,
+                grow=cycles.grow,
+                gradients=cycles.gradients,
+                seed=site.config.seed,
+                changed=site.changed,
+            )
+        ]
+
+    def idle(self, config: Config, clock: Clock) -> list[str]:
+        found = cycles_of(config, clock)
+        if min(found.lengths) > found.every:
+            return []
+        return [
+            f"density does not move in a cycle of {min(found.lengths):,} steps: "
+            f"train longer, or lower method.cycles.every={found.every:,}"
+        ]
+
+    def describe(self, method: MethodConfig) -> str:
+        return self.part
+
+    def dense_gradients(self, method: MethodConfig, in_rounds: bool) -> str | None:
+        assert method.cycles is not None
+        return "always" if method.cycles.grow in FROM_GRADIENTS else None
+
+
+def cycles_of(config: Config, clock: Clock) -> Cyclic:
+    """Return the cycles of the method, in steps."""
+    cycles = config.method.cycles
+    assert cycles is not None
+    ends = [clock.steps(length, cycles.unit) for length in itertools.accumulate(cycles.lengths)]
+    lengths = tuple(end - begin for begin, end in itertools.pairwise([0, *ends]))
+    return Cyclic(config.sparsity.target, lengths, cycles.multiplier, cycles.every, cycles.shape)

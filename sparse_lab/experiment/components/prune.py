@@ -1,0 +1,169 @@
+"""Pruning: what goes by which score, from a trained network or before training, in how many rounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from sparse_lab.config import Config, MethodConfig, PruneConfig
+from sparse_lab.errors import UserError
+from sparse_lab.experiment import phases
+from sparse_lab.experiment.components.base import FROM_GRADIENTS, Component, Site, often
+from sparse_lab.experiment.timeline import clock_of
+
+if TYPE_CHECKING:
+    from sparse_lab.algorithms.base import Algorithm
+    from sparse_lab.algorithms.selectors import Selector, WeightSelector
+
+
+class Prune(Component):
+    part = "prune"
+
+    def reads(self, config: Config) -> tuple[str, ...]:
+        groups = ("sparsity", "schedule")
+        return groups if config.method.init_from is None else (*groups, "training.finetune")
+
+    def starts(self, config: Config) -> dict[str, Config]:
+        if config.method.init_from is None or config.method.regrow is not None:
+            return {}
+        rewound = _rewound(config)
+        return {"parent": phases.dense(config)} | ({} if rewound is None else {"rewound": rewound})
+
+    def check(self, config: Config) -> None:
+        settings = _settings(config)
+        _check_rewinding(config, settings)
+        _check_counts(config)
+        if config.method.regrow is None and config.method.init_from not in (None, "dense"):
+            raise UserError(
+                f"method.init_from={config.method.init_from}: pruning starts from dense, or from scratch (null)"
+            )
+        if config.sparsity.connected_init:
+            _check_connected(config, settings)
+        if config.method.filters is None:
+            from sparse_lab.sparsity.scores import find_score
+
+            find_score(settings.score)
+
+    def build(self, site: Site) -> list[Algorithm]:
+        return [plain_pruning(site, weight_selector(site))]
+
+    def describe(self, method: MethodConfig) -> str:
+        assert method.prune is not None
+        return f"prune{' filters' if method.filters else ''} ({method.prune.score})"
+
+    def dense_gradients(self, method: MethodConfig, in_rounds: bool) -> str | None:
+        assert method.prune is not None
+        if method.prune.score not in FROM_GRADIENTS:
+            return None
+        return "each round" if in_rounds else often(method.prune.iterations)
+
+
+def _settings(config: Config) -> PruneConfig:
+    assert config.method.prune is not None
+    return config.method.prune
+
+
+def plain_pruning(site: Site, selector: Selector) -> Algorithm:
+    """Return what prunes as the schedule says."""
+    from sparse_lab.algorithms import prune
+
+    return prune.Prune(
+        site.model,
+        selector,
+        site.begins,
+        total_steps=site.total_steps,
+        iterations=_settings(site.config).iterations,
+        rewind=site.rewind,
+        seed=site.config.seed,
+        changed=site.changed,
+    )
+
+
+def weight_selector(site: Site) -> WeightSelector:
+    """Return what chooses the weights that stay."""
+    from sparse_lab.algorithms.selectors import WeightSelector
+    from sparse_lab.sparsity.paths import connected_init
+
+    settings, image_size = _settings(site.config), site.config.dataset.image_size
+    assert site.masks is not None
+    reserve = partial(connected_init, site.model, image_size) if site.config.sparsity.connected_init else None
+    return WeightSelector(
+        site.masks,
+        settings.score,
+        settings.distribution,
+        batches=batches(site),
+        image_size=image_size,
+        reserve=reserve,
+    )
+
+
+def batches(site: Site) -> Callable[[], Any]:
+    """Return what fetches the training batches that a score looks at."""
+    settings, train = _settings(site.config), site.data.train
+    if settings.per_class is None:
+        return partial(train.fixed, settings.batches)
+    return partial(train.balanced, settings.per_class)
+
+
+def _rewound(config: Config) -> Config | None:
+    """The run that ends with the weights which each round goes back to; None where those are the initial ones."""
+    epoch = _settings(config).rewind_weights
+    if not epoch:
+        return None
+    start = phases.dense(config)
+    return replace(start, training=replace(start.training, stop_after=epoch, select="last", patience=None))
+
+
+def _check_rewinding(config: Config, settings: PruneConfig) -> None:
+    back, schedule = settings.rewind_weights, config.schedule.name
+    if back is not None and not (settings.rewind_lr and config.method.init_from == "dense"):
+        raise UserError(
+            "method.prune.rewind_weights goes back into the dense training: it needs method.prune.rewind_lr=true and "
+            "method.init_from=dense"
+        )
+    if back is not None and schedule not in ("iterative", "one_shot"):
+        raise UserError(
+            f"method.prune.rewind_weights goes back at every mask change: schedule=iterative, not {schedule}"
+        )
+    if clock_of(config, 1).epochs_a_round < 1 or (back or 0) >= config.training.epochs:
+        raise UserError(
+            f"method.prune.rewind_weights={back}: no epoch is left of a round: lower it, or set "
+            "schedule.iterative.round_epochs"
+        )
+
+
+def _check_connected(config: Config, settings: PruneConfig) -> None:
+    if config.method.init_from is not None or config.schedule.constant is None:
+        raise UserError(
+            "sparsity.connected_init=true is for methods that start sparse (static, set, rigl, east), not "
+            f"{config.method.name}"
+        )
+    if settings.iterations > 1:
+        raise UserError(f"method.prune.iterations={settings.iterations} does not go with sparsity.connected_init=true")
+
+
+def _check_counts(config: Config) -> None:
+    """Would a sparsity on the way empty a layer?"""
+    from sparse_lab.experiment.networks import counted
+    from sparse_lab.sparsity.masks import num_kept
+
+    size, start = counted(config), phases.regrowth_start(config)
+    if start >= 1.0:  # what regrows is too much, and its component says so
+        return
+    kept = num_kept(start, size.total)
+    # rounded to the side on which the hint holds when it is taken at its word
+    highest = math.floor(1e6 * (1 - size.layers / size.total)) / 1e6
+    lowest = math.ceil(1e6 * (1 - size.unique / size.total)) / 1e6
+    if kept < size.layers:
+        raise UserError(
+            f"sparsity {start:g} keeps {kept} of {size.total:,} weights, which empties some of the network's "
+            f"{size.layers} layers: the highest sparsity here is {highest:.6f}"
+        )
+    if kept > size.unique:
+        raise UserError(
+            f"sparsity {start:g} keeps {kept:,} weights, but with method.sharing only {size.unique:,} exist: "
+            f"the lowest sparsity here is {lowest:.6f}"
+        )

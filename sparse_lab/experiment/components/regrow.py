@@ -1,0 +1,143 @@
+"""Regrowth after pruning: start sparser than the target, then grow back to it, in a phase of its own."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparse_lab.config import Config, MethodConfig, RegrowConfig
+from sparse_lab.errors import UserError, nearest
+from sparse_lab.experiment import phases
+from sparse_lab.experiment.components.base import FROM_GRADIENTS, Component, Site, often
+from sparse_lab.sparsity.clock import Clock
+from sparse_lab.sparsity.schedules import Regrowth, Schedule
+
+if TYPE_CHECKING:
+    from sparse_lab.algorithms.base import Algorithm
+
+
+class Regrow(Component):
+    part = "regrow"
+    needs = ("prune",)
+    not_with = ("filters", "drop_and_grow", "elastic_mutation")
+    schedules = ("one_shot", "iterative", "cubic", "constant")
+    in_place_of = ("prune",)  # which the run that it starts from has done
+
+    def reads(self, config: Config) -> tuple[str, ...]:
+        return ("training.regrow",)
+
+    def starts(self, config: Config) -> dict[str, Config]:
+        settings = _settings(config)
+        found = {"parent": phases.one_way(config, phases.regrowth_start(config))}
+        if settings.score == "reference" and settings.reference is None:
+            found["reference"] = phases.one_way(config, config.sparsity.target)
+        return found if settings.score == "none" else found | {"dense": phases.dense(config)}
+
+    def check(self, config: Config) -> None:
+        from sparse_lab.training.checkpoint_io import load_checkpoint
+
+        settings = _settings(config)
+        if config.method.init_from is None:
+            raise UserError(f"method {config.method.name!r}: method.init_from must name the pruning method before it")
+        _check_start(config, settings)
+        _check_score(settings)
+        if settings.reference is not None:
+            load_checkpoint(settings.reference)
+        if settings.distribution == "given":
+            _check_given(config, settings)
+
+    def sparsity(self, config: Config, clock: Clock) -> Schedule | None:
+        start, end = phases.regrowth_start(config), phases.final_sparsity(config)
+        return Regrowth(start, end, _settings(config).steps, clock.steps_a_round)
+
+    def build(self, site: Site) -> list[Algorithm]:
+        from sparse_lab.algorithms import regrow
+        from sparse_lab.experiment.networks import build_model
+        from sparse_lab.training.checkpoint_io import load_into, load_network
+
+        settings, starts = _settings(site.config), dict(site.starts)
+        if settings.score == "none":
+            return []
+        assert site.masks is not None
+        dense = build_model(site.config)
+        load_into(dense, load_network(starts["dense"]), starts["dense"])
+        if settings.reference is not None:
+            starts["reference"] = Path(settings.reference)
+        reference = None
+        if "reference" in starts:
+            state = load_network(starts["reference"])
+            reference = {name: state[f"{name}.weight"] for name in site.masks.layers}
+        return [
+            regrow.Regrow(
+                site.model,
+                site.masks,
+                site.schedule,
+                dense,
+                score=settings.score,
+                score_on=settings.score_on,
+                distribution=settings.given if settings.distribution == "given" else settings.distribution,
+                ssim_layers=settings.ssim_layers,
+                value=settings.value,
+                reference=reference,
+                batches=partial(site.data.train.fixed, settings.batches),
+                image_size=site.config.dataset.image_size,
+                seed=site.config.seed,
+                changed=site.changed,
+            )
+        ]
+
+    def dense_gradients(self, method: MethodConfig, in_rounds: bool) -> str | None:
+        assert method.regrow is not None
+        return often(method.regrow.steps) if method.regrow.score in FROM_GRADIENTS else None
+
+
+def _settings(config: Config) -> RegrowConfig:
+    assert config.method.regrow is not None
+    return config.method.regrow
+
+
+def _check_start(config: Config, settings: RegrowConfig) -> None:
+    target, start = config.sparsity.target, phases.regrowth_start(config)
+    if start >= 1.0:
+        raise UserError(
+            f"regrowth of {settings.steps} x {settings.budget} down to sparsity.target={target:g} "
+            f"would have to start at {start:g}: use a smaller method.regrow.budget or a lower sparsity.target"
+        )
+    if settings.start == "target" and settings.score != "none":
+        raise UserError(
+            f"method.regrow.start=target leaves nothing to regrow: method.regrow.score=none, not {settings.score}"
+        )
+
+
+def _check_score(settings: RegrowConfig) -> None:
+    """Can this regrowth look at what it asks for?"""
+    from sparse_lab.sparsity.scores import OF_WEIGHTS, SCORES
+
+    if settings.score == "none":
+        return
+    if settings.score not in SCORES:
+        raise UserError(f"unknown method.regrow.score {settings.score!r}; {nearest(settings.score, [*SCORES, 'none'])}")
+    if settings.score_on == "sparse" and settings.score in OF_WEIGHTS:
+        raise UserError(
+            f"method.regrow.score={settings.score} on the sparse network scores every pruned weight 0: "
+            "use method.regrow.score_on=dense, or score=gradient"
+        )
+
+
+def _check_given(config: Config, settings: RegrowConfig) -> None:
+    from sparse_lab.experiment.networks import meta_network, spec_of
+    from sparse_lab.sparsity.masks import layers, num_kept
+
+    sizes = {name: module.weight.numel() for name, module in layers(meta_network(spec_of(config))).items()}
+    if not settings.given:
+        raise UserError("method.regrow.distribution=given needs method.regrow.given=[LAYER, ...]")
+    if unknown := [name for name in settings.given if name not in sizes]:
+        raise UserError(f"method.regrow.given: unknown layer {unknown[0]!r}; {nearest(unknown[0], sizes)}")
+    total = sum(sizes.values())
+    growth = num_kept(config.sparsity.target, total) - num_kept(phases.regrowth_start(config), total)
+    room = sum(sizes[name] for name in set(settings.given))
+    if room < growth:
+        raise UserError(
+            f"method.regrow.given={list(settings.given)} have {room} weights, {growth} are to regrow: name more"
+        )

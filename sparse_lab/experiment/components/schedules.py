@@ -1,0 +1,196 @@
+"""The schedules that conf/schedule offers: what each makes of a run's length, and what it cannot do."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from sparse_lab.config import Config, ScheduleConfig, present
+from sparse_lab.errors import UserError, nearest
+from sparse_lab.sparsity.clock import Clock
+from sparse_lab.sparsity.schedules import (
+    Alternating,
+    Constant,
+    Cubic,
+    EpochEnds,
+    Iterative,
+    OneShot,
+    Regrowth,
+    Schedule,
+)
+
+
+class Kind:
+    """One schedule. in_rounds: does it prune in rounds, with fine-tuning behind each? dense_first: does a network that
+    starts from scratch train dense at first? whole_filters: is it for those alone?
+    """
+
+    in_rounds: ClassVar[bool] = False
+    dense_first: ClassVar[bool] = False
+    whole_filters: ClassVar[bool] = False
+
+    def build(self, config: Config, clock: Clock) -> Schedule:
+        """Return when the masks of the run's last phase change, and how sparse they are then."""
+        raise NotImplementedError
+
+    def rounds(self, config: Config) -> int:
+        """Return how many times it prunes with a round of fine-tuning behind each."""
+        return 1
+
+    def round_epochs(self, config: Config) -> int | None:
+        """Return the epochs of a round where they are given."""
+        return None
+
+    def check(self, config: Config) -> None:
+        """Raise UserError for settings that do not go together."""
+
+    def idle(self, config: Config, clock: Clock) -> list[str]:
+        """Return a line for whatever the training is too short for."""
+        return []
+
+
+class KindOneShot(Kind):
+    def build(self, config: Config, clock: Clock) -> Schedule:
+        return OneShot(config.sparsity.target)
+
+
+class KindConstant(Kind):
+    def build(self, config: Config, clock: Clock) -> Schedule:
+        return Constant(config.sparsity.target)
+
+
+class KindIterative(Kind):
+    in_rounds = True
+
+    def build(self, config: Config, clock: Clock) -> Schedule:
+        return self._schedule(config, clock.steps_a_round)
+
+    def rounds(self, config: Config) -> int:
+        return self._schedule(config, 1).rounds()
+
+    def round_epochs(self, config: Config) -> int | None:
+        assert config.schedule.iterative is not None
+        return config.schedule.iterative.round_epochs
+
+    def _schedule(self, config: Config, every: int) -> Iterative:
+        assert config.schedule.iterative is not None
+        return Iterative(config.sparsity.target, config.schedule.iterative.share, every=every)
+
+
+class KindLayerwise(Kind):
+    in_rounds = True
+    whole_filters = True
+
+    def build(self, config: Config, clock: Clock) -> Schedule:
+        # every round prunes the next layer at its own rate; how sparse the network is then follows from the rates
+        target = config.sparsity.target
+        return Regrowth(target, target, self.rounds(config), clock.steps_a_round)
+
+    def rounds(self, config: Config) -> int:
+        return max(1, len(config.method.filters.rates)) if config.method.filters else 1
+
+    def round_epochs(self, config: Config) -> int | None:
+        assert config.schedule.layerwise is not None
+        return config.schedule.layerwise.round_epochs
+
+
+class KindCubic(Kind):
+    dense_first = True
+
+    def build(self, config: Config, clock: Clock) -> Schedule:
+        chosen, steps = config.schedule.cubic, clock.steps_a_round
+        assert chosen is not None
+        end = min(math.floor(chosen.end * steps), steps - 1)
+        return Cubic(config.sparsity.target, math.floor(chosen.begin * steps), end, chosen.every, chosen.initial)
+
+    def check(self, config: Config) -> None:
+        chosen = config.schedule.cubic
+        assert chosen is not None
+        if chosen.begin >= chosen.end:
+            raise UserError(f"schedule.cubic.begin={chosen.begin:g} must lie before schedule.cubic.end={chosen.end:g}")
+
+    def idle(self, config: Config, clock: Clock) -> list[str]:
+        schedule = self.build(config, clock)
+        assert isinstance(schedule, Cubic)
+        if config.method.drop_and_grow or sum(schedule.due(step) for step in range(clock.steps_a_round)) > 2:
+            return []
+        return [
+            f"gradual pruning has no step between {schedule.begin:,} and {schedule.end:,}: "
+            f"train longer, or lower schedule.cubic.every={schedule.every:,}"
+        ]
+
+
+class KindAlternating(Kind):
+    dense_first = True
+
+    def build(self, config: Config, clock: Clock) -> Schedule:
+        chosen = config.schedule.alternating
+        assert chosen is not None
+        begin, turn, dense_from, end = (
+            clock.steps(share, "share")
+            for share in (chosen.begin, chosen.turn, chosen.end - chosen.last_dense, chosen.end)
+        )
+        return Alternating(config.sparsity.target, begin, max(1, turn), dense_from, end)
+
+    def check(self, config: Config) -> None:
+        chosen = config.schedule.alternating
+        assert chosen is not None
+        if not chosen.begin < chosen.end - chosen.last_dense <= chosen.end < 1.0:
+            raise UserError(
+                f"schedule.alternating.begin={chosen.begin:g} must lie before schedule.alternating.end={chosen.end:g} "
+                f"minus schedule.alternating.last_dense={chosen.last_dense:g}, and the end before 1"
+            )
+
+    def idle(self, config: Config, clock: Clock) -> list[str]:
+        schedule, steps = self.build(config, clock), clock.steps_a_round
+        turns = sum(schedule.due(step) for step in range(steps))
+        if turns >= 3:
+            return []
+        return [f"dense and sparse hardly take turns: the mask changes {turns} times in {steps:,} steps: train longer"]
+
+
+class KindSoft(Kind):
+    dense_first = True
+    whole_filters = True
+
+    def build(self, config: Config, clock: Clock) -> Schedule:
+        return EpochEnds(config.sparsity.target, clock.epochs_a_round, soft=True)
+
+
+class KindAtEnd(Kind):
+    dense_first = True
+
+    def build(self, config: Config, clock: Clock) -> Schedule:
+        return EpochEnds(config.sparsity.target, clock.epochs_a_round, soft=False)
+
+
+KINDS: dict[str, Kind] = {
+    "one_shot": KindOneShot(),
+    "iterative": KindIterative(),
+    "layerwise": KindLayerwise(),
+    "cubic": KindCubic(),
+    "constant": KindConstant(),
+    "alternating": KindAlternating(),
+    "soft": KindSoft(),
+    "at_end": KindAtEnd(),
+}
+
+
+def kind_of(schedule: ScheduleConfig) -> Kind:
+    """Return the schedule that is there. Raise UserError where there is none, or more than one."""
+    there = present(schedule)
+    if len(there) != 1:
+        listed = ", ".join(there) or "nothing"
+        raise UserError(f"a run has one schedule, not {listed}: choose one with schedule=NAME; {nearest('', [*KINDS])}")
+    return KINDS[there[0]]
+
+
+def check(config: Config) -> None:
+    """Raise UserError where the schedule that is there cannot do what this run asks."""
+    kind, name = kind_of(config.schedule), config.schedule.name
+    kind.check(config)
+    if kind.whole_filters and config.method.filters is None:
+        raise UserError(
+            f"schedule={name} is for whole filters: use method=sfp or hrank, or method.filters={{}}, or another "
+            "schedule"
+        )

@@ -1,0 +1,30 @@
+"""Weight sharing in residual stages (EAST)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sparse_lab.config import Config
+from sparse_lab.errors import UserError
+from sparse_lab.experiment.components.base import Component
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Sharing(Component):
+    part = "sharing"
+    needs = ("prune",)
+    not_with = ("filters", "hypersphere")
+    schedules = ("constant",)
+    from_scratch = True
+
+    def alter(self, model: nn.Module, config: Config) -> None:
+        from sparse_lab.models import weight_sharing
+
+        try:
+            weight_sharing.share(model)
+        except ValueError as error:
+            raise UserError(
+                f"method.sharing does not fit {config.model.name}: {error}: use model=resnet34, or method.sharing=null"
+            ) from None

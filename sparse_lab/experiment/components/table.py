@@ -1,0 +1,125 @@
+"""The one table of the features that a method can be made of, and what they say together.
+
+They stand in the order in which they change a network and are built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from sparse_lab import config as schema
+from sparse_lab.config import Config, MethodConfig
+from sparse_lab.experiment.components.base import Component, Site
+from sparse_lab.experiment.components.compactors import Compactors
+from sparse_lab.experiment.components.cycles import Cycles
+from sparse_lab.experiment.components.dct import DCT
+from sparse_lab.experiment.components.drop_and_grow import DropAndGrow
+from sparse_lab.experiment.components.dyrelu import DyReLU
+from sparse_lab.experiment.components.elastic_mutation import ElasticMutation
+from sparse_lab.experiment.components.filters import Filters
+from sparse_lab.experiment.components.hypersphere import Hypersphere
+from sparse_lab.experiment.components.prune import Prune
+from sparse_lab.experiment.components.regrow import Regrow
+from sparse_lab.experiment.components.schedules import kind_of
+from sparse_lab.experiment.components.sharing import Sharing
+from sparse_lab.sparsity.clock import Clock
+from sparse_lab.sparsity.schedules import Schedule
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sparse_lab.algorithms.base import Algorithm
+
+COMPONENTS: dict[str, Component] = {
+    one.part: one
+    for one in (
+        Sharing(),
+        DyReLU(),
+        DCT(),
+        Compactors(),
+        Hypersphere(),
+        Prune(),
+        Filters(),
+        Cycles(),
+        DropAndGrow(),
+        ElasticMutation(),
+        Regrow(),
+    )
+}
+READ_BY_PARTS = ("sparsity", "schedule", "training.finetune", "training.regrow")
+
+
+def present(method: MethodConfig) -> list[Component]:
+    """Return the components of the parts that are there, in the order of the table."""
+    there = schema.present(method)
+    return [one for part, one in COMPONENTS.items() if part in there]
+
+
+def unread(config: Config) -> list[str]:
+    """Return the groups of the config that no part of this method reads."""
+    read = {group for one in present(config.method) for group in one.reads(config)}
+    return [group for group in READ_BY_PARTS if group not in read]
+
+
+def starts(config: Config) -> dict[str, Config]:
+    """Return the runs that this one starts from, by what their networks are for."""
+    return {name: other for one in present(config.method) for name, other in one.starts(config).items()}
+
+
+def ancestors(config: Config) -> Iterator[Config]:
+    """Yield every run that this one starts from, directly or not, each before what it is needed for."""
+    for other in starts(config).values():
+        yield from ancestors(other)
+        yield other
+
+
+def sparsity(config: Config, clock: Clock) -> Schedule:
+    """Return when the masks of the run's last phase change, and how sparse they are then."""
+    found = [one.sparsity(config, clock) for one in present(config.method)]
+    return next((one for one in found if one is not None), None) or kind_of(config.schedule).build(config, clock)
+
+
+def begins(config: Config, clock: Clock) -> Schedule:
+    """Return the schedule of the pruning alone: where another part changes the sparsity, only how the run starts."""
+    found = [one.begins(config, clock) for one in present(config.method)]
+    return next((one for one in found if one is not None), None) or sparsity(config, clock)
+
+
+def settles(config: Config, clock: Clock) -> int:
+    """Return the step of a round before which the network is not what it is to end as."""
+    return max((one.settles(config, clock) for one in present(config.method)), default=0)
+
+
+def idle(config: Config, clock: Clock) -> list[str]:
+    """Return what the method asks for and this training is too short for: one line each."""
+    method = config.method
+    lines = [line for one in present(method) for line in one.idle(config, clock)]
+    if method.prune is None or method.regrow is not None:
+        return lines
+    return lines + kind_of(config.schedule).idle(config, clock)
+
+
+def alter(model: nn.Module, config: Config) -> nn.Module:
+    """Let every part change the plain network, in place. Raise UserError when the two do not go together."""
+    for one in present(config.method):
+        one.alter(model, config)
+    return model
+
+
+def altered_meta_network(config: Config) -> nn.Module:
+    """Return the network that the method trains, on the device "meta". Raise UserError where the two do not fit."""
+    import torch
+
+    from sparse_lab import models
+    from sparse_lab.experiment.networks import spec_of
+
+    with torch.device("meta"):
+        return alter(models.build(*spec_of(config)), config)
+
+
+def build(site: Site) -> list[Algorithm]:
+    """Return everything that changes masks or network, in the order of the table."""
+    there = present(site.config.method)
+    displaced = {part for one in there for part in one.in_place_of}
+    return [algorithm for one in there if one.part not in displaced for algorithm in one.build(site)]
