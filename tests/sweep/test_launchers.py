@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -132,6 +133,8 @@ def test_a_worker_that_dies_ends_its_own_run_alone(launcher, tmp_path, small, co
     out, error = process.communicate(timeout=300)
     assert process.returncode == 1 and "3 runs: 2 done, 1 interrupted" in out, out + error
     assert "Traceback" not in out + error and error.count("\n") == 1 and "sparse-lab: " in error
+    [whole] = tmp_path.glob("out/sweeps/*/error.txt")
+    assert re.match(rf"00\d-{lost}:\n", whole.read_text())
     finished = results()
     assert len(finished) == 2 and lost not in finished
     again = command(*argv)
