@@ -221,7 +221,7 @@ def test_a_ray_cluster_that_loses_a_node_and_the_second_start(cluster, tmp_path,
     lost = wait_for(on_the_second_node, process)
     kill(node)
     out, error = process.communicate(timeout=300)
-    assert process.returncode == 1, error
+    assert process.returncode == 1, (lost, out, error)
     finished = results()
     assert len(finished) == 3 and lost not in finished
     assert "4 runs: 3 done, 1 interrupted" in out
