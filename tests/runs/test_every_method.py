@@ -378,7 +378,9 @@ FAST = {(True, False, True), (False, True, False)}
 )
 def test_all_eight_ablations_of_east_run(on, compose, quiet, watched):
     dyrelu, sharing, cyclic = on
-    switches = [f"method.{name}=null" for name, there in zip(("dyrelu", "sharing", "cycles"), on, strict=True) if not there]
+    switches = [
+        f"method.{name}=null" for name, there in zip(("dyrelu", "sharing", "cycles"), on, strict=True) if not there
+    ]
     config = compose("method=east", *EAST, *switches, *COMMON, "training.epochs=4", "diagnostics.activations=true")
     result = run(config, "x", quiet)
     assert len(watched) == 8

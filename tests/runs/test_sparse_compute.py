@@ -116,7 +116,11 @@ def tensors(part, path="") -> Iterator[tuple[str, torch.Tensor]]:
 )
 def test_clipping_is_that_of_dense_arithmetic(over, gradients, compose, quiet):
     """A norm so small that every step is clipped; RigL reads the gradients before it, MEST's score those after it."""
-    clipped = ("training.clip_norm=0.05", f"training.clip_over={over}", f"method.elastic_mutation.gradients={gradients}")
+    clipped = (
+        "training.clip_norm=0.05",
+        f"training.clip_over={over}",
+        f"method.elastic_mutation.gradients={gradients}",
+    )
     dense = compose("method=mest", "method.elastic_mutation.update_every=1", *COMMON, *clipped, EXACT)
     sparse = replace(dense, compute="sparse")
     for config in (dense, sparse):
