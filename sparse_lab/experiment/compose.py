@@ -29,6 +29,7 @@ from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -301,12 +302,23 @@ class ConfigSource:
     def through_hydra(self, overrides: list[str]) -> DictConfig:
         user = [] if self.user_conf is None else [f"hydra.searchpath=[file://{self.user_conf}]"]
         try:
-            with hydra.initialize_config_dir(str(self.conf), version_base="1.3"):
+            with _aside(), hydra.initialize_config_dir(str(self.conf), version_base="1.3"):
                 return hydra.compose("config", [*user, *overrides], return_hydra_config=True)
         except (YAMLError, UnicodeDecodeError) as error:  # a file of --config-dir
             raise UserError(f"a config file cannot be read: {' '.join(str(error).split())}") from None
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(first_line(error.__cause__ or error)) from None
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """Within a job Hydra is at work already, and takes no second start: what it has is put aside meanwhile."""
+    at_work = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = at_work
 
 
 @dataclass

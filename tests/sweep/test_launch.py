@@ -40,6 +40,14 @@ def test_a_failing_run_is_one_line_and_its_traceback_lies_in_its_folder(tmp_path
     assert len(lines) == 1 and failed.name in lines[0] and "lower training.lr" in lines[0]
 
 
+def test_jobs_of_a_users_own_choices_are_composed_while_hydra_is_at_work(tmp_path, small, results, capsys):
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "conf" / "method" / "mine.yaml").write_text("defaults: [static]\nname: mine\n")
+    argv = ["-m", "--config-dir", str(tmp_path / "conf"), "method=mine", "sparsity=s90", "seed=1,2", *small]
+    assert main(argv) == 0, capsys.readouterr()
+    assert len(results()) == 2 and all("-mine-90-" in name for name in results())
+
+
 def test_one_run_writes_no_plan(tmp_path, small, results):
     assert main(["method=dense", *small]) == 0
     assert len(results()) == 1 and not (tmp_path / "out" / "sweeps").exists()
