@@ -625,9 +625,10 @@ def test_a_key_of_a_part_that_no_run_has_is_named(tmp_path, capsys):
         return capsys.readouterr().out
 
     idle = said("method=oneshot", "method.regrow.budget=0.001", "schedule.cubic.every=5")
+    none = "has no effect: no run that is asked for has"
     assert idle.splitlines() == [
-        "note: method.regrow.budget has no effect: no run that is asked for has method.regrow; method.regrow={} adds it",
-        "note: schedule.cubic.every has no effect: no run that is asked for has schedule.cubic; schedule=cubic chooses it",
+        f"note: method.regrow.budget {none} method.regrow; method.regrow={{}} adds it",
+        f"note: schedule.cubic.every {none} schedule.cubic; schedule=cubic chooses it",
     ]
     assert "note" not in said("-m", "method=oneshot,oneshot_regrow", "method.regrow.budget=0.001")
     assert "note" not in said("method=rigl", "method.cycles={}", "method.cycles.every=5")
