@@ -74,9 +74,8 @@ FAULTS = [
         "    optimizer.state.clear()", "    pass", "training runs",
     ),
     Fault(
-        "a run's name forgets the method's own keys", "experiment/identity.py",
-        '        del plain["method"][key]\n    return plain',
-        '        del plain["method"][key]\n    plain["method"].pop("prune", None)\n    return plain', "runs cli sweep",
+        "a part that is there with its defaults is not in a run's name", "experiment/identity.py",
+        'if inner or entry.metadata.get("part"):', "if inner:", "experiment runs",
     ),
     Fault(
         "a torn result counts", "records/run_dir.py",

@@ -21,6 +21,7 @@ from typing import Any
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from sparse_lab.config import Config, conf_dir, present
 from sparse_lab.errors import UserError, nearest
@@ -30,6 +31,7 @@ from sparse_lab.experiment.compose import (
     Composed,
     Composer,
     ConfigSource,
+    first_line,
     leave_out_plugins_own,
     part_of,
     telling,
@@ -199,7 +201,7 @@ class Request:
         }
         keys = [*(line.partition("=")[0].lstrip("+") for line in self.fixed), *self.axes]
         return [
-            f"{key} has no effect: no run that is asked for has {part}; {part}={{}} adds it"
+            f"{key} has no effect: no run that is asked for has {part}; {_way(part)}"
             for key in keys
             if (part := part_of(key)) is not None and key != part and part not in there
         ]
@@ -298,16 +300,20 @@ class Request:
     def config_text(self) -> str:
         """What --cfg prints: the config, Hydra's or both, or what lies in --package of it, resolved with --resolve."""
         shown = self.compose([]).shown()
+        with open_dict(shown):
+            for name in list(shown):
+                if (name == "hydra" and self.cfg == "job") or (name != "hydra" and self.cfg == "hydra"):
+                    del shown[name]
         package = None if self.package in (None, "_global_") else self.package
-        if self.cfg == "hydra":
-            package = "hydra" if package is None else package
-        elif self.cfg == "job":
-            with open_dict(shown):
-                del shown["hydra"]
-        if package is not None:
-            shown = OmegaConf.select(shown, package)
+        if package is not None and (shown := OmegaConf.select(shown, package)) is None:
+            raise UserError(f"--package {package}: there is nothing of that name, or it is null")
         head = "" if package is None else f"# @package {package}\n"
-        return head + (OmegaConf.to_yaml(shown, resolve=self.resolve) if OmegaConf.is_config(shown) else f"{shown}\n")
+        if not OmegaConf.is_config(shown):
+            return f"{shown}\n"
+        try:
+            return head + OmegaConf.to_yaml(shown, resolve=self.resolve)
+        except OmegaConfBaseException as error:
+            raise UserError(f"--resolve: {first_line(error)}") from None
 
     def help_text(self) -> str:
         """What --help prints. Hydra's own way to list the groups takes seconds with its plugins installed."""
@@ -331,6 +337,11 @@ class Request:
             del composed["hydra"]
         config = OmegaConf.to_yaml(composed)
         return template.replace("$APP_CONFIG_GROUPS", "\n".join(listed)).replace("$CONFIG", config)
+
+
+def _way(part: str) -> str:
+    group, name = part.split(".")
+    return f"schedule={name} chooses it" if group == "schedule" else f"{part}={{}} adds it"
 
 
 def check_run(config: Config, here: bool = True) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from sparse_lab.cli.main import main
 from sparse_lab.errors import SparseLabError, UserError
@@ -596,3 +597,38 @@ def test_a_gpu_may_be_on_another_machine_only_where_the_jobs_run_elsewhere(tmp_p
     request = Request.read([*words, "hydra/launcher=ray"])
     request.check()
     assert len(request.plan) == 2
+
+
+def test_what_cfg_shows_is_what_a_run_has(capsys):
+    """Parts that the method does not have are null, whatever was set in them; a package, Hydra's node, resolved."""
+    assert main(["method=rigl", "method.cycles.every=3", "training.epochs=7", "--cfg", "job"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["method"]["cycles"] is None and shown["method"]["drop_and_grow"]["update_every"] == 100
+    assert shown["schedule"]["constant"] == {} and shown["schedule"]["one_shot"] is None and "hydra" not in shown
+    assert shown["training"]["finetune"]["epochs"] == "${training.epochs}"
+    assert main(["training.epochs=7", "--cfg", "job", "--resolve", "--package", "training.finetune"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("# @package training.finetune\n") and yaml.safe_load(out)["epochs"] == 7
+    assert main(["--cfg", "hydra"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out).keys() == {"hydra"}
+    for words in (["--package", "nothing"], ["--package", "method.cycles"]):
+        assert main(["--cfg", "job", *words]) == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_key_of_a_part_that_no_run_has_is_named(tmp_path, capsys):
+    """And one that some have is not: sweeps over methods set keys of many."""
+
+    def said(*words: str) -> str:
+        request = Request.read([*words, "dataset=digits", f"paths.outputs={tmp_path}"])
+        request.check()
+        return capsys.readouterr().out
+
+    idle = said("method=oneshot", "method.regrow.budget=0.001", "schedule.cubic.every=5")
+    none = "has no effect: no run that is asked for has"
+    assert idle.splitlines() == [
+        f"note: method.regrow.budget {none} method.regrow; method.regrow={{}} adds it",
+        f"note: schedule.cubic.every {none} schedule.cubic; schedule=cubic chooses it",
+    ]
+    assert "note" not in said("-m", "method=oneshot,oneshot_regrow", "method.regrow.budget=0.001")
+    assert "note" not in said("method=rigl", "method.cycles={}", "method.cycles.every=5")
