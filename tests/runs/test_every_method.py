@@ -248,7 +248,7 @@ def pair(compose, with_starts, tmp_path) -> Callable[..., list]:
 
 # each of these differs from another in a score, a length or a draw: they are interrupted by night alone
 ALIKE = {name for name in METHODS if name.endswith(("_random_regrow", "_extra", "_long", "_at_init"))}
-ALIKE |= {"oneshot", "iterative", "set_itop", "snip", "grasp", "lamp_oneshot", "lamp_iterative"}
+ALIKE |= {"oneshot", "iterative", "set_itop", "snip", "grasp"}
 
 
 @pytest.mark.parametrize(

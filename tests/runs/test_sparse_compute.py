@@ -44,7 +44,6 @@ METHODS: dict[str, tuple[str, ...]] = {
     "acdc": ("schedule.alternating.turn=0.1",),
     "oneshot": (),
     "iterative": (),
-    "lamp_oneshot": (),
     "lth": ("schedule.iterative.round_epochs=2",),
     "lrr": ("schedule.iterative.round_epochs=2",),
     "oneshot_regrow": (),
