@@ -25,8 +25,8 @@ EPILOG = """\
 examples:
   sparse-lab reproduce                                  # the tables that there are
   sparse-lab reproduce bidirectional --list
-  sparse-lab reproduce bidirectional --minutes 600 --recipe quarter --data DATA --records results/bidirectional
-  sparse-lab reproduce east --device gpu --jobs 4 --minutes 60 --records results/east --data DATA
+  sparse-lab reproduce bidirectional --minutes 600 --recipe quarter --data DATA --records results/bidirectional_quarter
+  sparse-lab reproduce east --device gpu --jobs 4 --minutes 60 --records results/east_full --data DATA
   sparse-lab reproduce my_table.yaml hydra/launcher=ray dataset.verify=false training.epochs=3
 
 hydra/launcher=joblib, ray, submitit_slurm or submitit_local says where runs are made, and hydra.launcher.KEY=VALUE how,
