@@ -11,7 +11,7 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Column, Table
@@ -44,11 +44,11 @@ def methods(user_conf: Path | None = None, measured: Path = MEMORY) -> list[dict
     user_conf: a folder of the user's own with method/NAME.yaml files; measured: the file that scripts/measure_memory.py
     writes. Raises UserError for a method that no run could read.
     """
-    source = ConfigSource(conf_dir(), user_conf)
+    source, defaults = ConfigSource(conf_dir(), user_conf), schema(in_place=False)
     ratios = memory(measured)
     rows = []
     for name in source.choices("method"):
-        chosen = read(source, name)
+        chosen = read(source, name, defaults)
         rows.append(
             {
                 "name": name,
@@ -78,11 +78,11 @@ class Chosen:
     choice: str
 
 
-def read(source: ConfigSource, name: str) -> Chosen:
-    """The method on the schema's defaults, with the schedule that it brings along. Raises UserError."""
+def read(source: ConfigSource, name: str, defaults: DictConfig) -> Chosen:
+    """The method on the schema's defaults without parts, with the schedule that it brings along. Raises UserError."""
     files, choice = source.chosen(name)
     try:
-        root = OmegaConf.merge(schema(in_place=False), files)
+        root = OmegaConf.merge(defaults, files)
         method, schedule = OmegaConf.to_object(root.method), OmegaConf.to_object(root.schedule)
         assert isinstance(method, MethodConfig) and isinstance(schedule, ScheduleConfig)
         check_ranges(method, "method")

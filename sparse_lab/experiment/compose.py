@@ -19,6 +19,7 @@ import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -201,10 +202,11 @@ class ConfigSource:
     def parse(self, lines: list[str]) -> list[Override]:
         """Overrides, in Hydra's grammar. Raises UserError."""
         try:
-            return OverridesParser.create(self._loader()).parse_overrides(lines)
+            return OverridesParser.create(self._loader).parse_overrides(lines)
         except HydraException as error:
             raise UserError(f"cannot read the command line: {first_line(error)}") from None
 
+    @cached_property
     def _loader(self) -> ConfigLoaderImpl:
         searched = create_config_search_path(str(self.conf))
         if self.user_conf is not None:
@@ -268,13 +270,12 @@ class ConfigSource:
 
         Hydra's own rules without the rest of the config, which forty methods would wait for.
         """
-        loader = self._loader()
-        self._repository = self._repository or CachingConfigRepository(loader.repository)
+        self._repository = self._repository or CachingConfigRepository(self._loader.repository)
         lines = [f"method={method}"] + ([] if schedule is None else [f"schedule={schedule}"])
         try:
             found = create_defaults_list(self._repository, "chosen", self.parse(lines), False, skip_missing=False)
             # merged here: Hydra's own merge would change what is cached
-            files = [loader._load_single_config(one, self._repository).config for one in found.defaults]
+            files = [self._loader._load_single_config(one, self._repository).config for one in found.defaults]
             merged = OmegaConf.merge(*files)
         except YAMLError as error:
             raise UserError(f"method {method}: {' '.join(str(error).split())}") from None

@@ -21,11 +21,12 @@ from sparse_lab.cli.methods import MEMORY, grid, markdown, memory, methods, read
 from sparse_lab.config import KINDS, conf_dir
 from sparse_lab.errors import UserError
 from sparse_lab.experiment.components.base import FROM_GRADIENTS
-from sparse_lab.experiment.compose import ConfigSource
+from sparse_lab.experiment.compose import ConfigSource, schema
 from sparse_lab.sparsity.scores import SCORES, View
 from sparse_lab.sparsity.structured.filter_scores import FILTER_SCORES
 from sparse_lab.sweep.plan import Request
 
+BARE = schema(in_place=False)
 NAMES = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
 NEEDS = {
     "dense": "-",
@@ -100,9 +101,9 @@ def test_methods_count_as_methods_and_none_has_two_names(rows, capsys):
         == f"{len(kinds) - kinds.count('control') - 1} methods, {kinds.count('control')} controls, and dense training"
     )
     assert said.startswith("29 methods, 6 controls")
-    made_of = {}
+    made_of, source = {}, ConfigSource(conf_dir())
     for name in rows:
-        chosen = read(ConfigSource(conf_dir()), name)
+        chosen = read(source, name, BARE)
         same = json.dumps([asdict(replace(chosen.method, name="", kind="dense", paper="", summary="")), chosen.choice])
         assert made_of.setdefault(same, name) == name, f"{name} is {made_of[same]}"
 
@@ -127,7 +128,7 @@ def test_the_files_read_here_are_what_hydra_composes(own):
     source = ConfigSource(conf_dir(), own)
     assert source.choices("method") == sorted({*NAMES, "mine"})
     for name in source.choices("method"):
-        composed, chosen = request.compose([f"method={name}"]), read(source, name)
+        composed, chosen = request.compose([f"method={name}"]), read(source, name, BARE)
         assert composed.config().method == chosen.method, name
         assert composed.config().schedule == chosen.schedule, name
         # what Hydra makes of every key of the parts that are there
