@@ -34,7 +34,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -279,6 +279,9 @@ class ConfigSource:
             merged = OmegaConf.merge(*files)
         except YAMLError as error:
             raise UserError(f"method {method}: {' '.join(str(error).split())}") from None
+        except MissingConfigException as error:
+            group, _, name = str(error.missing_cfg_file).rpartition("/")
+            raise UserError(f"method {method}: {first_line(error)} {nearest(name, self.choices(group))}") from None
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(f"method {method}: {first_line(error.__cause__ or error)}") from None
         assert isinstance(merged, DictConfig)

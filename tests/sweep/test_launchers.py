@@ -119,8 +119,10 @@ def test_sigterm_saves_what_runs_and_the_second_start_goes_on(launcher, tmp_path
         assert all(f"{run}: goes on from" in again.stdout for _, run in running)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize(
+    "launcher",
+    [pytest.param("joblib", marks=pytest.mark.full), pytest.param("submitit_local", marks=pytest.mark.nightly)],
+)
 def test_a_worker_that_dies_ends_its_own_run_alone(launcher, tmp_path, small, command, outcomes, results):
     pytest.importorskip({"submitit_local": "submitit"}.get(launcher, launcher))
     argv = ["-m", f"hydra/launcher={launcher}", "seed=1,2,3", *small, *LONG]
