@@ -77,13 +77,7 @@ def assemble(
     'dense', 'reference'. label, job: what stands before the lines of its progress, and before others.
     """
 
-    before = f"{job} " if job else ""  # several may speak at a time
-
-    def say(line: str) -> None:
-        if rank() == 0:
-            style = "bold red" if "WARNING" in line else None
-            console.print(f"  {redact(before + line)}", highlight=False, soft_wrap=True, style=style, markup=False)
-
+    say = _speaker(console, job)
     model, rewind = _network(config, starts, device)
     masks = Masks(model) if config.method.prune else None
     clock = clock_of(config, len(data.train))
@@ -124,6 +118,17 @@ def assemble(
     # the first and the last place have a reason, see there; the others do not matter to what is computed
     callbacks = [CheckpointOnExit(save), rounds, log, Sparsify(*algorithms), *watch, save]
     return Parts(model, masks, clock, module, rounds, log, callbacks)
+
+
+def _speaker(console: Console, job: str) -> Callable[[str], None]:
+    before = f"{job} " if job else ""  # several may speak at a time
+
+    def say(line: str) -> None:
+        if rank() == 0:
+            style = "bold red" if "WARNING" in line else None
+            console.print(f"  {redact(before + line)}", highlight=False, soft_wrap=True, style=style, markup=False)
+
+    return say
 
 
 def _network(

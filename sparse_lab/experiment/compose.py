@@ -392,7 +392,7 @@ def split(source: ConfigSource, lines: list[str]) -> tuple[tuple[str, ...], list
     values: list[tuple[str, Any]] = []
     others = False
     for line, override in zip(lines, source.parse(lines), strict=True):
-        key = line.partition("=")[0].lstrip("+")
+        key = _key(line)
         if source.choices(key):
             choices.append(line)
         elif part_of(key) is not None or _sets_one_key(key, override):
@@ -402,7 +402,12 @@ def split(source: ConfigSource, lines: list[str]) -> tuple[tuple[str, ...], list
     if not others:
         return tuple(choices), values
     on_parts = [(key, value) for key, value in values if part_of(key) is not None]
-    return tuple(line for line in lines if part_of(line.partition("=")[0].lstrip("+")) is None), on_parts
+    return tuple(line for line in lines if part_of(_key(line)) is None), on_parts
+
+
+def _key(line: str) -> str:
+    """The key that an override sets, also with ++; with a single + Hydra refuses keys that are there, and says so."""
+    return line.partition("=")[0].removeprefix("++")
 
 
 def _sets_one_key(key: str, override: Override) -> bool:

@@ -92,6 +92,8 @@ BAD = {
         "scores every pruned weight 0",
     ),
     "a sweep without -m": (["seed=1,2"], "add -m"),
+    "a key added that is there": (["+seed=3"], "An item is already at 'seed'"),
+    "a key of a part added that is there": (["method=rigl", "+method.cycles.every=3"], "An item is already at"),
     "an added key that is none": (["+foo=1"], "unknown key 'foo'"),
     "a key taken out": (["~seed"], "nothing can be taken out"),
     "no key": (["=3"], "nothing can be taken out"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparse_lab.config import Config, MethodConfig
 from sparse_lab.errors import UserError
@@ -51,6 +51,11 @@ class Site:
     @property
     def total_steps(self) -> int:
         return self.clock.rounds * self.clock.steps_a_round
+
+    def of_updates(self, settings: Any) -> dict[str, Any]:
+        """Return what every algorithm of mask updates is told: its scores, and what it shares with the run."""
+        own = {key: getattr(settings, key) for key in ("drop", "grow", "gradients")}
+        return {**own, "seed": self.config.seed, "changed": self.changed}
 
 
 class Component:

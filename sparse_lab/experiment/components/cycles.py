@@ -76,11 +76,7 @@ class Cycles(Component):
                 site.clock.steps_a_round,
                 cycles_of(site.config, site.clock),
                 distribution=prune.distribution,
-                drop=cycles.drop,
-                grow=cycles.grow,
-                gradients=cycles.gradients,
-                seed=site.config.seed,
-                changed=site.changed,
+                **site.of_updates(cycles),
             )
         ]
 

@@ -49,11 +49,7 @@ class DropAndGrow(Component):
                 updates(settings, site.config, site.clock),
                 pruning=site.schedule if isinstance(site.schedule, Cubic) else None,
                 distribution=settings.distribution,
-                drop=settings.drop,
-                grow=settings.grow,
-                gradients=settings.gradients,
-                seed=site.config.seed,
-                changed=site.changed,
+                **site.of_updates(settings),
             )
         ]
 

@@ -45,11 +45,7 @@ class ElasticMutation(Component):
                 bounds_of(site.config, site.clock),
                 target=site.config.sparsity.target,
                 distribution=settings.distribution,
-                drop=settings.drop,
-                grow=settings.grow,
-                gradients=settings.gradients,
-                seed=site.config.seed,
-                changed=site.changed,
+                **site.of_updates(settings),
             )
         ]
 
