@@ -40,12 +40,14 @@ def key(
     identity: bool = True,
     file: bool = False,
     first: Any = ALWAYS,
+    revision: int = 1,
 ) -> Any:
     """A dataclass field with its meaning.
 
     identity=False: the key does not change a run's result, so not its name. file: it names a file, which counts by its
     content. first: the default that it had at first, where that has changed: what differs from that one is in a run's
-    name, so that runs which rely on the new default have other names than those that relied on the old one.
+    name, so that runs which rely on the new default have other names than those that relied on the old one. revision:
+    raised when what the key does changes, so that runs which set it have other names than before.
     """
     meta = {
         "help": help,
@@ -57,6 +59,7 @@ def key(
         "identity": identity,
         "file": file,
         "first": first,
+        "revision": revision,
     }
     if callable(default):
         return field(default_factory=default, metadata=meta)
@@ -191,8 +194,10 @@ class RecipeConfig:
     lr_schedule: str = key("cosine", "shape of the learning rate after warm-up", choices=LR_SCHEDULES)
     milestones: list[float] = key(lambda: [0.5, 0.75], "lr_schedule=step: fractions of the phase where lr drops")
     gamma: float = key(0.1, "lr_schedule=step: factor at each milestone", low=0.0, high=1.0, open_low=True)
-    warmup: float = key(0.0, "share of the phase with linear warm-up", low=0.0, high=1.0, open_high=True)
-    patience: int | None = key(None, "end the phase after so many epochs without a better validation accuracy", low=1)
+    warmup: float = key(0.0, "share of the phase with linear warm-up", low=0.0, high=1.0, open_high=True, revision=2)
+    patience: int | None = key(
+        None, "end the phase after so many epochs without a better validation accuracy", low=1, revision=2
+    )
     clip_norm: float | None = key(None, "largest norm of the whole gradient", low=0.0, open_low=True)
     clip_over: str = key(
         "all", "what clip_norm measures: all positions, pruned ones too, or live ones", choices=("all", "live")
@@ -207,6 +212,11 @@ class TrainingConfig(RecipeConfig):
     label_smoothing: float = key(0.0, "share of the target spread over all classes", low=0.0, high=1.0, open_high=True)
     select: str = key(
         "validation_best", "which epoch's weights a level ends with; test_best marks the record", choices=SELECTIONS
+    )
+    select_on_few: bool = key(
+        False,
+        "let fewer images than there are classes select an epoch, which is next to chance",
+        identity=False,
     )
     stop_after: int | None = key(
         None, "method=dense: stop after so many epochs of the schedule (where method.prune.rewind_weights goes)", low=1

@@ -23,6 +23,7 @@ os.environ.pop("WANDB_API_KEY", None)
 import pytest
 
 import sparse_lab  # noqa: F401  before torch is: how long its threads spin is read once
+from sparse_lab.records.atomic_io import CHECKSUM, checksum
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -204,3 +205,14 @@ def plug(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         monkeypatch.setattr(Checkpoint, "on_train_epoch_end", save_and_fail)
 
     return pull
+
+
+@pytest.fixture(scope="session")
+def seal() -> Callable[[Path, dict[str, Any]], None]:
+    """seal(path, record): the record as a run would leave it, with the checksum that is its own."""
+
+    def write(path: Path, record: dict[str, Any]) -> None:
+        content = {key: value for key, value in record.items() if key != CHECKSUM}
+        path.write_text(json.dumps({**content, CHECKSUM: checksum(content)}))
+
+    return write

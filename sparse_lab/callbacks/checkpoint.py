@@ -27,6 +27,9 @@ class Checkpoint(pl.Callback):
     scoring comes next that passes over data (`scores_next`), it is on disk already. Several processes leave together,
     after a step or an epoch.
 
+    computed: how this process computes, where that may change the last bits; a run that goes on under another one knows
+    of both.
+
     Must stand last in the list of callbacks, or raises SparseLabError: what the others change at a step's or an epoch's
     end is then inside.
     """
@@ -38,12 +41,14 @@ class Checkpoint(pl.Callback):
         finished: Callable[[], bool],
         scores_next: Callable[[], bool],
         stop: StopRequest,
+        computed: dict[str, Any],
     ) -> None:
         self.folder = folder
         self.every = every
         self.finished = finished
         self.scores_next = scores_next
         self.stop = stop
+        self.computed = [computed]
         self._together = False  # with other processes
         self._stepped = False
         self._goes_on_at: int | None = None  # the step from which the run would go on
@@ -141,11 +146,15 @@ class Checkpoint(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["random_state"] = random_state()
+        checkpoint["run"] = self.folder.name
+        checkpoint["computed"] = self.computed
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._random_state = checkpoint["random_state"]
+        before = list(checkpoint["computed"])
+        self.computed = before + [one for one in self.computed if one not in before]
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.stop.training = False

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-from importlib import metadata
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from sparse_lab.config import DatasetConfig
+from sparse_lab.data.reads import digits_file
 from sparse_lab.data.seeding import generator
 from sparse_lab.data.source import ImageSet, md5_of_tensors
 
@@ -33,16 +32,11 @@ def load(dataset: DatasetConfig, seed: int) -> ImageSet:
 @functools.lru_cache(maxsize=2)
 def _scaled(size: int) -> tuple[torch.Tensor, torch.Tensor, str]:
     """Images, labels and the MD5 of what was read: to read and scale them takes longer than a small run's epoch."""
-    scans = np.loadtxt(_file(), delimiter=",")  # a row a scan: 64 pixels of 0..16, then the label
+    scans = np.loadtxt(digits_file(), delimiter=",")  # a row a scan: 64 pixels of 0..16, then the label
     grey = torch.from_numpy(scans[:, :-1]).float().view(-1, 1, 8, 8) * (255 / 16)
     labels = torch.from_numpy(scans[:, -1]).long()
     scaled = torch.nn.functional.interpolate(grey, size=(size, size), mode="bilinear", align_corners=False)
     return scaled.round().to(torch.uint8).repeat(1, 3, 1, 1), labels, md5_of_tensors([grey, labels])
-
-
-def _file() -> Path:
-    """Where scikit-learn keeps them. It is not imported: that takes longer than a short run."""
-    return Path(str(metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")))
 
 
 def _test_mask(labels: torch.Tensor) -> torch.Tensor:

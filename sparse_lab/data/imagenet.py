@@ -22,6 +22,7 @@ from sparse_lab.config import AugmentConfig, DatasetConfig
 from sparse_lab.data.augment import normalise
 from sparse_lab.data.loader import Batch, Loader
 from sparse_lab.data.plan import Plan
+from sparse_lab.data.reads import photo_folder
 from sparse_lab.data.seeding import generator, seed_of
 from sparse_lab.errors import UserError
 
@@ -30,7 +31,7 @@ Item = tuple[torch.Tensor, int]
 
 def check(dataset: DatasetConfig) -> None:
     """UserError: no train/ and val/, different classes in the two, or not dataset.num_classes of them."""
-    base = _base(dataset)
+    base = photo_folder(dataset)
     train, val = ({entry.name for entry in (base / part).iterdir() if entry.is_dir()} for part in ("train", "val"))
     if train != val:
         raise UserError(f"{base}: train/ and val/ hold different classes, for instance {min(train ^ val)!r}")
@@ -41,23 +42,12 @@ def check(dataset: DatasetConfig) -> None:
 def load(dataset: DatasetConfig, seed: int) -> PhotoSet:
     """List all photos; none is decoded yet. UserError: as `check`, or a class without a photo."""
     check(dataset)
-    base = _base(dataset)
+    base = photo_folder(dataset)
     try:
         train, test = (ImageFolder(str(base / part)).samples for part in ("train", "val"))
     except FileNotFoundError as error:
         raise UserError(f"{base}: {' '.join(str(error).split())}") from error
     return PhotoSet(train, test, {"imagenet": _md5(base, [*train, *test])}, official=True)
-
-
-def _base(dataset: DatasetConfig) -> Path:
-    root = Path(dataset.root)
-    for base in (root, root / "imagenet"):
-        if (base / "train").is_dir() and (base / "val").is_dir():
-            return base
-    raise UserError(
-        f"imagenet is not in {root / 'imagenet'}: no train/ and val/ there; put one folder a class into each "
-        "(it cannot be downloaded without an account), or point to another root with paths.data=DIR"
-    )
 
 
 def _md5(base: Path, samples: list[tuple[str, int]]) -> str:

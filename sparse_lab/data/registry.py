@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from sparse_lab.data.loader import Loader
+    from sparse_lab.data.split import Parts
 
 # Each module has check(dataset) and load(dataset, seed) -> Source.
 _MODULES = {
@@ -35,6 +36,7 @@ class Data:
             (path, size).
         official: the md5s are the publisher's. True as well where there is nothing to compare (digits, synthetic,
             imagenet).
+        images: train, validation, test -> how many images are used of how many that there are, before any limit.
     """
 
     train: Loader
@@ -44,6 +46,7 @@ class Data:
     image_size: int
     md5: dict[str, str]
     official: bool
+    images: dict[str, tuple[int, int]]
 
 
 def names() -> list[str]:
@@ -113,7 +116,22 @@ def build(
         image_size=dataset.image_size,
         md5=source.md5,
         official=source.official,
+        images=_used(source.count(test=False), source.count(test=True), parts, dataset, training),
     )
+
+
+def _used(
+    train_count: int, test_count: int, parts: Parts, dataset: DatasetConfig, training: TrainingConfig
+) -> dict[str, tuple[int, int]]:
+    from sparse_lab.data.split import validation_count
+
+    most = train_count + test_count if training.limit_batches is None else training.limit_batches * training.batch_size
+    held = validation_count(train_count, dataset.validation)
+    return {
+        "train": (min(len(parts.train), most), train_count - held),
+        "validation": (min(len(parts.validation), most), held),
+        "test": (len(parts.test), test_count),
+    }
 
 
 def module_of(dataset: DatasetConfig) -> Any:

@@ -35,6 +35,7 @@ from sparse_lab.experiment.timeline import clock_of, recipe_of
 from sparse_lab.models import dyrelu
 from sparse_lab.records.redaction import redact
 from sparse_lab.records.run_dir import RunDir
+from sparse_lab.records.system import device_name
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.masks import Masks, count, num_kept
 from sparse_lab.sparsity.processes import rank
@@ -59,6 +60,7 @@ class Parts:
     module: Classifier
     rounds: Rounds
     log: MaskLogger
+    save: Checkpoint
     callbacks: list[pl.Callback]
 
 
@@ -110,6 +112,7 @@ def assemble(
         finished=lambda: clock.finished,
         scores_next=lambda: any(one.scores_next() for one in algorithms),
         stop=stop,
+        computed=computed(config, device),
     )
     progress = [Progress(label, rounds, lambda: _kept(model, masks), console)] if config.trainer.progress else []
     for line in table.idle(config, clock):
@@ -117,7 +120,17 @@ def assemble(
     watch = [NanGuard(), *diagnostics, history, boards, *progress]
     # the first and the last place have a reason, see there; the others do not matter to what is computed
     callbacks = [CheckpointOnExit(save), rounds, log, Sparsify(*algorithms), *watch, save]
-    return Parts(model, masks, clock, module, rounds, log, callbacks)
+    return Parts(model, masks, clock, module, rounds, log, save, callbacks)
+
+
+def computed(config: Config, device: torch.device) -> dict[str, Any]:
+    """What may change the last bits of a result and is not in a run's name: it stands in the record."""
+    return {
+        "device": device_name(device),
+        "torch": str(torch.__version__),
+        "compile": resolve_compile_mode(config.trainer.compile, device),
+        "deterministic": config.trainer.deterministic,
+    }
 
 
 def _speaker(console: Console, job: str) -> Callable[[str], None]:

@@ -2,7 +2,8 @@
 request finds the same folder. A finished run is not run again, an interrupted one goes on.
 
 A key that is added changes no name, for what is not set differs from nothing. Where a default changes, its key says
-what it was at first (`config.key(..., first=...)`), and only runs that rely on the new one get other names.
+what it was at first (`config.key(..., first=...)`), and only runs that rely on the new one get other names. Where what
+a key does changes, its revision is raised (`config.key(..., revision=2)`), and only runs that set it get other names.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_lab.config import ALWAYS, Config
+from sparse_lab.data import fingerprint_of
 from sparse_lab.experiment import phases
 from sparse_lab.experiment.backend import resolve_backend
 from sparse_lab.experiment.components.table import unread
@@ -31,12 +33,21 @@ class Surroundings:
 
     data: str = ""  # fingerprint of what is read
     plugins: dict[str, str] = field(default_factory=dict)  # name -> hash of its code
-    ranks: int = 0  # processes of the run, where there are several
+    ranks: int = 0  # processes of the run (trainer.devices), where there are several
 
 
 def surroundings(config: Config) -> Surroundings:
     """Return what is known of a run's surroundings."""
-    return Surroundings()
+    ranks = config.trainer.devices
+    return Surroundings(
+        data=fingerprint_of(config.dataset, outputs_of(config)),
+        ranks=ranks if ranks > 1 else 0,  # each process has BatchNorm statistics of its own
+    )
+
+
+def outputs_of(config: Config) -> Path:
+    """Return the folder that runs land in."""
+    return Path(config.paths.outputs).expanduser().resolve()
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -70,8 +81,11 @@ def _matters(group: Any, path: str, left_out: frozenset[str], only_differing: bo
                 result[entry.name] = inner
         elif not entry.metadata.get("part"):
             value = _content(value) if entry.metadata.get("file") else _plain(value)
-            if not only_differing or value != _plain(_default(entry)):
+            if not only_differing:
                 result[entry.name] = value
+            elif value != _plain(_default(entry)):
+                revision = entry.metadata.get("revision", 1)
+                result[entry.name] = value if revision == 1 else {"value": value, "revision": revision}
     return result
 
 
@@ -143,5 +157,4 @@ def run_name(config: Config) -> str:
 def run_dir(config: Config) -> RunDir:
     """Return where the run that `config` asks for lies, as it is computed on this machine."""
     config = resolve_backend(config)
-    path = Path(config.paths.outputs).expanduser().resolve() / "runs" / run_name(config)
-    return RunDir(path, dataclasses.asdict(config))
+    return RunDir(outputs_of(config) / "runs" / run_name(config), dataclasses.asdict(config))

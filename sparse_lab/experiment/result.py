@@ -13,15 +13,14 @@ from sparse_lab.config import Config
 from sparse_lab.data import Data
 from sparse_lab.experiment import phases
 from sparse_lab.experiment.build import Parts
-from sparse_lab.experiment.identity import cell, request_hash, run_hash, settings
+from sparse_lab.experiment.identity import cell, request_hash, run_hash, settings, surroundings
+from sparse_lab.experiment.selection import SELECTED_ON
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.records.system import PACKAGES, commit, device_name, peak_memory, version
 from sparse_lab.sparsity.flops import LayerCost, layer_costs
 from sparse_lab.sparsity.masks import COUNTING, count, layers
 from sparse_lab.sparsity.structured.remove_channels import thin
 from sparse_lab.training.device import device_of
-
-SELECTED_ON = {"validation_best": "validation", "last": "last epoch", "test_best": "test"}
 
 
 def make_result(
@@ -62,7 +61,9 @@ def make_result(
         "seconds": sum(level["seconds"] for level in levels),
         "peak_memory_mb": peak_memory(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "data": {"md5": data.md5, "official": data.official},
+        "data": {"md5": data.md5, "official": data.official, "fingerprint": surroundings(config).data},
+        "images": {part: {"used": used, "whole": whole} for part, (used, whole) in data.images.items()},
+        "computed": parts.save.computed,
         "device": device_name(device_of(config.trainer.accelerator)),
         "command": command,
         "commit": commit(),

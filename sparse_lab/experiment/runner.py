@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from sparse_lab import data
 from sparse_lab.config import Config
 from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.experiment import backend
@@ -34,6 +35,7 @@ def run(
     A finished run is not made again. Raises SparseLabError for what the user can mend (RunLocked while another process
     has the run, unless `wait`) and Stopped after a signal; every failure is in status.json too.
     """
+    data.look_again()  # hours may lie between the plan and this run
     folder = run_dir(config)
     label = " ".join(word for word in (job, role, folder.name) if word)
 
@@ -52,7 +54,7 @@ def run(
             if rank() == 0:
                 folder.begin()
                 folder.set_aside_damaged(say)
-            starts, parent = _starts(config, command, console)
+            starts, parent = _starts(config, folder, command, console)
             chosen = backend.choose(config)
             if chosen.line is not None:
                 say(chosen.line)
@@ -77,13 +79,16 @@ def _not_watched(config: Config, folder: RunDir) -> str:
     return f"; made without diagnostics of {', '.join(missing)}: remove its folder to make it again" if missing else ""
 
 
-def _starts(config: Config, command: str, console: Console) -> tuple[dict[str, Path], str | None]:
+def _starts(config: Config, folder: RunDir, command: str, console: Console) -> tuple[dict[str, Path], str | None]:
     """Make (or find) the runs that this one starts from: name of the part -> its network; and the parent's name."""
     starts: dict[str, Path] = {}
     names: dict[str, str] = {}
     for part, other in table.starts(config).items():
         names[part] = run(other, command, console, role="needed first:", wait=True)["name"]
-        starts[part] = run_dir(other).best
+        starts[part] = RunDir(folder.path.with_name(names[part]), {}).best
+    data.look_again()
+    if run_dir(config).name != folder.name:
+        raise UserError("the files of the data set have changed since this run began: start the same command again")
     return starts, names.get("parent")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from sparse_lab.export.load_run import Finished, images
 from sparse_lab.export.state_dict import read as read
 from sparse_lab.export.trace import traced
 from sparse_lab.records.atomic_io import write_record
+from sparse_lab.records.record import read_result
 from sparse_lab.records.run_dir import now
 from sparse_lab.sparsity.flops import layer_costs
 
@@ -87,5 +87,4 @@ def _difference(logits: Tensor, original: Tensor) -> float:
 def record(run: Finished, found: dict[str, Any]) -> None:
     """Put what was found into the run's record."""
     path = run.path / "result.json"
-    result = json.loads(path.read_text(encoding="utf-8"))
-    write_record(path, {**result, "export": found})
+    write_record(path, {**read_result(path), "export": found})

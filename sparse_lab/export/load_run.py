@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,9 @@ from sparse_lab import models
 from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.models.offsets import folded
 from sparse_lab.models.surgery import rebuild_structure
+from sparse_lab.records.atomic_io import verify_checksum
+from sparse_lab.records.record import BadRecord, read_result
+from sparse_lab.records.run_dir import RunDir
 from sparse_lab.sparsity.structured.remove_channels import rebuild
 from sparse_lab.training.checkpoint_io import load_network
 
@@ -42,23 +44,27 @@ class Finished:
 
 def finished(run: Path) -> Finished:
     """Read a run's folder; where whole filters went, the network without them. Raises UserError when the run is not
-    finished.
+    finished, or its result or its network is not what was written.
     """
+    folder = RunDir(run, {})
     try:
-        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-        config = result["config"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{run} is not a finished run: it has no readable result.json") from None
-    best, small = (run / "checkpoints" / name for name in ("best.ckpt", "small.ckpt"))
-    build = {
-        "name": config["model"]["name"],
-        "num_classes": config["dataset"]["num_classes"],
-        "width": config["model"]["width"],
-        "image_size": config["dataset"]["image_size"],
-    }
-    model = _plain(load_network(small if small.is_file() else best), build)
-    normalise = {"mean": config["dataset"]["mean"], "std": config["dataset"]["std"]}
-    return Finished(run, result, model.eval(), build, normalise)
+        result = read_result(run / "result.json")
+        model, dataset = result["config"]["model"], result["config"]["dataset"]
+        build = {"name": model["name"], "num_classes": dataset["num_classes"], "width": model["width"]}
+        build["image_size"] = dataset["image_size"]
+        normalise = {"mean": dataset["mean"], "std": dataset["std"]}
+    except FileNotFoundError:
+        raise UserError(f"{run} is not a finished run: it has no result.json") from None
+    except BadRecord as error:
+        raise UserError(f"{run / 'result.json'}: {error}; the same command that made the run makes it again") from None
+    except (KeyError, TypeError):
+        raise UserError(f"{run / 'result.json'} says neither what its network is nor what its images are") from None
+    network = folder.small if folder.small.is_file() else folder.best
+    if network in folder.foreign(result):
+        raise UserError(f"{network} is not the network that {run / 'result.json'} speaks of: nothing is exported")
+    if not network.is_file() or not verify_checksum(network):
+        raise UserError(f"{network} is missing or damaged: the same command that made the run makes it again")
+    return Finished(run, result, _plain(load_network(network), build).eval(), build, normalise)
 
 
 def _plain(network: dict[str, Tensor], build: dict[str, Any]) -> nn.Module:

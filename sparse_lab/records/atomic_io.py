@@ -91,6 +91,18 @@ def append_checksum(path: Path) -> None:
         file.write(struct.pack("<H", len(SEAL + digest)) + SEAL + digest)
 
 
+def seal_of(path: Path) -> str | None:
+    """The SHA-256 that an archive says of itself; None without a seal, or without a file."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - len(SEAL) - 64))
+            end = file.read()
+    except OSError:
+        return None
+    return end[len(SEAL) :].decode("ascii", "replace") if end.startswith(SEAL) else None
+
+
 def verify_checksum(path: Path) -> bool | None:
     """Is the archive what it was when it was sealed? None for a whole archive without a seal, and for other files."""
     comment = len(SEAL) + 64

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sparse_lab.records.atomic_io import CHECKSUM, atomic_write, checksum, damaged
+from sparse_lab.records.record import BadRecord, read_result, read_status
 
 FILE = "records.jsonl"
 METRICS = "metrics"
@@ -129,16 +130,12 @@ def _by_name(path: Path) -> dict[str, list[bytes]]:
 
 def _line(name: str, run: Path) -> bytes:
     """The run's files as one line. Raise ValueError, OSError."""
-    result, status = _json(run / "result.json"), _json(run / "status.json")
-    if damaged(result):
-        raise ValueError(f"{run / 'result.json'} is damaged: its checksum is wrong")
+    result, status = _read(read_result, run / "result.json"), _read(read_status, run / "status.json")
     traces = {METRICS: _metrics(run / "metrics.csv")}
     traces |= {kind: _json_lines(path) for kind in LINES if (path := run / f"{kind}.jsonl").exists()}
     config = _config(run / "config.yaml")
     record = {"name": name, "result": result, "status": status, "config": config, "traces": traces}
     neutral = _neutral(record, _own_folders(config))
-    if CHECKSUM in result and neutral["result"] != result:
-        neutral["result"][CHECKSUM] = checksum(neutral["result"])
     neutral["traces"] = {kind: _columns(rows) for kind, rows in neutral["traces"].items()}
     try:
         return json.dumps({**neutral, CHECKSUM: checksum(neutral)}, separators=(",", ":"), allow_nan=False).encode()
@@ -146,14 +143,11 @@ def _line(name: str, run: Path) -> bytes:
         raise ValueError(f"{run} cannot be kept: {error}") from None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read(how: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    if not isinstance(plain, dict):
-        raise ValueError(f"{path} is damaged: it holds no JSON object")
-    return plain
+        return how(path)
+    except BadRecord as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

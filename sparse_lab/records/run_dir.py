@@ -19,10 +19,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sparse_lab.errors import UserError
-from sparse_lab.records.atomic_io import CHECKSUM, damaged, verify_checksum, write_record, write_text_atomic
+from sparse_lab.records.atomic_io import seal_of, verify_checksum, write_record, write_text_atomic
+from sparse_lab.records.record import BadRecord, read_result, read_status
 from sparse_lab.records.redaction import clean, redact
-
-RESULT_KEYS = {"name", "test_accuracy", "kept", "total", "seconds"}
 
 
 def now() -> str:
@@ -51,20 +50,40 @@ class RunDir:
 
     @property
     def has_result(self) -> bool:
-        """Does a result lie here? Whether it is whole is seen when the run is asked for it."""
-        return (self.path / "result.json").is_file()
+        """Does a sound result lie here? Whether its network is whole is seen when the run is asked for it."""
+        return self._record() is not None
 
     def result(self) -> dict[str, Any] | None:
-        """The result of a finished run, or None. A run is finished when its result and its network are there, whole."""
+        """The result of a finished run, or None: then the run is finished again, from its last checkpoint.
+
+        A run is finished when its result is there, whole and its own, with the very network that it was measured on.
+        """
+        result = self._record()
         try:
-            result = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
-            if not isinstance(result, dict) or damaged(result) or not result.keys() >= RESULT_KEYS:
+            if result is None or self.foreign(result) or not verify_checksum(self.best):
                 return None
-            if verify_checksum(self.best) is False:
+            if "small" in result and not verify_checksum(self.small):
                 return None
-        except (OSError, ValueError):  # what is torn is no result: the run is finished again from its checkpoint
+        except OSError:
             return None
-        return {key: value for key, value in result.items() if key != CHECKSUM}
+        return result
+
+    def _record(self) -> dict[str, Any] | None:
+        try:
+            result = read_result(self.path / "result.json")
+        except (FileNotFoundError, BadRecord):
+            return None
+        return result if result["name"] == self.name else None
+
+    def foreign(self, result: dict[str, Any]) -> list[Path]:
+        """The networks here that are not those that the result was measured on: it knows the seals of its own."""
+        seals = result.get("networks")
+        known = seals if isinstance(seals, dict) else {}  # results before 0.3 know none
+        return [path for path in (self.best, self.small) if path.stem in known and seal_of(path) != known[path.stem]]
+
+    def networks(self) -> dict[str, str]:
+        """The seals of the networks here, by name (best, small), for a result to know them by."""
+        return {path.stem: seal for path in (self.best, self.small) if (seal := seal_of(path)) is not None}
 
     @contextmanager
     def claim(self, say: Callable[[str], None], wait: bool) -> Iterator[None]:
@@ -93,16 +112,23 @@ class RunDir:
             yield
 
     def set_aside_damaged(self, say: Callable[[str], None]) -> None:
-        """Rename checkpoints that are not what was saved, so that the one before them is used."""
-        for path, sealed in ((self.last, True), (self.previous, True), (self.best, False), (self.small, False)):
+        """Rename checkpoints that are not what was saved: the one before is used, or they are made anew."""
+        for path in (self.last, self.previous, self.best, self.small):
             try:
                 holds = verify_checksum(path)
             except FileNotFoundError:
                 continue
-            if holds is False or (sealed and holds is None):
-                aside = path.with_name(f"{path.name}.damaged")
-                os.replace(path, aside)
-                say(f"WARNING: {path} is damaged (torn or changed since it was saved): set aside as {aside.name}")
+            if not holds:
+                self.set_aside(path, "damaged", "is damaged (torn or changed since it was saved)", say)
+        result = self._record()
+        for path in [] if result is None else self.foreign(result):
+            if path.exists():
+                self.set_aside(path, "foreign", "is not the network that this run's result was measured on", say)
+
+    def set_aside(self, path: Path, ending: str, why: str, say: Callable[[str], None]) -> None:
+        aside = path.with_name(f"{path.name}.{ending}")
+        os.replace(path, aside)
+        say(f"WARNING: {path} {why}: set aside as {aside.name}")
 
     def newest(self) -> Path | None:
         """The checkpoint to go on from; damaged ones have been set aside."""
@@ -133,10 +159,10 @@ class RunDir:
     def settle(self) -> None:
         """A finished run was killed before its status said so."""
         try:
-            status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            status = read_status(self.path / "status.json")
+        except (FileNotFoundError, BadRecord):
             status = {}
-        if isinstance(status, dict) and status.get("state") != "done":
+        if status.get("state") != "done":
             self.status = {**status, "state": "done", "error": None}
             self._write_status()
 

@@ -7,7 +7,6 @@ NNN.json when it has ended, so the summary, the exit status and `sparse-lab stat
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
 from collections import Counter
@@ -18,7 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sparse_lab.records.atomic_io import damaged, printable, write_record
+from sparse_lab.records.atomic_io import write_record
+from sparse_lab.records.record import BadRecord, read_record, read_result
 
 ENDED = ("done", "skipped", "failed", "stopped")
 PLAN_KEYS = {"command", "started", "pid", "host", "jobs", "launcher", "runs"}
@@ -195,17 +195,24 @@ class SweepFolder:
     def has_result(self, name: str) -> bool:
         """Asked again only where there was none: a result stays."""
         if not self._results.get(name):
-            self._results[name] = (self.runs / name / "result.json").exists()
+            self._results[name] = _is_result(self.runs / name / "result.json")
         return self._results[name]
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """A JSON object whose checksum, if it has one, is its own; None where there is none."""
+    """A record that can be trusted, or None."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_record(path, sealed=path.name != "status.json", shown=True)
+    except (FileNotFoundError, BadRecord):
         return None
-    return printable(content) if isinstance(content, dict) and not damaged(content) else None
+
+
+def _is_result(path: Path) -> bool:
+    try:
+        read_result(path)
+    except (FileNotFoundError, BadRecord):
+        return False
+    return True
 
 
 def gone(about: dict[str, Any]) -> bool:

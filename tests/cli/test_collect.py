@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sparse_lab.cli.main import main
+from sparse_lab.records.atomic_io import write_record
 from sparse_lab.records.kept import FILE, read_kept
 from sparse_lab.report import read
 
@@ -23,13 +24,14 @@ def outputs(tmp_path: Path) -> Path:
         run = tmp_path / "outputs" / "runs" / f"run{number}"
         (run / "checkpoints").mkdir(parents=True)
         about = {"name": run.name, "cell": f"{number}", "seed": 1, "test_accuracy": 90.0 + number}
-        about |= {"model": "vgg16", "dataset": "digits", "method": "dense"}
+        about |= {"model": "vgg16", "dataset": "digits", "method": "dense", "config": {}}
+        about |= {"kept": 10, "total": 10, "seconds": 1.0}
         paths = {"outputs": str(tmp_path / "outputs"), "data": "data"}
         (run / "config.yaml").write_text(json.dumps({"seed": 1, "paths": paths}))
         (run / "metrics.csv").write_text("epoch,train_loss\n1,0.5\n")
         (run / "status.json").write_text(json.dumps({"state": "done" if number else "interrupted"}))
         if number:
-            (run / "result.json").write_text(json.dumps(about))
+            write_record(run / "result.json", about)
     return tmp_path / "outputs"
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from sparse_lab.cli import status
+from sparse_lab.records.atomic_io import write_record
 from sparse_lab.records.sweep_dir import SweepFolder, now
 
 HERE = {"pid": os.getpid(), "host": socket.gethostname()}
@@ -23,7 +24,8 @@ HERE = {"pid": os.getpid(), "host": socket.gethostname()}
 def result(name: str, seed: int) -> dict[str, object]:
     return {
         "name": name, "cell": "c", "model": "vgg16", "dataset": "digits", "method": "oneshot", "seed": seed,
-        "sparsity_target": 0.9, "test_accuracy": 91.5, "layers": {f"features.{i}.weight": i for i in range(60)},
+        "sparsity_target": 0.9, "test_accuracy": 91.5, "kept": 1, "total": 10, "seconds": 1.0, "config": {},
+        "layers": {f"features.{i}.weight": i for i in range(60)},
     }  # fmt: skip
 
 
@@ -42,7 +44,7 @@ def sweep(tmp_path: Path):
             state = {"state": "done" if number < done else "running", "epoch": 1, "epochs": 2, "updated": now(), **HERE}
             (tmp_path / "runs" / name / "status.json").write_text(json.dumps(state))
             if number < done:
-                (tmp_path / "runs" / name / "result.json").write_text(json.dumps(result(name, number)))
+                write_record(tmp_path / "runs" / name / "result.json", result(name, number))
                 folder.outcome(number, {"run": name, "outcome": "done", "said": "91.50%"})
             else:
                 folder.begin(number, name)
@@ -126,7 +128,7 @@ def test_in_a_terminal_it_follows_until_nothing_runs(tmp_path, sweep):
             finished = True
             name = names[1]
             (tmp_path / "runs" / name / "status.json").write_text(json.dumps({"state": "done"}))
-            (tmp_path / "runs" / name / "result.json").write_text(json.dumps(result(name, 1)))
+            write_record(tmp_path / "runs" / name / "result.json", result(name, 1))
             folder = SweepFolder(tmp_path / "sweeps" / "abcdef01")
             folder.outcome(1, {"run": name, "outcome": "done", "said": "91.50%"})
             folder.end({key: value for key, value in plan.items() if key != "checksum"})

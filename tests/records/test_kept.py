@@ -16,7 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_lab.records.atomic_io import CHECKSUM, checksum, damaged
+from sparse_lab.records.atomic_io import CHECKSUM, checksum, damaged, write_record
 from sparse_lab.records.kept import FILE, Kept, keep_run, keep_runs, read_kept
 
 METRICS = "epoch,train_loss,learning_rate,note\n1,2.301617830991745,0.1,\n2,0.5,1e-05,nan\n3,-0.0,0.10,007\n"
@@ -28,6 +28,12 @@ ACTIVATIONS = [{"epoch": 1, "layers": {"x": 0.1}}, {"epoch": 2, "layers": {"x": 
 MakeRun = Callable[..., Path]
 
 
+RESULT = {
+    **{"cell": "c", "model": "vgg16", "dataset": "digits", "method": "dense", "seed": 1, "test_accuracy": 90.0},
+    **{"kept": 10, "total": 10, "seconds": 1.0, "config": {}},
+}
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
     """Writes a finished run's folder; `outputs`: where its config says that it lies."""
@@ -36,7 +42,13 @@ def make_run(tmp_path: Path) -> MakeRun:
         place = tmp_path / "runs" / name
         place.mkdir(parents=True)
         config = {"seed": 1, "paths": {"data": f"{outputs}/data", "outputs": outputs}, "lr": 1e-05, "none": None}
-        result = {"name": name, "accuracy": 0.1 + 0.2, "command": f"sparse-lab paths.outputs={outputs}", **more}
+        result = {
+            "name": name,
+            "accuracy": 0.1 + 0.2,
+            "command": f"sparse-lab paths.outputs={outputs}",
+            **RESULT,
+            **more,
+        }
         (place / "config.yaml").write_text(yaml.safe_dump(config))
         (place / "status.json").write_text(json.dumps({"state": "done", "error": None, "where": f"{outputs}/data/x"}))
         (place / "result.json").write_text(json.dumps({**result, CHECKSUM: checksum(result)}, indent=2))
@@ -67,7 +79,7 @@ def test_everything_comes_back_as_it_was(make_run: MakeRun, tmp_path: Path) -> N
     run = make_run(large=2**70, text='"\u2028\\ \n', deep=[[{}], {}])
     keep_run(run, tmp_path / "new" / "table")
     kept = one(tmp_path / "new" / "table")
-    assert kept.name == "run" and kept.result == json.loads((run / "result.json").read_text())
+    assert kept.name == "run" and kept.result == without_seal(json.loads((run / "result.json").read_text()))
     assert kept.status == json.loads((run / "status.json").read_text())
     assert kept.config == yaml.safe_load((run / "config.yaml").read_text())
     assert csv_of(kept.traces["metrics"]) == METRICS
@@ -80,6 +92,10 @@ def test_everything_comes_back_as_it_was(make_run: MakeRun, tmp_path: Path) -> N
     plain = json.loads(line)
     assert plain["traces"]["updates"]["layers"]["b"]["kept"] == [11, 12]  # in columns, as what it is for is said there
     assert CHECKSUM in plain and not damaged(plain)
+
+
+def without_seal(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != CHECKSUM}
 
 
 plain = st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.none() | st.text("aé\u2028", max_size=2)
@@ -98,8 +114,8 @@ def test_whatever_rows_and_cells_hold(
     rows: list[dict[str, Any]], cells: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     place = tmp_path_factory.mktemp("run")
-    for name in ("status", "result"):
-        (place / f"{name}.json").write_text("{}")
+    (place / "status.json").write_text("{}")
+    write_record(place / "result.json", {"name": "run", **RESULT})
     (place / "config.yaml").write_text("{}")
     (place / "updates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with open(place / "metrics.csv", "w", newline="") as file:
@@ -128,7 +144,7 @@ def test_the_order_does_not_matter_and_nothing_is_there_twice(make_run: MakeRun,
     before = (tmp_path / "a" / FILE).read_bytes()
     assert (tmp_path / "b" / FILE).read_bytes() == before
     result = json.loads((runs[0] / "result.json").read_text())
-    (runs[0] / "result.json").write_text(json.dumps({"name": result["name"], "other": "result"}))
+    write_record(runs[0] / "result.json", {**result, "other": "result"})
     assert keep_runs(runs, tmp_path / "a") == ([], [])
     assert (tmp_path / "a" / FILE).read_bytes() == before
 
@@ -165,7 +181,7 @@ def test_what_is_damaged_is_not_kept(name: str, content: bytes, make_run: MakeRu
     before = (tmp_path / FILE).read_bytes()
     run = make_run("torn")
     (run / name).write_bytes(content)
-    with pytest.raises(ValueError, match=r"torn.* (is damaged|cannot be kept)"):
+    with pytest.raises(ValueError, match=r"torn.*(damaged|cannot be read|cannot be kept)"):
         keep_run(run, tmp_path)
     assert (tmp_path / FILE).read_bytes() == before and not list(tmp_path.glob("*.tmp"))
     added, [error] = keep_runs([make_run("another"), run], tmp_path)  # the others are kept all the same

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sparse_lab.records.atomic_io import write_record
 from sparse_lab.records.sweep_dir import SweepFolder, duration, gone
 
 
@@ -27,10 +28,16 @@ def folder(tmp_path: Path) -> SweepFolder:
     return SweepFolder(tmp_path / "sweeps" / "x")
 
 
+RESULT = {
+    **{"name": "e", "cell": "c", "model": "vgg16", "dataset": "digits", "method": "dense", "seed": 1},
+    **{"test_accuracy": 90.0, "kept": 10, "total": 10, "seconds": 1.0, "config": {}},
+}
+
+
 def run(folder: SweepFolder, name: str, **files: dict[str, object]) -> None:
     (folder.runs / name).mkdir(parents=True)
     for stem, content in files.items():
-        (folder.runs / name / f"{stem}.json").write_text(json.dumps(content))
+        write_record(folder.runs / name / f"{stem}.json", content)
 
 
 def dead() -> int:
@@ -47,8 +54,8 @@ def test_each_job_is_what_its_files_say(folder):
     run(folder, "c", status={"state": "running", "epoch": 3, "epochs": 4})
     folder.begin(3, "d")
     about = json.loads((folder.path / "running-003.json").read_text())
-    (folder.path / "running-003.json").write_text(json.dumps({"run": "d", "pid": dead(), "host": about["host"]}))
-    run(folder, "e", result={})
+    write_record(folder.path / "running-003.json", {"run": "d", "pid": dead(), "host": about["host"]})
+    run(folder, "e", result=RESULT)
     (folder.path / "005.json").write_text('{"run": "f", "outcome": "do')
     overview = folder.look()
     assert overview is not None

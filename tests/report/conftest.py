@@ -87,6 +87,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             "sparsity": sparsity,
             "kept": round(921344 * (1 - sparsity)),
             "total": 921344,
+            "seconds": 0.0,
             "test_accuracy": accuracy,
             "validation_accuracy": accuracy + 0.5,
             "selected_on": "validation",
@@ -100,7 +101,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         }
         place = tmp_path / "runs" / (folder or name)
         place.mkdir(parents=True)
-        (place / "result.json").write_text(json.dumps(record))
+        (place / "result.json").write_text(json.dumps({**record, "checksum": checksum(record)}))
         status = {"state": "done", "error": None, "epoch": 160, "epochs": 160, "pid": 1, "host": "h"}
         status["updated"] = updated
         (place / "status.json").write_text(json.dumps(status))

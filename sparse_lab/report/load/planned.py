@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparse_lab.report.load.records import Finished, Records, Status, is_number, read_json, read_status
+from sparse_lab.records.record import is_number
+from sparse_lab.report.load.records import Finished, Records, Status, read_json, read_status
 from sparse_lab.report.tables.aggregate import distinct
 from sparse_lab.report.tables.cell import percent
 from sparse_lab.report.tables.labels import labels

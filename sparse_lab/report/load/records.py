@@ -7,20 +7,19 @@ is listed as unfinished. The plans of sweeps are found on the way; `planned.py` 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import socket
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from sparse_lab.errors import UserError
-from sparse_lab.records.atomic_io import damaged, printable
+from sparse_lab.records.atomic_io import printable
 from sparse_lab.records.kept import FILE, Kept, read_kept
+from sparse_lab.records.record import BadRecord, check_result, check_seal, is_number, read_record, whole_number
 
 STATES = ("running", "done", "failed", "interrupted")
 PLAN = "plan.json"  # of a sweep
@@ -128,25 +127,15 @@ def read(*roots: Path, without: Iterable[Path] = ()) -> Records:
     return records
 
 
-def read_json(path: Path, warnings: list[str]) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is no file, or none that can be trusted, with a warning."""
+def read_json(path: Path, warnings: list[str], *, sealed: bool = True) -> dict[str, Any] | None:
+    """The record in a file; None where there is no file, or none that can be trusted, with a warning."""
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-        if not isinstance(content, dict):
-            raise ValueError("a JSON object was expected")
-        wrong = damaged(content)
-        odd = "\\" in text or "\x7f" in text or not text.isascii()
-        content = printable(content) if odd else content
+        return read_record(path, sealed=sealed, shown=True)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        warnings.append(f"{path}: cannot be read ({' '.join(str(error).split())})")
+    except BadRecord as error:
+        warnings.append(f"{path}: {error}; it is not counted")
         return None
-    if wrong:
-        warnings.append(f"{path}: damaged, its checksum is wrong; it is not counted")
-        return None
-    return content
 
 
 def kept_runs(folder: Path) -> Records:
@@ -164,21 +153,17 @@ def kept_runs(folder: Path) -> Records:
 
 
 def _kept_result(kept: Kept, place: Path, warnings: list[str]) -> dict[str, Any] | None:
-    if damaged(kept.result):
-        warnings.append(f"{place}: damaged, its result's checksum is wrong; it is not counted")
+    try:
+        check_seal(kept.result, required=False)  # its line has one
+    except BadRecord as error:
+        warnings.append(f"{place}: its result is {error}; it is not counted")
         return None
     return _sound(printable(kept.result), place, warnings)
 
 
 def read_status(folder: Path, warnings: list[str], fallback: str = "unreadable") -> Status:
     """How far the run in a folder is; the fallback where its `status.json` does not say."""
-    return _status(read_json(folder / "status.json", warnings), fallback)
-
-
-def is_number(value: object) -> TypeGuard[int | float]:
-    """True for a finite int or float; a bool is none."""
-    # A whole number in JSON may be larger than any float.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return _status(read_json(folder / "status.json", warnings, sealed=False), fallback)
 
 
 def share(part: object, whole: object) -> float:
@@ -198,13 +183,15 @@ def _add(records: Records, folder: Path) -> None:
     path = folder / "result.json"
     result = read_json(path, records.warnings)
     sound = None if result is None else _sound(result, path, records.warnings)
-    _count(records, folder, sound, read_json(folder / "status.json", records.warnings))
+    _count(records, folder, sound, read_json(folder / "status.json", records.warnings, sealed=False))
 
 
 def _sound(result: dict[str, Any], path: Path, warnings: list[str]) -> dict[str, Any] | None:
     """The result if it says all that a table needs; None, with a warning, if not."""
-    if problem := _problem(result):
-        warnings.append(f"{path}: {problem}; the run is not counted")
+    try:
+        check_result(result)
+    except BadRecord as error:
+        warnings.append(f"{path}: {error}; the run is not counted")
         return None
     return result
 
@@ -249,19 +236,6 @@ def _folders(roots: tuple[Path, ...], without: set[Path]) -> Iterator[tuple[Path
                 yield folder if folder.name else real, files
 
 
-def _problem(result: dict[str, Any]) -> str | None:
-    for name in ("cell", "model", "dataset", "method"):
-        if not isinstance(result.get(name), str) or not result[name]:
-            return f"{name!r} is missing or no text"
-    if _whole_number(result.get("seed")) is None:
-        return "'seed' is missing or no whole number"
-    if result["method"] != "dense" and not is_number(result.get("sparsity_target")):
-        return "'sparsity_target' is missing or no number"
-    if not is_number(result.get("test_accuracy")) or not 0 <= result["test_accuracy"] <= 100:
-        return "'test_accuracy' is missing or no percentage in 0..100"
-    return None
-
-
 def _status(raw: dict[str, Any] | None, fallback: str) -> Status:
     if raw is None or raw.get("state") not in STATES:
         return Status(fallback)
@@ -271,14 +245,10 @@ def _status(raw: dict[str, Any] | None, fallback: str) -> Status:
     return Status(
         state=state,
         error=" ".join(str(error).split()) if error else None,
-        epoch=_whole_number(raw.get("epoch")),
-        epochs=_whole_number(raw.get("epochs")),
+        epoch=whole_number(raw.get("epoch")),
+        epochs=whole_number(raw.get("epochs")),
         updated=_time(raw.get("updated")),
     )
-
-
-def _whole_number(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _time(text: object) -> datetime | None:

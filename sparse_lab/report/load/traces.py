@@ -22,7 +22,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sparse_lab.report.load.records import Finished, is_number, section, share
+from sparse_lab.records.record import is_number
+from sparse_lab.report.load.records import Finished, section, share
 from sparse_lab.report.tables.aggregate import distinct
 from sparse_lab.report.tables.labels import labels
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pandas as pd
 
+from sparse_lab.records.record import is_number
 from sparse_lab.report.figures.registry import Picture
 from sparse_lab.report.load.planned import Gap, Planned
-from sparse_lab.report.load.records import Finished, Records, is_number
+from sparse_lab.report.load.records import Finished, Records
 from sparse_lab.report.tables.aggregate import COLUMNS
 from sparse_lab.report.tables.cell import accuracy, marks, percent
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import pandas as pd
 
+from sparse_lab.records.record import is_number
 from sparse_lab.report.load.published import Published, find, verdict
-from sparse_lab.report.load.records import Finished, is_number, section, share
+from sparse_lab.report.load.records import Finished, section, share
 from sparse_lab.report.tables.cell import Cell, cell, percent
+from sparse_lab.report.tables.data_used import data_changed, data_of, partial
 from sparse_lab.report.tables.labels import labels
 
 COLUMNS = {
@@ -33,6 +35,8 @@ COLUMNS = {
     "difference": "mean - published, in points",
     "verdict": "the difference beside the published standard deviation: within one of it, above or below",
     "official_data": "the md5 of the data files is the official one in every run of the row",
+    "same_data": "every run of the row read the same data",
+    "partial": "what of the data set was left out in at least one run; empty where all of it was used",
     "selected_on": "what chose the epoch whose weights were tested: validation, last epoch, or test (optimistic)",
     "connected": "a path of kept weights leads from the input to the logits in every run; empty where not recorded",
     "effective": "share of the kept weights that lie on a path from input to logits at the end: mean over the "
@@ -180,6 +184,8 @@ def _row(group: Sequence[Finished], name: str, published: Sequence[Published]) -
         "difference": mean - number.top1 if number else math.nan,
         "verdict": verdict(mean - number.top1, number.std) if number else None,
         "official_data": all(section(run.result, "data").get("official") is True for run in group),
+        "same_data": len({data_of(run) for run in group}) == 1 and not any(data_changed(run) for run in group),
+        "partial": "; ".join(sorted({line for run in group for line in partial(run)})),
         "selected_on": ", ".join(sorted({str(run.result.get("selected_on", "not recorded")) for run in group})),
         "connected": _connected(group),
         "effective": _mean(share(end.get("effective"), end.get("kept")) for end in _ends(group)),

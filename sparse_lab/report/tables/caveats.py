@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from sparse_lab.records.record import is_number
 from sparse_lab.report.load.published import TOLERANCE
-from sparse_lab.report.load.records import Finished, is_number, section
+from sparse_lab.report.load.records import Finished, section
 from sparse_lab.report.tables.aggregate import distinct
 from sparse_lab.report.tables.cell import percent
+from sparse_lab.report.tables.data_used import computed, data_changed, data_of, partial
 from sparse_lab.report.tables.labels import changing, labels
 
 
@@ -20,6 +22,8 @@ def notes(runs: Sequence[Finished]) -> list[str]:
         *_unofficial(counted),
         *_selected_on_test(counted),
         *_subsets(counted),
+        *_other_data(counted),
+        *_computed(counted),
         *_missed(counted),
         *_uneven(counted),
         *changing(counted, labels(counted)),
@@ -43,15 +47,42 @@ def _selected_on_test(runs: Sequence[Finished]) -> list[str]:
 
 
 def _subsets(runs: Sequence[Finished]) -> list[str]:
-    counts: dict[tuple[str, object], int] = defaultdict(int)
+    counts: dict[tuple[str, str], int] = defaultdict(int)
     for run in runs:
-        limit = section(section(run.result, "config"), "dataset").get("train_limit")
-        if limit is not None:
-            counts[run.result["dataset"], limit] += 1
-    return [
-        f"{name}: {_runs(count)} trained on {limit} images only, not on the whole training set"
-        for (name, limit), count in counts.items()
+        for line in partial(run):
+            counts[run.result["dataset"], line] += 1
+    return [f"{name}: {_runs(count)} {line}" for (name, line), count in counts.items()]
+
+
+def _other_data(runs: Sequence[Finished]) -> list[str]:
+    """Cells whose records disagree on the data, and runs whose data changed."""
+    read: dict[str, set[str]] = defaultdict(set)
+    names: dict[str, str] = {}
+    for run in runs:
+        read[run.cell].add(data_of(run))
+        names.setdefault(run.cell, run.name)
+    lines = [f"{run.name}: the files of its data set changed while it trained" for run in runs if data_changed(run)]
+    return lines + [
+        f"{names[cell]} and its other seeds did not read the same data ({len(data)} different sets of files)"
+        for cell, data in read.items()
+        if len(data) > 1
     ]
+
+
+def _computed(runs: Sequence[Finished]) -> list[str]:
+    """How runs of one cell were computed, where that differs: it can change the last bits of a result."""
+    ways: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for run in runs:
+        for kind, value in computed(run):
+            ways[kind][run.cell].add(value)
+    lines = []
+    for kind, cells in ways.items():
+        mixed = [values for values in cells.values() if len(values) > 1]
+        if mixed:
+            found = sorted(set().union(*mixed))
+            count = "1 cell was" if len(mixed) == 1 else f"{len(mixed)} cells were"
+            lines.append(f"{count} computed with more than one {kind}: {', '.join(found)}")
+    return lines
 
 
 def _missed(runs: Sequence[Finished]) -> list[str]:

@@ -11,6 +11,8 @@ import pandas as pd
 MARKS = {
     "†": "the epoch was selected on the test set: the number is optimistic",
     "‡": "the data files are not the official ones",
+    "¶": "in at least one run only part of the images trained, selected the epoch or tested",
+    "≠": "its runs did not read the same data, or their records do not agree on which",
     "§": "in at least one run no path of kept weights leads from the input to the logits",
     "≈": "within one published standard deviation of the published number",
     "↑": "above the published number by more than its standard deviation, or where none is given",
@@ -77,6 +79,8 @@ def _marks(row: dict[Any, Any]) -> str:
     shown = {
         "†": "test" in row["selected_on"].split(", "),
         "‡": not row["official_data"],
+        "¶": bool(row["partial"]),
+        "≠": not row["same_data"],
         "§": row["connected"] is False,
     }
     return "".join(mark for mark, here in shown.items() if here)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sparse_lab.cli.main import main
-from sparse_lab.records.atomic_io import CHECKSUM, checksum
+from sparse_lab.records.atomic_io import CHECKSUM, checksum, write_record
 from sparse_lab.records.kept import FILE, keep_runs
 from sparse_lab.report import distinct, read
 from sparse_lab.report.load.traces import traces
@@ -63,8 +63,7 @@ def test_what_lies_in_both_counts_once(trees: tuple[Path, Path], tmp_path: Path)
     # one that differs is said by its place, as between folders
     place = next(path for path in (trees[0] / "runs").iterdir() if "seed0" in path.name)
     plain = json.loads((place / "result.json").read_text())
-    plain = {**{key: value for key, value in plain.items() if key != CHECKSUM}, "test_accuracy": 1.0}
-    (place / "result.json").write_text(json.dumps(plain))
+    write_record(place / "result.json", {**plain, "test_accuracy": 1.0})
     _, notes = distinct(read(*trees).results)
     assert len(notes) == 2 and str(place) in notes[0] and str(trees[1] / FILE / place.name) in notes[0]
 
@@ -108,7 +107,6 @@ def hostile(record: dict[str, Any]) -> list[str]:
 def test_no_line_breaks_a_report(trees: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     path = trees[1] / FILE
     record = json.loads(path.read_text().split("\n")[0])["result"]
-    del record[CHECKSUM]
     lines = hostile(record)
     path.write_text("\n".join(lines) + "\n" + path.read_text())
     assert main(["report", str(trees[1])]) == 0

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,7 @@ def test_a_job_whose_run_has_another_name_on_its_machine_is_done(
     """trainer.precision=auto, planned where there is no GPU and run where there is one."""
     make_run(folder="made-in-bf16")
     sweep = make_plan(["planned-in-float32", "never"])
-    (sweep / "0.json").write_text(json.dumps({"outcome": "done", "run": "made-in-bf16", "said": "91%"}))
+    write_record(sweep / "0.json", {"outcome": "done", "run": "made-in-bf16", "said": "91%"})
     assert states(tmp_path) == {"never": "not started"}
 
 
@@ -151,6 +150,6 @@ def test_jobs_that_cannot_be_read_are_warnings(make_plan: Plan, tmp_path: Path) 
     folder = make_plan(["a"])
     (folder / "000.json").write_text("{")
     (folder / "running-000.json").write_text("{")
-    (folder / "001.json").write_text(json.dumps({"run": ["?"], "outcome": ["failed"], "said": None}))
+    write_record(folder / "001.json", {"run": ["?"], "outcome": ["failed"], "said": None})
     found, [warning] = unfinished(read(tmp_path))
     assert [run.status.state for run in found] == ["not started"] and "000.json" in warning

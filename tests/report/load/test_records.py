@@ -46,13 +46,18 @@ def test_a_broken_result_is_a_warning_and_its_run_is_listed(make_run: Make, tmp_
         {"cell": None},
         {"seed": "1"},
         {"sparsity_target": None},
+        {"name": ""},
+        {"kept": -1},
+        {"total": 10.5},
+        {"seconds": "long"},
+        {"config": []},
     ],
 )
 def test_a_result_that_cannot_be_tabulated_is_not_counted(
-    make_run: Make, tmp_path: Path, wrong: dict[str, object]
+    make_run: Make, seal: Callable[..., None], tmp_path: Path, wrong: dict[str, object]
 ) -> None:
     path = make_run() / "result.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **wrong}))
+    seal(path, {**json.loads(path.read_text()), **wrong})
     records = read(tmp_path)
     assert not records.results and len(records.unfinished) == 1
     assert repr(next(iter(wrong))) in records.warnings[0]
@@ -94,6 +99,15 @@ def test_a_result_whose_checksum_is_wrong_does_not_count(make_run: Make, tmp_pat
     [run], [warning] = records.unfinished, records.warnings
     assert run.status.state == "unreadable" and "checksum" in warning
     assert str(run.folder / "result.json") in warning
+
+
+def test_a_result_whose_checksum_was_taken_away_does_not_count(make_run: Make, tmp_path: Path) -> None:
+    path = make_run(accuracy=90.0) / "result.json"
+    record = json.loads(path.read_text())
+    del record["checksum"]
+    path.write_text(json.dumps({**record, "test_accuracy": 99.9}))
+    records = read(tmp_path)
+    assert not records.results and "its checksum is gone" in records.warnings[0]
 
 
 def test_a_run_that_was_stopped_is_interrupted(make_status: Make, tmp_path: Path) -> None:

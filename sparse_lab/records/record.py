@@ -1,0 +1,89 @@
+"""The one reader of records: JSON with a checksum, as `atomic_io.write_record` leaves it. No torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from sparse_lab.records.atomic_io import CHECKSUM, damaged, printable
+
+
+class BadRecord(ValueError):
+    """What is wrong with a record, in one line."""
+
+
+def read_record(path: Path, *, sealed: bool = True, shown: bool = False) -> dict[str, Any]:
+    """Return the JSON object in a file, without its checksum.
+
+    sealed: it must have a checksum. shown: its texts are for a terminal or a page, and made printable. Raise
+    FileNotFoundError where there is no file, BadRecord where there is one that cannot be trusted.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError("a JSON object was expected")
+        check_seal(content, required=sealed)
+        if shown and ("\\" in text or "\x7f" in text or not text.isascii()):
+            content = printable(content)
+    except (FileNotFoundError, BadRecord):
+        raise
+    except OSError as error:
+        raise BadRecord(f"cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise BadRecord(f"cannot be read ({' '.join(str(error).split())})") from None
+    content.pop(CHECKSUM, None)
+    return content
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """Return a run's status, as `read_record`: it changes every epoch, is believed in nothing, and has no checksum."""
+    return read_record(path, sealed=False)
+
+
+def check_seal(record: dict[str, Any], *, required: bool = True) -> None:
+    """Raise BadRecord for a record whose checksum is not its own, or missing where it is `required`."""
+    if damaged(record):
+        raise BadRecord("damaged, its checksum is wrong")
+    if required and CHECKSUM not in record:
+        raise BadRecord("damaged, its checksum is gone")
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Return a run's result, as `read_record`; BadRecord also where it does not say what every result says."""
+    result = read_record(path)
+    check_result(result)
+    return result
+
+
+def check_result(result: dict[str, Any]) -> None:
+    """Raise BadRecord for a result that lacks what every one has, or says what no run says."""
+    for name in ("name", "cell", "model", "dataset", "method"):
+        if not isinstance(result.get(name), str) or not result[name]:
+            raise BadRecord(f"{name!r} is missing or no text")
+    if whole_number(result.get("seed")) is None:
+        raise BadRecord("'seed' is missing or no whole number")
+    if result["method"] != "dense" and not is_number(result.get("sparsity_target")):
+        raise BadRecord("'sparsity_target' is missing or no number")
+    accuracy = result.get("test_accuracy")
+    if not is_number(accuracy) or not 0 <= accuracy <= 100:
+        raise BadRecord("'test_accuracy' is missing or no percentage in 0..100")
+    kept, total = whole_number(result.get("kept")), whole_number(result.get("total"))
+    if kept is None or total is None or not 0 <= kept <= total:
+        raise BadRecord("'kept' and 'total' are missing or no numbers of weights")
+    if not is_number(result.get("seconds")) or result["seconds"] < 0:
+        raise BadRecord("'seconds' is missing or no time")
+    if not isinstance(result.get("config"), dict):
+        raise BadRecord("'config' is missing or holds no settings")
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """True for a finite int or float; a bool is none."""
+    # A whole number in JSON may be larger than any float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def whole_number(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
