@@ -165,6 +165,14 @@ def quiet() -> Console:
 
 
 @pytest.fixture
+def wide_console() -> Console:
+    """Says all that a run says, a line a line."""
+    from rich.console import Console
+
+    return Console(width=400)
+
+
+@pytest.fixture
 def metrics() -> Callable[[Config], list[dict[str, float]]]:
     """The rows of a run's metrics.csv, which dashboards have no hand in."""
 

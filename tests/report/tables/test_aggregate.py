@@ -278,3 +278,49 @@ def test_a_setting_too_long_for_a_line_is_broken_before_its_value() -> None:
     label = "regrow (method.regrow.distribution=ssim, epochs=3)"
     assert foldable(label, 30) == "regrow (method.regrow.distribution= ssim, epochs=3)"
     assert foldable(label, 40) == label
+
+
+def test_runs_on_part_of_the_data_are_marked_in_their_cell_and_named(make_run: Make, tmp_path: Path) -> None:
+    def images(train: int, test: int) -> dict[str, dict[str, int]]:
+        return {"train": {"used": train, "whole": 45_000}, "validation": {"used": 5_000, "whole": 5_000},
+                "test": {"used": test, "whole": 10_000}}  # fmt: skip
+
+    make_run(method="debug", images=images(45_000, 10))
+    make_run(method="short", images=images(1_234, 10_000))
+    make_run(method="whole", images=images(45_000, 10_000))
+    make_run(method="old", settings={"training.limit_batches": 2})
+    records = read(tmp_path)
+    table = long(records.results, [])
+    column = wide(table, "vgg16", "cifar10").iloc[:, 0]
+    assert {method: cell.endswith(" ¶") for method, cell in column.items()} == {
+        "debug": True, "short": True, "whole": False, "old": True,
+    }  # fmt: skip
+    assert {line for line in notes(records.results) if line.startswith("cifar10: 1 run ")} == {
+        "cifar10: 1 run tested on 10 of 10,000 test images",
+        "cifar10: 1 run trained on 1,234 of 45,000 training images",
+        "cifar10: 1 run trained on 2 batches an epoch only",
+    }
+    assert any(line.startswith("¶ in at least one run only part of the images") for line in marks(table))
+
+
+def test_a_cell_whose_records_disagree_on_the_data_is_marked(make_run: Make, tmp_path: Path) -> None:
+    for seed, fingerprint in ((1, "a"), (2, "b")):
+        make_run(method="two", seed=seed, data={"md5": {}, "official": True, "fingerprint": fingerprint})
+        make_run(method="one", seed=seed, data={"md5": {}, "official": True, "fingerprint": "a"})
+    make_run(method="moved", data={"md5": {}, "official": True, "fingerprint": "a", "changed": True})
+    records = read(tmp_path)
+    column = wide(long(records.results, []), "vgg16", "cifar10").iloc[:, 0]
+    assert {method: "≠" in cell for method, cell in column.items()} == {"two": True, "one": False, "moved": True}
+    said = notes(records.results)
+    assert sum("did not read the same data (2 different sets of files)" in line for line in said) == 1
+    assert sum("changed while it trained" in line for line in said) == 1
+
+
+def test_seeds_that_were_computed_in_different_ways_are_named(make_run: Make, tmp_path: Path) -> None:
+    way = {"device": "cpu: one, 2 threads", "torch": "2.15.0", "compile": "off", "deterministic": True}
+    make_run(method="mixed", seed=1, computed=[way])
+    make_run(method="mixed", seed=2, computed=[way, {**way, "torch": "2.16.0"}])
+    make_run(method="same", seed=1, computed=[way])
+    make_run(method="old", seed=1, device="cpu: other", versions={"torch": "2.14.0"})
+    said = [line for line in notes(read(tmp_path).results) if "computed" in line]
+    assert said == ["1 cell was computed with more than one version of torch: 2.15.0, 2.16.0"]
