@@ -23,7 +23,7 @@ def labels(runs: Iterable[Finished]) -> dict[str, str]:
     groups: dict[tuple[str, str, str], dict[float, dict[str, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
     for run in runs:
         group = groups[run.result["model"], run.result["dataset"], run.result["method"]]
-        group[run.sparsity].setdefault(run.cell, flatten(run.config))
+        group[run.sparsity].setdefault(run.cell, _asked(run))
     names: dict[str, str] = {}
     for (_, _, method), by_sparsity in groups.items():
         names.update(_variants(method, by_sparsity))
@@ -42,7 +42,7 @@ def changing(runs: Iterable[Finished], names: Mapping[str, str]) -> list[str]:
     rows: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
     for run in runs:
         row = rows[run.result["model"], run.result["dataset"], names[run.cell]]
-        row.setdefault(run.cell, flatten(run.config))
+        row.setdefault(run.cell, _asked(run))
     notes = []
     for (model, dataset, name), cells in sorted(rows.items()):
         if keys := [key for key in differing(list(cells.values())) if key != "sparsity.target"]:
@@ -57,6 +57,13 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     row.
     """
     return dict(_flat(_of_today(config) if "parts" in section(dict(config), "method") else config, ""))
+
+
+def _asked(run: Finished) -> dict[str, Any]:
+    """A run's settings, and what else is in its name: which data it read, and how many processes it had."""
+    fingerprint, ranks = section(run.result, "data").get("fingerprint"), run.result.get("ranks")
+    beside = {"data": fingerprint[:8] if isinstance(fingerprint, str) else "", "processes": ranks}
+    return {**flatten(run.config), **{name: value for name, value in beside.items() if value}}
 
 
 def _flat(config: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

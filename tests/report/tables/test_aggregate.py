@@ -324,3 +324,11 @@ def test_seeds_that_were_computed_in_different_ways_are_named(make_run: Make, tm
     make_run(method="old", seed=1, device="cpu: other", versions={"torch": "2.14.0"})
     said = [line for line in notes(read(tmp_path).results) if "computed" in line]
     assert said == ["1 cell was computed with more than one version of torch: 2.15.0, 2.16.0"]
+
+
+def test_rows_that_differ_in_their_data_or_processes_say_so(make_run: Make, tmp_path: Path) -> None:
+    for cell, data, ranks in (("a", "0123456789ab", 0), ("b", "fedcba987654", 0), ("c", "0123456789ab", 2)):
+        make_run(folder=cell, cell=cell, data={"md5": {}, "official": True, "fingerprint": data}, ranks=ranks)
+    assert set(tabulate(tmp_path)["method"]) == {
+        "oneshot (data=01234567)", "oneshot (data=fedcba98)", "oneshot (data=01234567, processes=2)",
+    }  # fmt: skip
