@@ -127,6 +127,7 @@ def computed(config: Config, device: torch.device) -> dict[str, Any]:
     """What may change the last bits of a result and is not in a run's name: it stands in the record."""
     return {
         "device": device_name(device),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": str(torch.__version__),
         "compile": resolve_compile_mode(config.trainer.compile, device),
         "deterministic": config.trainer.deterministic,

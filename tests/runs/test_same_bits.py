@@ -88,7 +88,7 @@ def test_what_is_said_to_change_no_bit_changes_none(request_of, compose_under, t
 def test_what_may_change_bits_is_in_the_record(compose, quiet):
     config = compose("method=dense", "trainer.compile=off", "trainer.deterministic=false")
     [way] = run(config, "x", quiet)["computed"]
-    assert way.keys() == {"device", "torch", *RECORDED.values()}
+    assert way.keys() == {"device", "instructions", "torch", *RECORDED.values()}
     assert way["compile"] == "off" and way["deterministic"] is False
     assert way["torch"] == str(torch.__version__) and f"{torch.get_num_threads()} threads" in way["device"]
 
@@ -105,6 +105,14 @@ def test_a_run_that_goes_on_in_another_way_knows_of_both(compose, quiet, plug):
 
 def test_processes_of_a_run_are_in_its_name(compose):
     assert run_name(compose("trainer.devices=2")) != run_name(compose()) == run_name(compose("trainer.devices=1"))
+
+
+def test_a_precision_that_the_machine_chooses_is_in_the_name_as_what_it_is(compose):
+    names = {
+        precision: run_name(compose(f"trainer.precision={precision}"))
+        for precision in ("auto", "32-true", "bf16-mixed")
+    }
+    assert names["auto"] == names["32-true"] != names["bf16-mixed"], "on a CPU"
 
 
 @pytest.mark.full

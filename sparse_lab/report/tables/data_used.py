@@ -11,6 +11,7 @@ _DONE = {"train": "trained on", "validation": "validated on", "test": "tested on
 _OF = {"train": "training images", "validation": "validation images", "test": "test images"}
 _COMPUTED = {
     "device": "device",
+    "instructions": "set of CPU instructions",
     "torch": "version of torch",
     "compile": "trainer.compile",
     "deterministic": "trainer.deterministic",
