@@ -82,6 +82,7 @@ def _answer(argv: list[str]) -> int:
 
 def _hydra(argv: list[str]) -> int:
     """Look at the request as a whole, then let Hydra compose and start each job."""
+    from sparse_lab.records.redaction import redact
     from sparse_lab.sweep.plan import Request
 
     request = Request.read(argv)
@@ -89,7 +90,7 @@ def _hydra(argv: list[str]) -> int:
         print(request.help_text())
         return 0
     if request.cfg is not None:
-        print(request.config_text(), end="")
+        print(redact(request.config_text()), end="")
         return 0
     if request.runs:
         request.check()

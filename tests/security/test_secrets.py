@@ -13,7 +13,7 @@ from rich.console import Console
 
 from sparse_lab.errors import UserError
 from sparse_lab.experiment import fit
-from sparse_lab.experiment.config_security import check_config, check_line
+from sparse_lab.experiment.security.secrets import check_config, check_line
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
 from sparse_lab.records.atomic_io import damaged, write_record
