@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,7 +19,6 @@ SHELL_LINES = ("setup", "teardown", "srun_args")
 FOLDER = "submitit_folder"
 BATCH = ("SlurmLauncher", "LocalLauncher")
 SIGNS = frozenset("`$;<>\\\"'#")
-FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:\w+\}")
 
 
 def check_launching(config: DictConfig) -> None:
@@ -33,7 +31,7 @@ def check_launching(config: DictConfig) -> None:
                 break
             node = node.get(part) if isinstance(node, dict) else None
         for text in texts(node):
-            if "${" in text and not (key == "job.env_set" and FROM_ENVIRONMENT.fullmatch(text)):
+            if "${" in text:
                 raise UserError(f"hydra.{key} is put together from other values: write it out")
     if str(config.hydra.launcher.get("_target_")).endswith(BATCH):
         check_batch(resolved(config.hydra.launcher))

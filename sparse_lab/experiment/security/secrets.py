@@ -15,7 +15,6 @@ from sparse_lab.records.redaction import is_secret, redact, secret_forms, secret
 
 VARIABLE = re.compile(r"\.(?:env_set|env_vars)\.(\w+)$")  # where a config sets environment variables
 HELP = ("hydra.help.", "hydra.hydra_help.", "hydra.runtime.")
-ENVIRONMENT = "hydra.job.env_set."
 
 
 def check_line(argv: Iterable[str]) -> None:
@@ -31,14 +30,13 @@ def check_line(argv: Iterable[str]) -> None:
 def check_config(config: DictConfig) -> None:
     """Refuse a composed config in which a value is, or is made of, a secret. Raises UserError with one line.
 
-    Interpolations are resolved, in Hydra's own node too: a launcher writes what they come to into batch scripts. What a
-    job's environment is given is looked at as it is saved.
+    Interpolations are resolved, in Hydra's own node too: a launcher writes what they come to into batch scripts.
     """
     forms = secret_forms()
-    for path, value, interpolated in sorted(leaves(config), key=lambda leaf: leaf[0].startswith("hydra.")):
+    for path, value, _ in sorted(leaves(config), key=lambda leaf: leaf[0].startswith("hydra.")):
         if found := secret_in(path, forms):
             raise _kept(redact(path), found)
-        if not isinstance(value, str) or path.startswith(HELP) or (interpolated and path.startswith(ENVIRONMENT)):
+        if not isinstance(value, str) or path.startswith(HELP):
             continue
         found = secret_in(value, forms)
         if found is None and (match := VARIABLE.search(path)) and is_secret(match[1], value):
