@@ -203,7 +203,9 @@ class Ray(Basic):
         for job in jobs:
             # a function for each: Ray may hand another call of the same to a worker that ends after one (max_calls)
             task = ray.remote(**self.remote)(perform_elsewhere).options(name=job.name)
-            handles.append(task.remote(self.context, self.handed, state, composed(self.context, self.config, self.handed, job)))
+            handles.append(
+                task.remote(self.context, self.handed, state, composed(self.context, self.config, self.handed, job))
+            )
         return handles
 
     def over(self, handle: Any) -> bool:
@@ -280,7 +282,7 @@ class Resubmitted:
 
 
 def composed(context: HydraContext, config: DictConfig, task: Task, job: Job) -> DictConfig:
-    """What Hydra makes of a job's overrides, with its own node. Raises UserError for what it must not start or write."""
+    """What Hydra makes of a job's overrides, with its own node. Raises UserError for what must not start."""
     ConfigSource(conf_dir(), task.user_conf).check_files(job.overrides)
     whole = context.config_loader.load_sweep_config(config, list(job.overrides))
     with open_dict(whole):
@@ -308,7 +310,7 @@ def perform_elsewhere(context: HydraContext, task: TaskFunction, state: dict[Any
 
 
 def compose_elsewhere(
-    context: HydraContext, config: DictConfig, task: TaskFunction, state: dict[Any, Any], job: Job
+    context: HydraContext, config: DictConfig, task: Task, state: dict[Any, Any], job: Job
 ) -> JobReturn:
     """The same, composed there: many jobs that are handed over at one time do not wait for one another."""
     setup_globals()

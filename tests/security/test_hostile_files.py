@@ -124,7 +124,11 @@ FILES = {
         "experiment=evil",
         "hydra.run.dir",
     ),
-    "a file of another folder": ({"experiment/evil": "defaults: [/../../x]"}, "experiment=evil", "its own folder alone"),
+    "a file of another folder": (
+        {"experiment/evil": "defaults: [/../../x]"},
+        "experiment=evil",
+        "its own folder alone",
+    ),
     "files that ask for each other": (
         {"experiment/evil": "defaults: [/model/b]", "model/b": "defaults: [/experiment/evil]"},
         "experiment=evil",
@@ -244,7 +248,8 @@ def test_what_a_file_may_not_read(text, conf):
 
 
 @pytest.mark.parametrize(
-    "defaults", ["[/model: '${oc.env:WANDB_API_KEY}']", "['/model/${oc.env:WANDB_API_KEY}']", "[/model@${oc.env:X}: vgg16]"]
+    "defaults",
+    ["[/model: '${oc.env:WANDB_API_KEY}']", "['/model/${oc.env:WANDB_API_KEY}']", "[/model@${oc.env:X}: vgg16]"],
 )
 def test_a_defaults_list_reads_no_variable(defaults, conf):
     """Hydra would say the name of the file that it did not find."""
@@ -276,7 +281,7 @@ def test_the_gallery_reads_no_variable(conf):
     from sparse_lab.cli.methods import methods
 
     write(conf, "method/evil", "defaults: [dense]\nsummary: ${oc.env:WANDB_API_KEY}")
-    with pytest.raises(UserError, match="method/evil.yaml"):
+    with pytest.raises(UserError, match=r"method/evil\.yaml"):
         methods(conf)
 
 
@@ -318,6 +323,14 @@ def test_what_a_file_may_ask(words, conf):
     name, text = USEFUL[words]
     write(conf, name, f"{HEAD}hydra: {{{text}}}")
     Request.read(["--config-dir", str(conf), *words.split()]).compose([])
+
+
+def test_named_choices_may_be_chosen(conf):
+    chosen = ("job_logging: stdout", "hydra_logging: default", "launcher: joblib")
+    groups = ", ".join(f"override /hydra/{one}" for one in chosen)
+    write(conf, "experiment/good", f"{HEAD}defaults: [{groups}]")
+    composed = Request.read(["--config-dir", str(conf), "experiment=good"]).compose([]).cfg
+    assert composed.hydra.launcher.n_jobs == 2 and composed.hydra.job_logging.root.level == "INFO"
 
 
 def test_a_launcher_of_one_s_own(conf, monkeypatch):

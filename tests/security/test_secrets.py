@@ -13,9 +13,9 @@ from rich.console import Console
 
 from sparse_lab.errors import UserError
 from sparse_lab.experiment import fit
-from sparse_lab.experiment.security.secrets import check_config, check_line
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
+from sparse_lab.experiment.security.secrets import check_config, check_line
 from sparse_lab.records.atomic_io import damaged, write_record
 from sparse_lab.records.redaction import REDACTED, clean, redact, values
 from sparse_lab.sweep.plan import Request
@@ -26,8 +26,22 @@ PEM = "-----BEGIN RSA PRIVATE KEY-----\nMIIEowIBAAKC\n-----END RSA PRIVATE KEY--
 # made up, and put together here so that no scanner of repositories takes one for a real key
 MARKS = [
     mark + "a1B2c3D4e5" * 8
-    for mark in ("sk-", "gh" + "p_", "glpat" + "-", "hv" + "s.", "r8" + "_", "gs" + "k_", "ya" + "29.", "wandb" + "_v1_")
-] + ["AS" + "IA" + "A1B2C3D4" * 2, "xox" + "b-1234567890", "SG" + ".a1B2c3D4e5f6g7h8.a1B2c3D4e5f6g7h8", "AI" + "za" + "a1B2c" * 7]
+    for mark in (
+        "sk-",
+        "gh" + "p_",
+        "glpat" + "-",
+        "hv" + "s.",
+        "r8" + "_",
+        "gs" + "k_",
+        "ya" + "29.",
+        "wandb" + "_v1_",
+    )
+] + [
+    "AS" + "IA" + "A1B2C3D4" * 2,
+    "xox" + "b-1234567890",
+    "SG" + ".a1B2c3D4e5f6g7h8.a1B2c3D4e5f6g7h8",
+    "AI" + "za" + "a1B2c" * 7,
+]
 ODD = """p&ss<w>o"r'd \\ 1é%/+="""
 
 
@@ -36,7 +50,14 @@ ODD = """p&ss<w>o"r'd \\ 1é%/+="""
     [
         *("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "HF_TOKEN", "GITHUB_PAT", "PGPASSWORD"),
         *("MLFLOW_TRACKING_PASSWORD", "DB_PASS", "OPENAI_APIKEY", "CLIENT_SECRET", "SENTRY_DSN", "wandb_api_key"),
-        *("SSHPASS", "DB_PW", "MYSQL_PWD", "AZURE_STORAGE_CONNECTION_STRING", "SERVICEBUS_CONN_STR", "SLACK_WEBHOOK_URL"),
+        *(
+            "SSHPASS",
+            "DB_PW",
+            "MYSQL_PWD",
+            "AZURE_STORAGE_CONNECTION_STRING",
+            "SERVICEBUS_CONN_STR",
+            "SLACK_WEBHOOK_URL",
+        ),
         *("WEBHOOK_URL", "TEAMS_WEBHOOK", "SUPABASE_JWT", "SESSION_COOKIE", "DOCKER_AUTH_CONFIG", "LDAP_PASSCODE"),
     ],
 )

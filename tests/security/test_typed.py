@@ -125,7 +125,7 @@ SECRETS = [
     "hydra.job.name=${oc.env:WANDB_API_KEY}",
     "+hydra.job.env_set.X=${oc.env:WANDB_API_KEY}",
     "hydra.help.template=${oc.env:WANDB_API_KEY}",
-    f"hydra/launcher=submitit_slurm hydra.launcher.comment=${{logger.project}} logger.project=${{oc.env:WANDB_API_KEY}}",
+    "hydra/launcher=submitit_slurm hydra.launcher.name=${logger.project} logger.project=${oc.env:WANDB_API_KEY}",
 ]
 
 
@@ -156,7 +156,9 @@ def test_no_file_has_a_part_in_what_a_shell_runs(words):
     assert "hydra." in refused(*words.split("|"))
 
 
-@pytest.mark.parametrize("text", ["a\ntouch x", "a\r#", "a\u2028b", "a\x00b", "`x`", "$(x)", "a;b", "a'b", "a>b", "#SBATCH"])
+@pytest.mark.parametrize(
+    "text", ["a\ntouch x", "a\r#", "a\u2028b", "a\x00b", "`x`", "$(x)", "a;b", "a'b", "a>b", "#SBATCH"]
+)
 def test_no_value_ends_its_line_of_a_batch_script(text):
     for settings in ({"comment": text}, {"additional_parameters": {text: 1}}, {"mail_user": [text]}):
         with pytest.raises(UserError, match=r"hydra\.launcher\."):
@@ -178,7 +180,9 @@ def test_what_submitit_makes_of_what_is_let_through():
     for key, value in let_through:
         given = {"partition": "a", "comment": "b", "folder": "f"} | {key.replace("submitit_", ""): value}
         lines = slurm._make_sbatch_string("c", **given).splitlines()
-        assert len(lines) == plain and all(line.startswith("#SBATCH --") for line in lines[3 : lines.index("# command") - 1])
+        assert len(lines) == plain and all(
+            line.startswith("#SBATCH --") for line in lines[3 : lines.index("# command") - 1]
+        )
 
 
 def test_what_is_shown_holds_no_secret(capsys, monkeypatch):

@@ -116,9 +116,7 @@ def _sweeper() -> dict[str, Kind]:
         "params.*": SWEPT,
         "sampler._target_": _one_of(*SAMPLERS),
     }
-    kinds = (
-        dict.fromkeys(whole, WHOLE) | dict.fromkeys(numbers, NUMBER) | dict.fromkeys(switches, SWITCH) | others
-    )
+    kinds = dict.fromkeys(whole, WHOLE) | dict.fromkeys(numbers, NUMBER) | dict.fromkeys(switches, SWITCH) | others
     return {f"sweeper.{key}": kind for key, kind in kinds.items()}
 
 

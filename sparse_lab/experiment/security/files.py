@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.security.allowed import Kind, KeyPath, kind_of
+from sparse_lab.experiment.security.allowed import KeyPath, Kind, kind_of
 from sparse_lab.experiment.security.interpolations import check_interpolations
 from sparse_lab.experiment.security.leaves import DEEPEST
 from sparse_lab.experiment.security.servers import KEY, check_server

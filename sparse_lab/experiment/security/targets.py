@@ -1,5 +1,5 @@
-"""What a config may start. Hydra calls whatever a `_target_` names, so names outside these lists are refused, wherever a
-config has them from: a launcher's options, a callback, what is typed.
+"""What a config may start. Hydra calls whatever a `_target_` names, so names outside these lists are refused, wherever
+they come from: a launcher's options, a callback, what is typed.
 
 Some values run code without a `_target_`: a dotted name that a plugin looks up, a storage whose content is unpickled.
 """
@@ -21,9 +21,7 @@ SWEEPERS = (
     "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
     "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper",
 )
-SAMPLERS = tuple(
-    f"optuna.samplers.{name}Sampler" for name in ("TPE", "Random", "Grid", "CmaEs", "NSGAII", "MOTPE")
-)
+SAMPLERS = tuple(f"optuna.samplers.{name}Sampler" for name in ("TPE", "Random", "Grid", "CmaEs", "NSGAII", "MOTPE"))
 TARGETS = frozenset({*LAUNCHERS, *SWEEPERS, *SAMPLERS})
 DATABASES = ("sqlite:///", "mysql://", "mysql+pymysql://", "postgresql://", "postgresql+psycopg2://")
 
