@@ -28,4 +28,6 @@ def check_flags(argv: Iterable[str]) -> None:
         if name == UNPICKLES:
             raise UserError(f"{name} unpickles a file, which could run anything: give the run's command again")
         close = difflib.get_close_matches(name, FLAGS, n=1, cutoff=0.0)[0]
-        raise UserError(f"unknown flag {name!r}; the nearest that is taken: {close}; see sparse-lab --help")
+        raise UserError(
+            f"cannot read the command line: unknown flag {name!r}; the nearest is {close}; see sparse-lab --help"
+        )
