@@ -68,6 +68,7 @@ class _End:
 
 def _answer(argv: list[str]) -> int:
     from sparse_lab.errors import SparseLabError
+    from sparse_lab.records.atomic_io import printable
     from sparse_lab.records.redaction import redact
 
     try:
@@ -76,7 +77,7 @@ def _answer(argv: list[str]) -> int:
             return getattr(importlib.import_module(module), function)(argv[1:])
         return _hydra(argv)
     except SparseLabError as error:
-        print(f"sparse-lab: {redact(str(error))}", file=sys.stderr)
+        print(f"sparse-lab: {printable(redact(str(error)))}", file=sys.stderr)  # it may tell of a stranger's file
         return USER_ERROR
 
 

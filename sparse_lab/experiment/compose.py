@@ -315,7 +315,8 @@ class ConfigSource:
         return Composed(cfg, {part for part in there if OmegaConf.select(cfg, part) is not None})
 
     def through_hydra(self, overrides: list[str]) -> DictConfig:
-        user = [] if self.user_conf is None else [f"hydra.searchpath=[file://{self.user_conf}]"]
+        quoted = str(self.user_conf).replace("'", "\\'")
+        user = [] if self.user_conf is None else [f"hydra.searchpath=['file://{quoted}']"]
         with _told(), _aside(), hydra.initialize_config_dir(str(self.conf), version_base="1.3"):
             return hydra.compose("config", [*user, *overrides], return_hydra_config=True)
 

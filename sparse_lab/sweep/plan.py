@@ -93,6 +93,10 @@ class Request:
         user_conf = Path(args.config_dir).resolve() if args.config_dir else None
         if user_conf is not None and not user_conf.is_dir():
             raise UserError(f"--config-dir {args.config_dir}: no such folder")
+        if user_conf is not None and (not str(user_conf).isprintable() or set("$\\") & set(str(user_conf))):
+            raise UserError(
+                f"--config-dir {args.config_dir!r}: Hydra would read $ and \\ in its name: rename the folder"
+            )
         asked = [f"--{name}" for name in ("cfg", "info", "multirun", "run", "shell_completion") if getattr(args, name)]
         if len(asked) > 1:
             raise UserError(f"{' and '.join(asked)} do not go together")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from sparse_lab.cli.main import main
 from sparse_lab.errors import UserError
 from sparse_lab.sweep.plan import Request
 from sparse_lab.sweep.table import words
@@ -323,6 +324,25 @@ def test_what_a_file_may_ask(words, conf):
     name, text = USEFUL[words]
     write(conf, name, f"{HEAD}hydra: {{{text}}}")
     Request.read(["--config-dir", str(conf), *words.split()]).compose([])
+
+
+def test_what_is_said_of_a_file_does_not_steer_the_terminal(conf, capsys):
+    write(conf, "experiment/evil", HEAD + 'defaults: ["/model/\\e]0;x\\a\\e[2J"]')
+    assert main(["--config-dir", str(conf), "experiment=evil"]) == 2
+    assert capsys.readouterr().err.rstrip("\n").isprintable()
+
+
+@pytest.mark.parametrize("name", ["a\\b", "${oc.env:WANDB_API_KEY}", "a\nb"])
+def test_a_folder_s_name_is_not_read_as_anything_else(name, tmp_path):
+    (tmp_path / name).mkdir()
+    assert "rename the folder" in refused(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a,b c", "x]=[y", "it's"])
+def test_a_folder_s_name_is_a_name(name, tmp_path):
+    write(tmp_path / name, "experiment/good", f"{HEAD}seed: 3\n")
+    composed = Request.read(["--config-dir", str(tmp_path / name), "experiment=good"]).compose([]).cfg
+    assert composed.seed == 3
 
 
 def test_named_choices_may_be_chosen(conf):

@@ -88,6 +88,7 @@ PLACES = {
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("words", PLACES)
 def test_hydra_writes_below_outputs_alone(words, tmp_path):
     (tmp_path / "outputs").mkdir()
@@ -129,7 +130,7 @@ SECRETS = [
 ]
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("words", SECRETS)
 def test_no_secret_reaches_what_hydra_keeps(words, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -150,7 +151,7 @@ SHELL = [
 ]
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("words", SHELL)
 def test_no_file_has_a_part_in_what_a_shell_runs(words):
     assert "hydra." in refused(*words.split("|"))
