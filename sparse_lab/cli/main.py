@@ -68,6 +68,7 @@ class _End:
 
 def _answer(argv: list[str]) -> int:
     from sparse_lab.errors import SparseLabError
+    from sparse_lab.records.atomic_io import printable
     from sparse_lab.records.redaction import redact
 
     try:
@@ -76,12 +77,13 @@ def _answer(argv: list[str]) -> int:
             return getattr(importlib.import_module(module), function)(argv[1:])
         return _hydra(argv)
     except SparseLabError as error:
-        print(f"sparse-lab: {redact(str(error))}", file=sys.stderr)
+        print(f"sparse-lab: {printable(redact(str(error)))}", file=sys.stderr)  # it may tell of a stranger's file
         return USER_ERROR
 
 
 def _hydra(argv: list[str]) -> int:
     """Look at the request as a whole, then let Hydra compose and start each job."""
+    from sparse_lab.records.redaction import redact
     from sparse_lab.sweep.plan import Request
 
     request = Request.read(argv)
@@ -89,7 +91,7 @@ def _hydra(argv: list[str]) -> int:
         print(request.help_text())
         return 0
     if request.cfg is not None:
-        print(request.config_text(), end="")
+        print(redact(request.config_text()), end="")
         return 0
     if request.runs:
         request.check()

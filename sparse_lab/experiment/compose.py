@@ -16,7 +16,7 @@ import re
 import threading
 import time
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +25,6 @@ from typing import Any
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
@@ -41,7 +40,9 @@ from yaml import YAMLError
 
 from sparse_lab.config import RENAMED_CHOICES, Config, MethodConfig, ScheduleConfig, parts_of, renamed
 from sparse_lab.errors import UserError, nearest
-from sparse_lab.experiment.config_security import check_config, check_searchpath, check_targets
+from sparse_lab.experiment.security.composed import check_composed
+from sparse_lab.experiment.security.files import CheckedRepository, Setting, check_files, check_settings
+from sparse_lab.experiment.security.interpolations import check_interpolations
 
 PARTS = {
     f"{group}.{part}": kind
@@ -197,7 +198,7 @@ class ConfigSource:
     conf: Path
     user_conf: Path | None = None
     _choices: dict[str, list[str]] = field(default_factory=dict, init=False)
-    _repository: CachingConfigRepository | None = field(default=None, init=False)
+    _repository: CheckedRepository | None = field(default=None, init=False)
 
     def parse(self, lines: list[str]) -> list[Override]:
         """Overrides, in Hydra's grammar. Raises UserError."""
@@ -235,8 +236,10 @@ class ConfigSource:
             raise UserError(f"{override.input_line}: give keys a value, as in seed=1; nothing can be taken out")
         if key.startswith("hydra") and override.is_sweep_override():
             raise UserError(f"{override.input_line}: a sweep cannot go over {key}: give it one value")
-        if key == "hydra.searchpath":  # composing would import what it names
-            check_searchpath(override.value() or [])
+        if key == "hydra.searchpath":  # composing would import what it names, and read folders that nobody looked at
+            raise UserError(f"{override.input_line}: other folders than ours are given by --config-dir DIR")
+        if key.startswith("hydra"):
+            check_interpolations(key, override.input_line)
         choices = self.choices(key)
         if key in OWN_CHOICES:
             choices += OWN_CHOICES[key]
@@ -257,12 +260,20 @@ class ConfigSource:
         Hydra puts the same choices together once a process; what sets one key is set in a copy, as it would.
         """
         choices, values = split(self, overrides)
+        settings = self.check_files(choices)
         composed = self._put_together(choices)
         for key, value in values:
             composed.set(key, value)
-        check_targets(composed.cfg)
-        check_config(composed.cfg)
+        check_settings(composed.cfg, settings)
+        check_composed(composed.cfg)
         return composed
+
+    def check_files(self, overrides: Iterable[str]) -> list[Setting]:
+        """What the user's own files that these overrides choose set of Hydra's keys. Raises UserError."""
+        if self.user_conf is None:
+            return []
+        with _told():
+            return check_files(self._loader, self.parse(list(overrides)))
 
     def chosen(self, method: str, schedule: str | None = None) -> tuple[DictConfig, str]:
         """What the files of a method alone say, with its schedule's or another's: a config of these two groups, without
@@ -270,7 +281,7 @@ class ConfigSource:
 
         Hydra's own rules without the rest of the config, which forty methods would wait for.
         """
-        self._repository = self._repository or CachingConfigRepository(self._loader.repository)
+        self._repository = self._repository or CheckedRepository(self._loader.repository)
         lines = [f"method={method}"] + ([] if schedule is None else [f"schedule={schedule}"])
         try:
             found = create_defaults_list(self._repository, "chosen", self.parse(lines), False, skip_missing=False)
@@ -304,14 +315,23 @@ class ConfigSource:
         return Composed(cfg, {part for part in there if OmegaConf.select(cfg, part) is not None})
 
     def through_hydra(self, overrides: list[str]) -> DictConfig:
-        user = [] if self.user_conf is None else [f"hydra.searchpath=[file://{self.user_conf}]"]
-        try:
-            with _aside(), hydra.initialize_config_dir(str(self.conf), version_base="1.3"):
-                return hydra.compose("config", [*user, *overrides], return_hydra_config=True)
-        except (YAMLError, UnicodeDecodeError) as error:  # a file of --config-dir
-            raise UserError(f"a config file cannot be read: {' '.join(str(error).split())}") from None
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise UserError(first_line(error.__cause__ or error)) from None
+        quoted = str(self.user_conf).replace("'", "\\'")
+        user = [] if self.user_conf is None else [f"hydra.searchpath=['file://{quoted}']"]
+        with _told(), _aside(), hydra.initialize_config_dir(str(self.conf), version_base="1.3"):
+            return hydra.compose("config", [*user, *overrides], return_hydra_config=True)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What Hydra finds wrong, in one line."""
+    try:
+        yield
+    except (YAMLError, UnicodeDecodeError) as error:  # a file of --config-dir
+        raise UserError(f"a config file cannot be read: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError("a config file is nested too deep, or asks for itself") from None
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(first_line(error.__cause__ or error)) from None
 
 
 @contextmanager

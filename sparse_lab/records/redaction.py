@@ -1,7 +1,8 @@
 """API keys and passwords stay in the environment: they reach no config, record, status, error or console line.
 
 What counts as a secret is the value of every environment variable whose name says so, and what is written as one:
-NAME_API_KEY=VALUE, https://user:password@host, a token with the mark of its issuer.
+NAME_API_KEY=VALUE, https://user:password@host, a header that authorizes, a private key, a token with the mark of its
+issuer.
 """
 
 from __future__ import annotations
@@ -19,20 +20,46 @@ T = TypeVar("T")
 
 REDACTED = "[redacted]"
 SHORTEST = 8  # shorter values are found in ordinary text by chance
-WORDS = r"API_?KEY|ACCESS_?KEY|SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?"
-SECRET_NAME = re.compile(rf"{WORDS}|(?:^|_)(?:KEYS?|PASS|PWD|AUTH|PAT|DSN)$|(?:^|_)KEY_", re.IGNORECASE)
-ORDINARY_NAME = re.compile(
-    r"^(?:OLD)?PWD$|^TOKENIZERS_|_(?:PATH|DIR|FILE|SOCK|URL|NAME|TYPE|LEN(?:GTH)?)$", re.IGNORECASE
+WORDS = (
+    r"API_?KEY|ACCESS_?KEY|SECRET|TOKEN(?!IZ)|PASSWORD|PASSWD|PASSWRD|PASSPHRASE|PASSCODE|SSHPASS|CREDENTIALS?|"
+    r"CONN(?:ECTION)?_?STR(?:ING)?|WEBHOOK"
 )
+# the last word of a name, which is part of many an ordinary one
+ENDS = r"KEYS?|PASS|PW|PWD|PSWD|PAT|DSN|JWT|COOKIE|AUTH(?:_CONFIG)?"
+SECRET_NAME = re.compile(rf"{WORDS}|(?:^|_)(?:{ENDS})$|(?:^|_)KEY_", re.IGNORECASE)
+ORDINARY_NAME = re.compile(
+    r"^(?:OLD)?PWD$|_(?:PATH|DIR|FILE|SOCK|(?<!WEBHOOK_)URL|NAME|TYPE|LEN(?:GTH)?)$", re.IGNORECASE
+)
+COUNTED = re.compile(r"TOKENS$", re.IGNORECASE)  # how many, where the value is a number
 # no issuer makes such keys, and a password that is a word cannot be told from the word
 ORDINARY_WORD = re.compile(r"[a-z_-]{1,15}|[A-Z_-]{1,15}|[A-Z][a-z]{1,14}")
 ASSIGNED = re.compile(
-    rf"\b([A-Z][A-Z0-9_]*(?:{WORDS})[A-Z0-9_]*|(?i:api_?key|password|passwd|access_token))=([^\s&'\",)\]}}]{{4,}})"
+    rf"\b((?=[A-Z])[A-Z0-9_]*(?:{WORDS})[A-Z0-9_]*|[A-Z][A-Z0-9_]*_(?:PASS|PW|PWD|PAT|DSN|JWT)|"
+    r"(?i:api_?key|password|passwd|access_token|client_secret)|"
+    # Azure's and AWS' own, in connection strings and signed addresses
+    r"AccountKey|SharedAccessKey|SharedAccessSignature|X-Amz-(?:Signature|Security-Token)|(?<=[?&;])(?:sig|signature|token|key))"
+    r"=([^\s&'\",)\]}]{4,})"
 )
 IN_URL = re.compile(r"\b([a-z][a-z0-9+.-]*://)(?:[^\s/:@'\"]*:[^\s/@'\"]+|[^\s/:@'\"]{20,})@")
+# as HTTP's headers carry them, also in a dict's or JSON's spelling
+HEADER = re.compile(
+    r"(?i)\b((?:proxy-)?authorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|token|digest|negotiate)\s+)?|"
+    r"(?:x-)?api-key['\"]?\s*:\s*['\"]?|(?:x-auth|private|x-amz-security)-token['\"]?\s*:\s*['\"]?|"
+    r"\bbearer\s+(?=[\w.~+/-]*\d)|\bbasic\s+(?=[A-Za-z+/]*[0-9=]))([\w.~+/-]{16,}=*)"
+)
 MARKED = re.compile(
-    r"\b(?:sk-[\w-]{16,}|hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,}|"
-    r"glpat-[\w-]{16,})"
+    r"(?:-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|\Z)|"
+    r"\beyJ[\w-]{6,}\.[\w-]{6,}\.[\w-]*|"  # a JSON Web Token
+    r"https://hooks\.slack(?:-gov)?\.com/(?:services|workflows|triggers)/[\w/+-]+|"
+    r"https://(?:\w+\.)?discord(?:app)?\.com/api/webhooks/\d+/[\w-]+|https://[\w.-]+\.webhook\.office\.com/[^\s'\"]+|"
+    r"https://chat\.googleapis\.com/v1/spaces/[^\s'\"]*[?&]key=[^\s'\"]+|"
+    r"\b(?:sk-[\w-]{16,}|[sr]k_(?:live|test)_\w{16,}|hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|"
+    r"A[KS]IA[0-9A-Z]{16}\b|xox[abeprs][.-][\w.-]{10,}|xapp-[\w-]{10,}|gl(?:pat|dt|rt|ptt|cbt|soat)-[\w-]{16,}|"
+    r"AIza[\w-]{35}|ya29\.[\w-]{20,}|GOCSPX-[\w-]{20,}|npm_\w{36}|pypi-[\w-]{50,}|do[por]_v1_[0-9a-f]{64}|"
+    r"SG\.[\w-]{16,}\.[\w-]{16,}|hv[sbr]\.[\w-]{24,}|dapi[0-9a-f]{32}|nvapi-[\w-]{20,}|r8_\w{30,}|gsk_\w{40,}|"
+    r"wandb_v1_\w{20,}|dckr_pat_[\w-]{20,}|shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}|tskey-[\w-]{16,}|ATATT3[\w=-]{20,}|"
+    r"AGE-SECRET-KEY-1[0-9A-Z]{50,}|NRAK-[A-Z0-9]{27}|lin_api_\w{32,}|pul-[0-9a-f]{40}|\d{8,10}:AA[\w-]{33}))",
+    re.DOTALL,
 )
 
 
@@ -46,7 +73,7 @@ def values() -> dict[str, str]:
 
 
 def is_secret(name: str, value: str) -> bool:
-    if not SECRET_NAME.search(name) or ORDINARY_NAME.search(name):
+    if not SECRET_NAME.search(name) or _ordinary(name, value):
         return False
     if len(value) < SHORTEST or ORDINARY_WORD.fullmatch(value):
         return False
@@ -67,8 +94,14 @@ def _without(text: str, forms: Iterable[str]) -> str:
     for form in forms:
         text = text.replace(form, REDACTED)
     text = IN_URL.sub(rf"\1{REDACTED}@", text)
-    text = ASSIGNED.sub(rf"\1={REDACTED}", text)
-    return MARKED.sub(REDACTED, text)
+    text = MARKED.sub(REDACTED, text)
+    text = ASSIGNED.sub(lambda match: match[0] if _ordinary(*match.groups()) else f"{match[1]}={REDACTED}", text)
+    return HEADER.sub(rf"\1{REDACTED}", text)
+
+
+def _ordinary(name: str, value: str) -> bool:
+    counted = COUNTED.search(name) is not None and value.isdigit()
+    return counted or ORDINARY_NAME.search(name) is not None or value.startswith(REDACTED[:-1])
 
 
 def _forms(value: str) -> list[str]:
@@ -112,8 +145,10 @@ def secret_in(text: str, forms: dict[str, str]) -> str | None:
         (IN_URL, lambda match: "the password in a URL"),
         (ASSIGNED, lambda match: f"a value for {match[1]}"),
         (MARKED, lambda match: "what looks like an API key"),
+        (HEADER, lambda match: "what looks like an authorization header"),
     ]
     for pattern, words in looks:
-        if match := pattern.search(text):
-            return words(match)
+        for match in pattern.finditer(text):
+            if pattern is not ASSIGNED or not _ordinary(*match.groups()):
+                return words(match)
     return None

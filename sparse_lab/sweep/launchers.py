@@ -17,6 +17,11 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from sparse_lab.config import conf_dir
+from sparse_lab.experiment.compose import ConfigSource
+from sparse_lab.experiment.security.composed import check_composed
+from sparse_lab.experiment.security.launching import check_batch
+
 if TYPE_CHECKING:
     from hydra.types import HydraContext, TaskFunction
 
@@ -119,7 +124,7 @@ class Basic(hydra.plugins.launcher.Launcher):
     def submit(self, jobs: list[Job]) -> list[Any]:
         """Start these jobs and return what each is known by from now on."""
         setup_globals()
-        return [perform(self.context, self.task, composed(self.context, self.config, job)) for job in jobs]
+        return [perform(self.context, self.task, composed(self.context, self.config, self.handed, job)) for job in jobs]
 
     def over(self, handle: Any) -> bool:
         """Return whether the job has ended, well or not."""
@@ -198,7 +203,9 @@ class Ray(Basic):
         for job in jobs:
             # a function for each: Ray may hand another call of the same to a worker that ends after one (max_calls)
             task = ray.remote(**self.remote)(perform_elsewhere).options(name=job.name)
-            handles.append(task.remote(self.context, self.handed, state, composed(self.context, self.config, job)))
+            handles.append(
+                task.remote(self.context, self.handed, state, composed(self.context, self.config, self.handed, job))
+            )
         return handles
 
     def over(self, handle: Any) -> bool:
@@ -227,6 +234,7 @@ class Submitit(Basic):
     def submit(self, jobs: list[Job]) -> list[Any]:
         import submitit
 
+        check_batch(self.params)
         own = dict(self.params)
         folder, resubmitted = own.pop("submitit_folder"), own.pop("max_num_timeout", None)
         again = {} if resubmitted is None else {f"{self.cluster}_max_num_timeout": resubmitted}
@@ -273,11 +281,13 @@ class Resubmitted:
         return submitit.helpers.DelayedSubmission(self, job)
 
 
-def composed(context: HydraContext, config: DictConfig, job: Job) -> DictConfig:
-    """What Hydra makes of a job's overrides, with its own node."""
+def composed(context: HydraContext, config: DictConfig, task: Task, job: Job) -> DictConfig:
+    """What Hydra makes of a job's overrides, with its own node. Raises UserError for what must not start."""
+    ConfigSource(conf_dir(), task.user_conf).check_files(job.overrides)
     whole = context.config_loader.load_sweep_config(config, list(job.overrides))
     with open_dict(whole):
         whole.hydra.job.id, whole.hydra.job.num = job.name, job.number
+    check_composed(whole)  # some values are known only now
     return whole
 
 
@@ -300,9 +310,9 @@ def perform_elsewhere(context: HydraContext, task: TaskFunction, state: dict[Any
 
 
 def compose_elsewhere(
-    context: HydraContext, config: DictConfig, task: TaskFunction, state: dict[Any, Any], job: Job
+    context: HydraContext, config: DictConfig, task: Task, state: dict[Any, Any], job: Job
 ) -> JobReturn:
     """The same, composed there: many jobs that are handed over at one time do not wait for one another."""
     setup_globals()
     Singleton.set_state(state)
-    return perform(context, task, composed(context, config, job))
+    return perform(context, task, composed(context, config, task, job))

@@ -36,10 +36,8 @@ from sparse_lab.experiment.compose import (
     part_of,
     telling,
 )
-from sparse_lab.experiment.config_security import (
-    check_line,
-    check_values,
-)
+from sparse_lab.experiment.security.flags import check_flags
+from sparse_lab.experiment.security.secrets import check_line, check_values
 
 ANSWERS = ("help", "hydra_help", "cfg", "info", "shell_completion")
 # what runs or searches -> the extra that brings it, and what that extra must have brought
@@ -88,15 +86,18 @@ class Request:
     def read(cls, argv: list[str]) -> Request:
         """Parse with Hydra's own grammar. Raises UserError for what it cannot read."""
         check_line(argv)
+        check_flags(argv)
         args = _parse(argv)
         leave_out_plugins_own()
         argv = _flags_first(argv, args.overrides)
         user_conf = Path(args.config_dir).resolve() if args.config_dir else None
         if user_conf is not None and not user_conf.is_dir():
             raise UserError(f"--config-dir {args.config_dir}: no such folder")
-        if args.config_name or args.config_path:
-            raise UserError("--config-name and --config-path would leave sparse_lab's own config: use --config-dir DIR")
-        asked = [f"--{name}" for name in ("cfg", "info", "multirun", "shell_completion") if getattr(args, name)]
+        if user_conf is not None and (not str(user_conf).isprintable() or set("$\\") & set(str(user_conf))):
+            raise UserError(
+                f"--config-dir {args.config_dir!r}: Hydra would read $ and \\ in its name: rename the folder"
+            )
+        asked = [f"--{name}" for name in ("cfg", "info", "multirun", "run", "shell_completion") if getattr(args, name)]
         if len(asked) > 1:
             raise UserError(f"{' and '.join(asked)} do not go together")
         runs = not any(getattr(args, name) for name in ANSWERS)
@@ -114,7 +115,7 @@ class Request:
         if request.axes and runs and not args.multirun:
             key, values = next(iter(request.axes.items()))
             raise UserError(f"{key}={','.join(values)} is a sweep: add -m")
-        if args.cfg or args.info:
+        if args.cfg or args.info or args.hydra_help:  # for which Hydra sets its logging up
             request.compose([])
         return request
 

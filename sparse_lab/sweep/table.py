@@ -30,6 +30,8 @@ from sparse_lab.errors import SparseLabError, UserError, nearest
 from sparse_lab.experiment import phases
 from sparse_lab.experiment.components import table as components
 from sparse_lab.experiment.identity import run_dir
+from sparse_lab.experiment.security.interpolations import check_interpolations
+from sparse_lab.experiment.security.servers import KEY, check_server
 from sparse_lab.experiment.validate import check_request
 from sparse_lab.records.atomic_io import printable
 from sparse_lab.records.run_dir import RunDir
@@ -145,6 +147,10 @@ def words(lines: Any, where: str) -> list[str]:
     for word in found:
         if "=" not in word or word.startswith("-"):
             raise UserError(f"{where}: {reprlib.repr(word)} is no override like training.epochs=3")
+    check_interpolations(where, found)
+    for word in found:
+        if word.lstrip("+").startswith(f"{KEY}="):
+            check_server(where, word.partition("=")[2])
     return found
 
 

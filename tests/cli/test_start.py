@@ -18,7 +18,7 @@ from sparse_lab.errors import UserError
 from sparse_lab.experiment import compose
 from sparse_lab.experiment.backend import GPU_FILES
 from sparse_lab.experiment.compose import ConfigSource, telling, to_config
-from sparse_lab.experiment.config_security import check_values
+from sparse_lab.experiment.security.secrets import check_values
 from sparse_lab.sweep.plan import Request
 
 SHORT = (

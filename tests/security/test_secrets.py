@@ -13,14 +13,35 @@ from rich.console import Console
 
 from sparse_lab.errors import UserError
 from sparse_lab.experiment import fit
-from sparse_lab.experiment.config_security import check_config, check_line
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
+from sparse_lab.experiment.security.secrets import check_config, check_line
 from sparse_lab.records.atomic_io import damaged, write_record
 from sparse_lab.records.redaction import REDACTED, clean, redact, values
 from sparse_lab.sweep.plan import Request
 
 KEY = "sk-0123456789abcdef"
+SLACK = "https://hooks.slack.com/services/"
+PEM = "-----BEGIN RSA PRIVATE KEY-----\nMIIEowIBAAKC\n-----END RSA PRIVATE KEY-----"
+# made up, and put together here so that no scanner of repositories takes one for a real key
+MARKS = [
+    mark + "a1B2c3D4e5" * 8
+    for mark in (
+        "sk-",
+        "gh" + "p_",
+        "glpat" + "-",
+        "hv" + "s.",
+        "r8" + "_",
+        "gs" + "k_",
+        "ya" + "29.",
+        "wandb" + "_v1_",
+    )
+] + [
+    "AS" + "IA" + "A1B2C3D4" * 2,
+    "xox" + "b-1234567890",
+    "SG" + ".a1B2c3D4e5f6g7h8.a1B2c3D4e5f6g7h8",
+    "AI" + "za" + "a1B2c" * 7,
+]
 ODD = """p&ss<w>o"r'd \\ 1é%/+="""
 
 
@@ -29,6 +50,15 @@ ODD = """p&ss<w>o"r'd \\ 1é%/+="""
     [
         *("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "HF_TOKEN", "GITHUB_PAT", "PGPASSWORD"),
         *("MLFLOW_TRACKING_PASSWORD", "DB_PASS", "OPENAI_APIKEY", "CLIENT_SECRET", "SENTRY_DSN", "wandb_api_key"),
+        *(
+            "SSHPASS",
+            "DB_PW",
+            "MYSQL_PWD",
+            "AZURE_STORAGE_CONNECTION_STRING",
+            "SERVICEBUS_CONN_STR",
+            "SLACK_WEBHOOK_URL",
+        ),
+        *("WEBHOOK_URL", "TEAMS_WEBHOOK", "SUPABASE_JWT", "SESSION_COOKIE", "DOCKER_AUTH_CONFIG", "LDAP_PASSCODE"),
     ],
 )
 def test_names_that_say_so(name, monkeypatch):
@@ -50,6 +80,11 @@ def test_names_that_say_so(name, monkeypatch):
         ("API_KEY", "short1"),
         ("DB_PASSWORD", "training"),  # a word, and a group of ours
         ("MONKEY", "a1b2c3d4e5"),
+        ("MAX_TOKENS", "1048576000"),
+        ("COMPASS", "a1b2c3d4e5"),
+        ("PAGE_URL", "https://a1b2c3d4e5"),
+        ("PWDX", "a1b2c3d4e5"),
+        ("AUTHOR", "a1b2c3d4e5"),
     ],
 )
 def test_names_and_values_that_are_ordinary(name, value, monkeypatch):
@@ -84,6 +119,22 @@ def test_every_disguise_is_seen_through(secret, disguise, monkeypatch):
         ("https://0123456789abcdef0123456789@api.host/", f"https://{REDACTED}@api.host/"),
         ("Bearer hf_abcdefghijklmnopqrstuvwx", f"Bearer {REDACTED}"),
         ("key AKIAIOSFODNN7EXAMPLE here", f"key {REDACTED} here"),
+        ("x eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc_def-123 y", f"x {REDACTED} y"),
+        (f"{SLACK}T00/B00/x1y2z3 y", f"{REDACTED} y"),
+        ("https://discord.com/api/webhooks/12345/ab-cd_ef y", f"{REDACTED} y"),
+        ("AccountName=me;AccountKey=a1b2c3d4e5== y", f"AccountName=me;AccountKey={REDACTED} y"),
+        ("https://me.blob.core/c?sv=1&sig=a1%2Bb2&se=2", f"https://me.blob.core/c?sv=1&sig={REDACTED}&se=2"),
+        (f"a {PEM} b", f"a {REDACTED} b"),
+        ("a -----BEGIN PRIVATE KEY-----\nMIIE", f"a {REDACTED}"),
+        ("Authorization: Basic bWU6cGFzc3dvcmQxMjM=", f"Authorization: Basic {REDACTED}"),
+        ("{'authorization': 'Bearer a1b2c3d4e5f6g7h8'}", f"{{'authorization': 'Bearer {REDACTED}'}}"),
+        ("Authorization: a1b2c3d4e5f6g7h8", f"Authorization: {REDACTED}"),
+        ("X-Api-Key: a1b2c3d4e5f6g7h8", f"X-Api-Key: {REDACTED}"),
+        ("curl -H 'bearer a1b2c3d4e5f6g7h8'", f"curl -H 'bearer {REDACTED}'"),
+        ("SSHPASS=hunter22 ssh", f"SSHPASS={REDACTED} ssh"),
+        ("DB_PW=hun;ter22 x", f"DB_PW={REDACTED} x"),
+        ("SLACK_WEBHOOK_URL=https://a/b x", f"SLACK_WEBHOOK_URL={REDACTED} x"),
+        *((f"a {mark} b", f"a {REDACTED} b") for mark in MARKS),
     ],
 )
 def test_what_is_written_as_a_secret_is_one(text, left):
@@ -99,6 +150,15 @@ def test_what_is_written_as_a_secret_is_one(text, left):
         "sparse-lab -m method=a,b seed=1",
         "https://host/a@b?x=1",
         "kept 1,234 of 99,999 weights; task-0123456789abcdef01",
+        "TOKENIZERS_PARALLELISM=false MAX_TOKENS=4096 OLDPWD=/home/me SOME_TOKEN_FILE=/run/x",
+        "the bearer of this letter; bearer authentication is needed; basic authentication, basic internationalization",
+        "Authorization: see the manual; authorization required",
+        "https://hooks.slack.com/ and https://discord.com/channels/1/2 and https://x/y?sv=1&key=a",
+        "-----BEGIN CERTIFICATE-----\nMIIE\n-----END CERTIFICATE-----",
+        "eyJ is how a token begins; xoxo; sk-learn; ghp_short; hf_hub; SG.a.b; AIza",
+        "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+        "conv1.weight=0.99 key=value signature=short patience=12345 passes=12345 compass=north",
+        "vgg16: 12345678:AA; ya29.x; npm_config_cache=/tmp; lin_api; pul-request; r8_x",
     ],
 )
 def test_ordinary_text_stays(text):
@@ -151,10 +211,13 @@ def test_a_config_that_would_hold_one_is_refused(words, monkeypatch):
     refused(lambda: Request.read(words).compose([]), "WANDB_API_KEY", words[0][:9])
 
 
-def test_variables_that_a_config_sets_are_no_place_for_one():
+def test_variables_that_a_config_sets_are_no_place_for_one(monkeypatch):
     config = OmegaConf.create({"hydra": {"job": {"env_set": {"WANDB_API_KEY": "abcd1234"}}}})
     refused(lambda: check_config(config), "hydra.job.env_set.WANDB_API_KEY")
-    check_config(OmegaConf.create({"hydra": {"job": {"env_set": {"WANDB_API_KEY": "${oc.env:WANDB_API_KEY}"}}}}))
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    config = OmegaConf.create({"hydra": {"job": {"env_set": {"OTHER": "${oc.env:WANDB_API_KEY}"}}}})
+    refused(lambda: check_config(config), "hydra.job.env_set.OTHER")
+    refused(lambda: check_config(OmegaConf.create({"a": {f"x-{KEY}": 1}})), "WANDB_API_KEY")
 
 
 def test_no_file_of_a_run_that_fails_holds_one(compose, monkeypatch, tmp_path):

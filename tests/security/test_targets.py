@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from sparse_lab.cli.main import main
 from sparse_lab.config import conf_dir
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.config_security import LOG_FILE, check_targets
+from sparse_lab.experiment.security.logging_setup import LOG_FILE
+from sparse_lab.experiment.security.targets import check_targets
 from sparse_lab.sweep.plan import Request
 
 RUN = ("dataset=digits", "training=digits", "trainer=cpu", "model.width=0.0625", "training.epochs=1")

@@ -1,0 +1,20 @@
+"""All that is looked at in a composed config: when a request is read, and once more when one of its jobs starts."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from sparse_lab.experiment.security.launching import check_launching
+from sparse_lab.experiment.security.logging_setup import check_logging
+from sparse_lab.experiment.security.secrets import check_config
+from sparse_lab.experiment.security.targets import check_targets
+from sparse_lab.experiment.security.writes import check_writes
+
+
+def check_composed(config: DictConfig) -> None:
+    """Refuse what Hydra composed where it would start, run, write or hold what it must not. Raises UserError."""
+    check_targets(config)
+    check_logging(config)
+    check_launching(config)
+    check_config(config)
+    check_writes(config)
