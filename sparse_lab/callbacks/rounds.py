@@ -29,6 +29,7 @@ class Rounds(pl.Callback):
     network: what trains. figures: its sums of the epoch. algorithms: those whose steps begin anew with each round.
 
     select: 'validation_best', 'last' or 'test_best' (the last is what some papers do; the record is marked).
+    patience: a round ends after so many epochs at its target without a better validation accuracy, whatever is selected.
     at_target: is the network as sparse as this round is to end? A better epoch before that does not count.
     measure: facts about the network for the level's record (sparsity, kept weights, paths).
     """
@@ -63,6 +64,7 @@ class Rounds(pl.Callback):
 
     def _start_round(self) -> None:
         self.best: dict[str, Any] | None = None
+        self.best_validation: float | None = None
         self.waited = 0
         self.seconds = 0.0
 
@@ -112,8 +114,9 @@ class Rounds(pl.Callback):
             return
         score = self._test_accuracy(trainer, module) if self.select == "test_best" else validation
         self.waited += 1
+        if self.best_validation is None or validation > self.best_validation:
+            self.best_validation, self.waited = validation, 0
         if self.best is None or self.select == "last" or score > self.best["score"]:
-            self.waited = 0
             network = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
             self.best = {
                 "score": score,
@@ -157,13 +160,20 @@ class Rounds(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         seconds = self.seconds + time.monotonic() - self._since
-        kept = {"levels": list(self.levels), "best": self.best, "waited": self.waited, "seconds": seconds}
-        return {"clock": self.clock.state_dict(), **kept}
+        return {
+            "clock": self.clock.state_dict(),
+            "levels": list(self.levels),
+            "best": self.best,
+            "best_validation": self.best_validation,
+            "waited": self.waited,
+            "seconds": seconds,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.clock.load_state_dict(state["clock"])
         self.levels = state["levels"]
         self.best = state["best"]
+        self.best_validation = state["best_validation"]
         self.waited = state["waited"]
         self.seconds = state["seconds"]
         if self.best is not None:

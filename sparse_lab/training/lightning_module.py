@@ -85,7 +85,7 @@ class Classifier(pl.LightningModule):
         self.figures.load_state_dict(checkpoint["sums"] if self.trainer.is_global_zero else {})
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        rate = learning_rate(self.recipe, self.clock.progress)
+        rate = learning_rate(self.recipe, *self.clock.schedule_place)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
 
