@@ -192,7 +192,11 @@ class RecipeConfig:
     milestones: list[float] = key(lambda: [0.5, 0.75], "lr_schedule=step: fractions of the phase where lr drops")
     gamma: float = key(0.1, "lr_schedule=step: factor at each milestone", low=0.0, high=1.0, open_low=True)
     warmup: float = key(0.0, "share of the phase with linear warm-up", low=0.0, high=1.0, open_high=True)
-    patience: int | None = key(None, "end the phase after so many epochs without a better validation accuracy, whatever training.select says", low=1)
+    patience: int | None = key(
+        None,
+        "end the phase after so many epochs without a better validation accuracy, whatever training.select says",
+        low=1,
+    )
     clip_norm: float | None = key(None, "largest norm of the whole gradient", low=0.0, open_low=True)
     clip_over: str = key(
         "all", "what clip_norm measures: all positions, pruned ones too, or live ones", choices=("all", "live")

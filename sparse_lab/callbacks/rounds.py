@@ -29,7 +29,8 @@ class Rounds(pl.Callback):
     network: what trains. figures: its sums of the epoch. algorithms: those whose steps begin anew with each round.
 
     select: 'validation_best', 'last' or 'test_best' (the last is what some papers do; the record is marked).
-    patience: a round ends after so many epochs at its target without a better validation accuracy, whatever is selected.
+    patience: a round ends after so many epochs at its target without a better validation accuracy, whatever `select`
+    says.
     at_target: is the network as sparse as this round is to end? A better epoch before that does not count.
     measure: facts about the network for the level's record (sparsity, kept weights, paths).
     """

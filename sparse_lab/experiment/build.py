@@ -83,7 +83,7 @@ def assemble(
     clock = clock_of(config, len(data.train))
     arithmetic, step = _arithmetic(config, model, say), _step(config, model, device, say)
     module = Classifier(model, recipe_of(config), clock, config.training.label_smoothing, arithmetic, step)
-    log = _log(config, model, masks, clock, folder, device, say)
+    log = _log(config, model, masks, module, folder, device, say)
     recompile = (lambda: None) if step is None else step.renew
     schedule, begins = table.sparsity(config, clock), table.begins(config, clock)
     site = Site(config, data, model, masks, clock, schedule, begins, starts, rewind, log, say, recompile)
@@ -147,7 +147,7 @@ def _log(
     config: Config,
     model: nn.Module,
     masks: Masks | None,
-    clock: Clock,
+    module: Classifier,
     folder: RunDir,
     device: torch.device,
     say: Callable[[str], None],
@@ -156,9 +156,10 @@ def _log(
     return MaskLogger(
         model,
         masks,
-        clock,
+        module.clock,
         folder,
         say,
+        trained=lambda: module.figures.trained,
         image_size=config.dataset.image_size,
         require_connected=config.sparsity.require_connected,
         explore=any(one.explores for one in table.present(config.method)),

@@ -23,7 +23,7 @@ from sparse_lab.training.checkpoint_io import load_checkpoint, save_network
 from sparse_lab.training.device import device_of
 from sparse_lab.training.signals import StopRequest
 
-RESUMABLE = {"state_dict", "callbacks", "optimizer_states", "random_state", "pytorch-lightning_version"}
+RESUMABLE = {"state_dict", "callbacks", "optimizer_states", "random_state", "trained", "pytorch-lightning_version"}
 
 
 def fit(
