@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sparse_lab.algorithms.base import Algorithm, StepHooks
 from sparse_lab.errors import UserError
+from sparse_lab.records.run_dir import zeros_among
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.optimizer_state import reset_state
 from sparse_lab.training.evaluate import accuracy
@@ -32,7 +33,7 @@ class Rounds(pl.Callback):
     patience: a round ends after so many epochs at its target without a better validation accuracy, whatever `select`
     says.
     at_target: is the network as sparse as this round is to end? A better epoch before that does not count.
-    measure: facts about the network for the level's record (sparsity, kept weights, paths).
+    measure: facts about the network for the level's record (sparsity, kept and nonzero weights, paths).
     """
 
     def __init__(
@@ -145,7 +146,8 @@ class Rounds(pl.Callback):
         self.levels.append(level)
         self.say(
             f"level {level['level']}/{self.clock.rounds}: sparsity {100 * level['sparsity']:.4g}% "
-            f"({level['kept']:,} weights), validation {level['validation_accuracy']:.2f}%, test {test:.2f}%"
+            f"({level['kept']:,} weights{zeros_among(level)}), "
+            f"validation {level['validation_accuracy']:.2f}%, test {test:.2f}%"
         )
         self.clock.end_round()
         for one in self.algorithms:  # a round that ended early counts in full

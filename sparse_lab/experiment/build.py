@@ -36,7 +36,7 @@ from sparse_lab.models import dyrelu
 from sparse_lab.records.redaction import redact
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.sparsity.clock import Clock
-from sparse_lab.sparsity.masks import Masks, count, num_kept
+from sparse_lab.sparsity.masks import Masks, count, count_nonzero, num_kept, tell_uncounted
 from sparse_lab.sparsity.processes import rank
 from sparse_lab.sparsity.schedules import EpochEnds
 from sparse_lab.training.checkpoint_io import load_into, load_network
@@ -78,7 +78,7 @@ def assemble(
     """
 
     say = _speaker(console, job)
-    model, rewind = _network(config, starts, device)
+    model, rewind = _network(config, starts, device, say)
     masks = Masks(model) if config.method.prune else None
     clock = clock_of(config, len(data.train))
     arithmetic, step = _arithmetic(config, model, say), _step(config, model, device, say)
@@ -132,10 +132,11 @@ def _speaker(console: Console, job: str) -> Callable[[str], None]:
 
 
 def _network(
-    config: Config, starts: dict[str, Path], device: torch.device
+    config: Config, starts: dict[str, Path], device: torch.device, say: Callable[[str], None]
 ) -> tuple[nn.Module, dict[str, Tensor] | None]:
     """The network that trains, as its parent left it and altered by the method; and what each round goes back to."""
     model = build_model(config)
+    tell_uncounted(model, lambda line: say(f"WARNING: {line}"))
     rewind = _rewinding(config, model, starts)
     if "parent" in starts:
         Masks(model)  # the parent may be pruned already: its masks are loaded with it
@@ -242,7 +243,7 @@ def _kept(model: nn.Module, masks: Masks | None) -> dict[str, Any]:
 
 
 def _measure(model: nn.Module, masks: Masks | None, log: MaskLogger) -> Callable[[], dict[str, Any]]:
-    return lambda: {**_kept(model, masks), "effective": log.look().as_dict()}
+    return lambda: {**_kept(model, masks), "nonzero": count_nonzero(model), "effective": log.look().as_dict()}
 
 
 def about(config: Config, folder: RunDir) -> loggers.RunInfo:

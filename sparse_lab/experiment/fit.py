@@ -57,7 +57,7 @@ def fit(
     stop.line = f"saved at step {trainer.global_step:,}, the last one; start the same command again for the result"
     result = make_result(config, parts, batches, folder, parent, command)
     if rank() == 0:
-        about = {"run": folder.name, **{key: result[key] for key in ("sparsity", "kept", "kept_with_reuse")}}
+        about = {"run": folder.name, **{key: result[key] for key in ("sparsity", "kept", "nonzero", "kept_with_reuse")}}
         # loads into a plain network, or through models.surgery.rebuild_structure
         save_network(unshared(parts.model), folder.best, about)
         if config.method.filters:

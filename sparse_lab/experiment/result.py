@@ -17,7 +17,7 @@ from sparse_lab.experiment.identity import cell, request_hash, run_hash, setting
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.records.system import PACKAGES, commit, device_name, peak_memory, version
 from sparse_lab.sparsity.flops import LayerCost, layer_costs
-from sparse_lab.sparsity.masks import COUNTING, count, layers
+from sparse_lab.sparsity.masks import COUNTING, count, layers, uncounted
 from sparse_lab.sparsity.structured.remove_channels import thin
 from sparse_lab.training.device import device_of
 
@@ -46,10 +46,12 @@ def make_result(
         "sparsity_target": phases.final_sparsity(config),
         "sparsity": last["sparsity"],
         "kept": last["kept"],
+        "nonzero": last["nonzero"],
         "kept_with_reuse": parts.masks.kept_with_reuse() if parts.masks and config.method.sharing is not None else None,
         "unique": sum(cost.total for cost in costs),
         "total": count(parts.model),
         "counting": COUNTING,
+        "uncounted": uncounted(parts.model),
         "test_accuracy": last["test_accuracy"],
         "validation_accuracy": last["validation_accuracy"],
         "selected_on": SELECTED_ON[config.training.select],

@@ -11,7 +11,8 @@ class Figures:
     """Sums of `training.step.figures` for each stage ('train', 'validation'): float64 [3], summed loss, hits, images.
     They stay on the device; one read an epoch.
 
-    trained: images that all processes together have trained on since the run began. over_ranks: adds a tensor up over all processes.
+    trained: images that all processes together have trained on since the run began. over_ranks: adds a tensor up over
+    all processes.
     """
 
     def __init__(self, over_ranks: Callable[[Tensor], Tensor] = lambda one: one) -> None:

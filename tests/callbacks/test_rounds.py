@@ -22,7 +22,7 @@ class Scripted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, select: str, patience: int | None, target_from: int) -> None:
         self.select, self.patience, self.target_from = select, patience, target_from
-        self.epoch = 0
+        self.epoch, self.said = 0, []
         monkeypatch.setattr(Rounds, "_test_accuracy", lambda rounds, *rest: TEST[self.epoch - 1])
         self.rounds = self.new()
 
@@ -31,7 +31,8 @@ class Scripted:
         figures.take = lambda stage: (0.5, VALIDATION[self.epoch - 1] if stage == "validation" else 1.0)
         return Rounds(
             nn.Linear(1, 1), figures, Clock(1, EPOCHS, 1), self.select, self.patience, [],
-            lambda: self.epoch >= self.target_from, lambda: {"sparsity": 0.5, "kept": 1}, lambda line: None,
+            lambda: self.epoch >= self.target_from, lambda: {"sparsity": 0.5, "kept": 9, "nonzero": 7},
+            self.said.append,
         )  # fmt: skip
 
     def level(self, saves: bool = False) -> dict[str, Any]:
@@ -80,6 +81,12 @@ def test_without_patience_all_epochs_are_trained(select, scripted):
     rounds = scripted(select, None, 1)
     assert rounds.level()["epochs"] == EPOCHS
     assert rounds.rounds.network.weight.item() == {"validation_best": 3, "last": EPOCHS, "test_best": EPOCHS}[select]
+
+
+def test_a_level_says_how_many_of_its_weights_are_zero(scripted):
+    one = scripted("last", 1, 1)
+    one.level()
+    assert one.said == ["level 1/1: sparsity 50% (9 weights, 7 not zero), validation 60.00%, test 14.00%"]
 
 
 def test_each_round_waits_anew(scripted):

@@ -20,6 +20,7 @@ def notes(runs: Sequence[Finished]) -> list[str]:
         *_unofficial(counted),
         *_selected_on_test(counted),
         *_subsets(counted),
+        *_not_counted(counted),
         *_missed(counted),
         *_uneven(counted),
         *changing(counted, labels(counted)),
@@ -52,6 +53,18 @@ def _subsets(runs: Sequence[Finished]) -> list[str]:
         f"{name}: {_runs(count)} trained on {limit} images only, not on the whole training set"
         for (name, limit), count in counts.items()
     ]
+
+
+def _not_counted(runs: Sequence[Finished]) -> list[str]:
+    counts: dict[tuple[str, str], int] = defaultdict(int)
+    for run in runs:
+        found = run.result.get("uncounted")
+        known = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+        if known:
+            weights = sum(int(one["weights"]) for one in known if is_number(one.get("weights")))
+            kinds = ", ".join(sorted({str(one.get("kind")) for one in known}))
+            counts[run.result["model"], f"{weights:,} weights ({kinds})"] += 1
+    return [f"{model}: {said} are not counted and dense in {_runs(count)}" for (model, said), count in counts.items()]
 
 
 def _missed(runs: Sequence[Finished]) -> list[str]:
