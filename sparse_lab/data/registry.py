@@ -80,7 +80,7 @@ def build(
 
     Raises:
         UserError: unknown data set; files missing, foreign, truncated or malicious; a failed download; labels, sizes or
-            a batch size that do not fit.
+            a batch size that do not fit; training images without any variance.
     """
     import torch
 
@@ -99,6 +99,7 @@ def build(
         dataset.train_limit,
         dataset.eval_limit,
     )
+    source.check_images(parts.train, dataset)
     device = torch.device(device)
 
     def plan(limit: int | None, train: bool = False) -> Plan:
