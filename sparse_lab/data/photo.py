@@ -93,8 +93,8 @@ def _rgb(photo: Image.Image, path: str) -> Image.Image:
     if photo.mode not in ("RGBA", "LA", "PA") and "transparency" not in photo.info:
         return photo.convert("RGB")
     whole = photo.convert("RGBA")
-    *colours, alpha = whole.getextrema()
-    if alpha[0] != alpha[1] and all(low == high for low, high in colours):
+    pixels = np.asarray(whole)
+    if bool((pixels[..., :3] == pixels[0, 0, :3]).all()) and bool((pixels[..., 3] != pixels[0, 0, 3]).any()):
         raise UserError(f"{path} is of one colour, its picture lies in its transparency alone: save it without any")
     return whole.convert("RGB")
 

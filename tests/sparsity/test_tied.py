@@ -19,6 +19,7 @@ from sparse_lab.sparsity.flops import layer_costs
 from sparse_lab.sparsity.masks import Masks, count, layers, num_kept
 from sparse_lab.sparsity.schedules import Constant, DropFraction
 from sparse_lab.sparsity.scores import SCORES, View
+from sparse_lab.sparsity.structured.channels import groups
 
 
 class Tied(nn.Module):
@@ -74,6 +75,26 @@ def test_the_multiply_adds_of_each_use_count(tied):
     assert layer_costs(tied, 8)[1].sparse_macs == first * (64 + 16)
 
 
+def test_the_multiply_adds_of_what_attention_puts_out_count():
+    """What attention puts out is a counted layer that attention does not call."""
+    attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.attention = nn.Conv2d(3, 6, 4, stride=4), attention
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.embed(x).flatten(2).transpose(1, 2)
+            return self.attention(tokens, tokens, tokens)[0].mean(1)
+
+    with pytest.warns(UserWarning, match="in_proj_weight"):
+        Masks(Attending())
+    assert {cost.name: cost.macs for cost in layer_costs(Attending(), 16)} == {
+        "embed": 3 * 6 * 16 * 16, "attention.out_proj": 6 * 6 * 16,
+    }  # fmt: skip
+
+
 def test_the_multiply_adds_of_a_linear_layer_count_each_position():
     """Tokens, or the pixels of a map with channels last."""
 
@@ -119,6 +140,11 @@ def test_the_mask_stays_one_through_a_copy_a_move_and_a_load(tied):
     other.set({name: mask & (torch.rand(mask.shape) < 0.5) for name, mask in other.masks().items()})
     assert torch.equal(moved.first.get_buffer("mask"), moved.again.get_buffer("mask"))
     assert on_disk(moved) == other.kept() < masks.kept()
+
+
+def test_filters_of_tied_layers_are_refused(tied):
+    with pytest.raises(ValueError, match="tied to the weight of first"):
+        groups(tied, 8, coupled=True)
 
 
 def test_scores_and_paths_follow_a_tied_weight_through_all_its_uses(tied):
