@@ -196,7 +196,10 @@ class RecipeConfig:
     gamma: float = key(0.1, "lr_schedule=step: factor at each milestone", low=0.0, high=1.0, open_low=True)
     warmup: float = key(0.0, "share of the phase with linear warm-up", low=0.0, high=1.0, open_high=True, revision=2)
     patience: int | None = key(
-        None, "end the phase after so many epochs without a better validation accuracy", low=1, revision=2
+        None,
+        "end the phase after so many epochs without a better validation accuracy, whatever training.select says",
+        low=1,
+        revision=2,
     )
     clip_norm: float | None = key(None, "largest norm of the whole gradient", low=0.0, open_low=True)
     clip_over: str = key(

@@ -29,6 +29,7 @@ class MaskLogger(pl.Callback):
     Paths are those of weights alone. While DyReLU stands it links the channels of a layer with each other, so a network
     that is cut still learns; once it has faded only weights are left.
 
+    trained: on how many images the network has trained so far.
     apart: for mask updates that lie fewer steps behind the last look no paths are followed, and their line says nothing
     of them (on a GPU that takes as long as twenty steps); for pruning and regrowth they always are.
     explore: follow which weights were ever alive (the in-time over-parameterisation rate of ITOP, arXiv 2102.02887).
@@ -43,6 +44,7 @@ class MaskLogger(pl.Callback):
         folder: RunDir,
         say: Callable[[str], None],
         *,
+        trained: Callable[[], int],
         image_size: int,
         require_connected: bool,
         explore: bool,
@@ -54,6 +56,7 @@ class MaskLogger(pl.Callback):
         self.clock = clock
         self.folder = folder
         self.say = say
+        self.trained = trained
         self.image_size = image_size
         self.require_connected = require_connected
         self.by_layer = by_layer
@@ -72,17 +75,14 @@ class MaskLogger(pl.Callback):
         """How the network is connected now."""
         return connectivity(self.model, self.image_size)
 
-    def mean_macs(self) -> float:
-        """Multiply-adds of kept weights for one image, the mean over all steps; a round that ended early counts in
-        full.
-        """
-        begins = [step for step, _ in self.macs]
-        ends = [*begins[1:], self.clock.rounds * self.clock.steps_a_round]
-        areas = [(end - step) * macs for (step, macs), end in zip(self.macs, ends, strict=True)]
-        return sum(areas) / ends[-1]
+    def trained_macs(self) -> int:
+        """Multiply-adds of kept weights in one forward pass of every image trained on, as they were then."""
+        begins = [images for images, _ in self.macs]
+        ends = [*begins[1:], self.trained()]
+        return sum((end - images) * macs for (images, macs), end in zip(self.macs, ends, strict=True))
 
     def _count(self) -> None:
-        """Note how many multiply-adds there are from this step on."""
+        """Note how many multiply-adds there are from the next image on."""
         if not self._uses:
             self._uses = {cost.name: cost.macs // cost.total for cost in layer_costs(self.model, self.image_size)}
         found = layers(self.model)
@@ -90,7 +90,7 @@ class MaskLogger(pl.Callback):
         if self.masks is not None:  # a dense offset beside the weights multiplies everywhere
             kept = self.masks.kept_by_layer()
             multiplied |= {name: kept[name] for name, layer in found.items() if not hasattr(layer, "offset")}
-        self.macs.append((self._step(), sum(self._uses[name] * number for name, number in multiplied.items())))
+        self.macs.append((self.trained(), sum(self._uses[name] * number for name, number in multiplied.items())))
 
     def _step(self) -> int:
         return self.clock.round * self.clock.steps_a_round + self.clock.step_in_round
@@ -189,7 +189,7 @@ class MaskLogger(pl.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.changes = state["changes"]
-        self.macs = [(int(step), int(macs)) for step, macs in state["macs"]]
+        self.macs = [(int(images), int(macs)) for images, macs in state["macs"]]
         self.ever = {name: torch.as_tensor(mask) for name, mask in state["ever"].items()}
         self._looked = state.get("looked")  # a checkpoint of before does not say
         self._dead = set(state["dead"])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sparse_lab.algorithms.base import Algorithm, StepHooks
 from sparse_lab.errors import UserError
+from sparse_lab.records.run_dir import zeros_among
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.optimizer_state import reset_state
 from sparse_lab.training.evaluate import accuracy
@@ -29,8 +30,10 @@ class Rounds(pl.Callback):
     network: what trains. figures: its sums of the epoch. algorithms: those whose steps begin anew with each round.
 
     select: 'validation_best', 'last' or 'test_best' (the last is what some papers do; the record is marked).
+    patience: a round ends after so many epochs at its target without a better validation accuracy, whatever `select`
+    says.
     at_target: is the network as sparse as this round is to end? A better epoch before that does not count.
-    measure: facts about the network for the level's record (sparsity, kept weights, paths).
+    measure: facts about the network for the level's record (sparsity, kept and nonzero weights, paths).
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Rounds(pl.Callback):
 
     def _start_round(self) -> None:
         self.best: dict[str, Any] | None = None
+        self.best_validation: float | None = None
         self.waited = 0
         self.seconds = 0.0
 
@@ -112,8 +116,9 @@ class Rounds(pl.Callback):
             return
         score = self._test_accuracy(trainer, module) if self.select == "test_best" else validation
         self.waited += 1
+        if self.best_validation is None or validation > self.best_validation:
+            self.best_validation, self.waited = validation, 0
         if self.best is None or self.select == "last" or score > self.best["score"]:
-            self.waited = 0
             network = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
             self.best = {
                 "score": score,
@@ -141,7 +146,8 @@ class Rounds(pl.Callback):
         self.levels.append(level)
         self.say(
             f"level {level['level']}/{self.clock.rounds}: sparsity {100 * level['sparsity']:.4g}% "
-            f"({level['kept']:,} weights), validation {level['validation_accuracy']:.2f}%, test {test:.2f}%"
+            f"({level['kept']:,} weights{zeros_among(level)}), "
+            f"validation {level['validation_accuracy']:.2f}%, test {test:.2f}%"
         )
         self.clock.end_round()
         for one in self.algorithms:  # a round that ended early counts in full
@@ -157,13 +163,20 @@ class Rounds(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         seconds = self.seconds + time.monotonic() - self._since
-        kept = {"levels": list(self.levels), "best": self.best, "waited": self.waited, "seconds": seconds}
-        return {"clock": self.clock.state_dict(), **kept}
+        return {
+            "clock": self.clock.state_dict(),
+            "levels": list(self.levels),
+            "best": self.best,
+            "best_validation": self.best_validation,
+            "waited": self.waited,
+            "seconds": seconds,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.clock.load_state_dict(state["clock"])
         self.levels = state["levels"]
         self.best = state["best"]
+        self.best_validation = state["best_validation"]
         self.waited = state["waited"]
         self.seconds = state["seconds"]
         if self.best is not None:

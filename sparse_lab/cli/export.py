@@ -10,6 +10,7 @@ from typing import Any
 from sparse_lab.export import packed
 from sparse_lab.export.export import SUFFIXES, export, record
 from sparse_lab.export.load_run import Finished, finished
+from sparse_lab.records.run_dir import zeros_among
 
 
 def report(run: Finished, files: dict[str, Path], found: dict[str, Any]) -> list[str]:
@@ -17,7 +18,7 @@ def report(run: Finished, files: dict[str, Path], found: dict[str, Any]) -> list
     about = run.about()
     reuse = about["kept_with_reuse"]
     shared = f" (shared, so {reuse:,} in the plain network that it equals)" if reuse is not None else ""
-    lines = [f"{about['name']}: {about['kept']:,} of {about['total']:,} weights{shared}, "
+    lines = [f"{about['name']}: {about['kept']:,} of {about['total']:,} weights{zeros_among(about)}{shared}, "
              f"test {about['test_accuracy']:.2f}%"]  # fmt: skip
     macs, sizes = found["macs"], found["bytes"]
     if "sparse" in macs:

@@ -8,17 +8,18 @@ to compare with.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from sparse_lab.config import AugmentConfig, DatasetConfig
+from sparse_lab.data import photo
 from sparse_lab.data.augment import normalise
 from sparse_lab.data.loader import Batch, Loader
 from sparse_lab.data.plan import Plan
@@ -69,6 +70,10 @@ class PhotoSet:
     def count(self, *, test: bool) -> int:
         return len(self.test if test else self.train)
 
+    def check_images(self, indices: torch.Tensor, dataset: DatasetConfig) -> None:
+        """UserError: as `photo.check` of a sample of these training photos and of the test photos, by class."""
+        photo.check(_by_class(self.train[index] for index in indices.tolist()), _by_class(self.test))
+
     def loader(
         self,
         indices: torch.Tensor,
@@ -92,6 +97,13 @@ class PhotoSet:
             device=device,
             train_transform=_train_transform(dataset, augment) if augment is not None else None,
         )
+
+
+def _by_class(samples: Iterable[tuple[str, int]]) -> list[list[str]]:
+    found: dict[int, list[str]] = defaultdict(list)
+    for path, label in samples:
+        found[label].append(path)
+    return list(found.values())
 
 
 def _train_transform(dataset: DatasetConfig, augment: AugmentConfig) -> v2.Compose:
@@ -146,11 +158,7 @@ class _Decoder(Dataset[Item]):
         self.seed, self.epoch = seed, epoch
 
     def __getitem__(self, index: int) -> Item:
-        try:
-            with Image.open(self.paths[index]) as photo:
-                image = photo.convert("RGB")
-        except OSError as error:
-            raise UserError(f"{self.paths[index]} cannot be read as an image: replace or delete it") from error
+        image = photo.decode(self.paths[index])
         with torch.random.fork_rng(devices=[]):
             # torchvision's transforms draw from the global generator; torch.manual_seed would reset CUDA's as well.
             torch.default_generator.manual_seed(seed_of("augment", self.seed, self.epoch, index))

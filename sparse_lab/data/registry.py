@@ -83,7 +83,7 @@ def build(
 
     Raises:
         UserError: unknown data set; files missing, foreign, truncated or malicious; a failed download; labels, sizes or
-            a batch size that do not fit.
+            a batch size that do not fit; training images without any variance.
     """
     import torch
 
@@ -102,6 +102,7 @@ def build(
         dataset.train_limit,
         dataset.eval_limit,
     )
+    source.check_images(parts.train, dataset)
     device = torch.device(device)
 
     def plan(limit: int | None, train: bool = False) -> Plan:

@@ -19,15 +19,21 @@ from sparse_lab.training.device import layout_of
 # On a GPU, where a call costs more than the work in it: images made for training at a time, and evaluated at a time.
 MADE = 8192
 EVALUATED = 1024
+LOOKED_AT = 256  # images at a time: as a rule the first ones differ
 
 
 class Source(Protocol):
-    """What `registry.build` needs of a data set; `test` chooses the test images instead of the training images."""
+    """What `registry.build` needs of a data set; `test` chooses the test images instead of the training images.
+
+    check_images: raises a UserError where nothing can be learned from these training images.
+    """
 
     md5: dict[str, str]
     official: bool
 
     def count(self, *, test: bool) -> int: ...
+
+    def check_images(self, indices: torch.Tensor, dataset: DatasetConfig) -> None: ...
 
     def loader(
         self,
@@ -58,6 +64,18 @@ class ImageSet:
     def count(self, *, test: bool) -> int:
         return len(self.test_labels if test else self.labels)
 
+    def check_images(self, indices: torch.Tensor, dataset: DatasetConfig) -> None:
+        """UserError: these training images are of one colour each, or all the same."""
+        first = self.images[indices[0]]
+        plain = True
+        for some in indices.split(LOOKED_AT):
+            images = self.images[some].flatten(2)
+            plain = plain and bool((images == images[..., :1]).all())
+            if not plain and bool((images != first.flatten(1)).any()):
+                return
+        if plain or len(indices) > 1:
+            raise UserError(no_variance(f"{dataset.name} in {dataset.root}", len(indices), plain))
+
     def loader(
         self,
         indices: torch.Tensor,
@@ -85,6 +103,12 @@ class ImageSet:
             ahead=max(1, MADE // plan.batch_size) if on_gpu else 1,
             layout=layout_of(device),
         )
+
+
+def no_variance(whose: str, count: int, plain: bool) -> str:
+    """Why a data set is refused: all its images are `plain`, or else the same one."""
+    what = "of a single colour each" if plain else "the same image"
+    return f"{whose}: {count:,} training images are {what}, so nothing can be learned; look at how they were made"
 
 
 def check_labels(labels: torch.Tensor, dataset: DatasetConfig) -> None:

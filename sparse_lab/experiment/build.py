@@ -37,7 +37,7 @@ from sparse_lab.records.redaction import redact
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.records.system import device_name
 from sparse_lab.sparsity.clock import Clock
-from sparse_lab.sparsity.masks import Masks, count, num_kept
+from sparse_lab.sparsity.masks import Masks, count, count_nonzero, num_kept, tell_uncounted
 from sparse_lab.sparsity.processes import rank
 from sparse_lab.sparsity.schedules import EpochEnds
 from sparse_lab.training.checkpoint_io import load_into, load_network
@@ -80,12 +80,12 @@ def assemble(
     """
 
     say = _speaker(console, job)
-    model, rewind = _network(config, starts, device)
+    model, rewind = _network(config, starts, device, say)
     masks = Masks(model) if config.method.prune else None
     clock = clock_of(config, len(data.train))
     arithmetic, step = _arithmetic(config, model, say), _step(config, model, device, say)
     module = Classifier(model, recipe_of(config), clock, config.training.label_smoothing, arithmetic, step)
-    log = _log(config, model, masks, clock, folder, device, say)
+    log = _log(config, model, masks, module, folder, device, say)
     recompile = (lambda: None) if step is None else step.renew
     schedule, begins = table.sparsity(config, clock), table.begins(config, clock)
     site = Site(config, data, model, masks, clock, schedule, begins, starts, rewind, log, say, recompile)
@@ -146,10 +146,11 @@ def _speaker(console: Console, job: str) -> Callable[[str], None]:
 
 
 def _network(
-    config: Config, starts: dict[str, Path], device: torch.device
+    config: Config, starts: dict[str, Path], device: torch.device, say: Callable[[str], None]
 ) -> tuple[nn.Module, dict[str, Tensor] | None]:
     """The network that trains, as its parent left it and altered by the method; and what each round goes back to."""
     model = build_model(config)
+    tell_uncounted(model, lambda line: say(f"WARNING: {line}"))
     rewind = _rewinding(config, model, starts)
     if "parent" in starts:
         Masks(model)  # the parent may be pruned already: its masks are loaded with it
@@ -161,7 +162,7 @@ def _log(
     config: Config,
     model: nn.Module,
     masks: Masks | None,
-    clock: Clock,
+    module: Classifier,
     folder: RunDir,
     device: torch.device,
     say: Callable[[str], None],
@@ -170,9 +171,10 @@ def _log(
     return MaskLogger(
         model,
         masks,
-        clock,
+        module.clock,
         folder,
         say,
+        trained=lambda: module.figures.trained,
         image_size=config.dataset.image_size,
         require_connected=config.sparsity.require_connected,
         explore=any(one.explores for one in table.present(config.method)),
@@ -255,7 +257,7 @@ def _kept(model: nn.Module, masks: Masks | None) -> dict[str, Any]:
 
 
 def _measure(model: nn.Module, masks: Masks | None, log: MaskLogger) -> Callable[[], dict[str, Any]]:
-    return lambda: {**_kept(model, masks), "effective": log.look().as_dict()}
+    return lambda: {**_kept(model, masks), "nonzero": count_nonzero(model), "effective": log.look().as_dict()}
 
 
 def about(config: Config, folder: RunDir) -> loggers.RunInfo:

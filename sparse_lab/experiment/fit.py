@@ -25,7 +25,7 @@ from sparse_lab.training.checkpoint_io import load_checkpoint, save_network
 from sparse_lab.training.device import device_of
 from sparse_lab.training.signals import StopRequest
 
-RESUMABLE = {"state_dict", "callbacks", "optimizer_states", "random_state", "pytorch-lightning_version", "run"}
+RESUMABLE = {"state_dict", "callbacks", "optimizer_states", "random_state", "trained", "run"}
 
 
 def fit(
@@ -59,7 +59,7 @@ def fit(
     stop.line = f"saved at step {trainer.global_step:,}, the last one; start the same command again for the result"
     result = make_result(config, parts, batches, folder, parent, command)
     if rank() == 0:
-        about = {"run": folder.name, **{key: result[key] for key in ("sparsity", "kept", "kept_with_reuse")}}
+        about = {"run": folder.name, **{key: result[key] for key in ("sparsity", "kept", "nonzero", "kept_with_reuse")}}
         # loads into a plain network, or through models.surgery.rebuild_structure
         save_network(unshared(parts.model), folder.best, about)
         if config.method.filters:

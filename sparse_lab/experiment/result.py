@@ -18,7 +18,7 @@ from sparse_lab.experiment.selection import SELECTED_ON
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.records.system import PACKAGES, commit, device_name, peak_memory, version
 from sparse_lab.sparsity.flops import LayerCost, layer_costs
-from sparse_lab.sparsity.masks import COUNTING, count, layers
+from sparse_lab.sparsity.masks import COUNTING, count, layers, uncounted
 from sparse_lab.sparsity.structured.remove_channels import thin
 from sparse_lab.training.device import device_of
 
@@ -45,10 +45,12 @@ def make_result(
         "sparsity_target": phases.final_sparsity(config),
         "sparsity": last["sparsity"],
         "kept": last["kept"],
+        "nonzero": last["nonzero"],
         "kept_with_reuse": parts.masks.kept_with_reuse() if parts.masks and config.method.sharing is not None else None,
         "unique": sum(cost.total for cost in costs),
         "total": count(parts.model),
         "counting": COUNTING,
+        "uncounted": uncounted(parts.model),
         "test_accuracy": last["test_accuracy"],
         "validation_accuracy": last["validation_accuracy"],
         "selected_on": SELECTED_ON[config.training.select],
@@ -57,7 +59,7 @@ def make_result(
         "dead_layers": last["effective"]["dead_layers"],
         "levels": levels,
         "layers": [{"name": c.name, "kept": c.kept, "total": c.total, "macs": c.macs} for c in costs],
-        "flops": flops(costs, levels, len(data.train) * config.training.batch_size, parts.log.mean_macs()),
+        "flops": flops(costs, parts.module.figures.trained, parts.log.trained_macs()),
         "seconds": sum(level["seconds"] for level in levels),
         "peak_memory_mb": peak_memory(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -110,20 +112,17 @@ def remove_channels_of(config: Config, parts: Parts, data: Data) -> tuple[nn.Mod
     }
 
 
-def flops(
-    costs: list[LayerCost], levels: list[dict[str, Any]], images_an_epoch: int, mean_macs: float
-) -> dict[str, int]:
+def flops(costs: list[LayerCost], trained: int, trained_macs: int) -> dict[str, int]:
     """Two operations a multiply-add; a training image costs three forward passes (forward, input and weight gradient).
 
     Dense counts are what masked dense arithmetic really computes; sparse ones count kept weights: in inference the
-    final network's, in training `mean_macs`, the mean over all steps. What DyReLU and compactors add while training is
-    not counted.
+    final network's, in training `trained_macs`, one forward pass of all `trained` images by what was kept then. What
+    DyReLU and compactors add while training is not counted.
     """
     dense, sparse = sum(c.macs for c in costs), sum(c.sparse_macs for c in costs)
-    images = images_an_epoch * sum(level["epochs"] for level in levels)
     return {
         "inference_dense": 2 * dense,
         "inference_sparse": 2 * sparse,
-        "training_dense": 6 * dense * images,
-        "training_sparse": round(6 * mean_macs * images),
+        "training_dense": 6 * dense * trained,
+        "training_sparse": 6 * trained_macs,
     }

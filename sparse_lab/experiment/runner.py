@@ -20,7 +20,7 @@ from sparse_lab.experiment import backend
 from sparse_lab.experiment.components import table
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.records.redaction import redact
-from sparse_lab.records.run_dir import RunDir
+from sparse_lab.records.run_dir import RunDir, zeros_among
 from sparse_lab.sparsity.processes import broadcast_from_rank0, rank
 from sparse_lab.training.signals import Stopped, StopRequest
 
@@ -64,8 +64,8 @@ def run(
         except BaseException as error:
             raise _failure(folder, error) from error
         say(
-            f"test {result['test_accuracy']:.2f}%, {result['kept']:,} of {result['total']:,} weights, "
-            f"{result['seconds']:.0f} s"
+            f"test {result['test_accuracy']:.2f}%, {result['kept']:,} of {result['total']:,} weights"
+            f"{zeros_among(result)}, {result['seconds']:.0f} s"
         )
         if stop.number is not None:  # asked for in the last epoch
             raise stop.stopped("this run is done; start the same command again to go on with the others")

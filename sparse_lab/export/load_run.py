@@ -39,7 +39,8 @@ class Finished:
     def about(self) -> dict[str, Any]:
         """What a file says of the network: plain facts."""
         keys = ("name", "sparsity", "kept", "total", "test_accuracy")
-        return {key: self.result[key] for key in keys} | {"kept_with_reuse": self.result.get("kept_with_reuse")}
+        known = {key: self.result.get(key) for key in ("nonzero", "kept_with_reuse")}  # of a run of before: null
+        return {key: self.result[key] for key in keys} | known
 
 
 def finished(run: Path) -> Finished:

@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,12 @@ from sparse_lab.records.redaction import clean, redact
 
 def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def zeros_among(found: Mapping[str, Any]) -> str:
+    """What is to be said behind the kept weights of a record or a level: how many are not zero, where some are."""
+    nonzero = found.get("nonzero")  # a record of before does not say
+    return "" if nonzero in (None, found["kept"]) else f", {nonzero:,} not zero"
 
 
 class RunLocked(UserError):

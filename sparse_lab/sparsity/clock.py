@@ -33,11 +33,13 @@ class Clock:
         return self.round * self.steps_a_round + min(self.step_in_round, self.steps_a_round - 1)
 
     @property
-    def progress(self) -> float:
-        """Share of the learning rate's schedule that has passed, in [0, 1): that of the round, if it runs it whole."""
+    def schedule_place(self) -> tuple[int, int]:
+        """Which step of the learning rate's schedule this is, from 0, and how many it has: those of the round, if it
+        runs the schedule whole.
+        """
         before = self.epochs_before * self.steps_an_epoch
         whole = before + self.steps_a_round + self.epochs_after * self.steps_an_epoch
-        return (before + min(self.step_in_round, self.steps_a_round - 1)) / whole
+        return before + min(self.step_in_round, self.steps_a_round - 1), whole
 
     @property
     def total_epochs(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_lab.sparsity.masks import COUNTED, Counted, count_kept, layers
+from sparse_lab.sparsity.masks import COUNTED, Counted, count_kept, layers, tied_layers
 
 # replaced for the sweep: on non-negative numbers, only these could stop or redirect a path
 PASSED = (nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.ReLU6, nn.Dropout, nn.Identity)
@@ -89,6 +89,7 @@ def _sweep(
     for name, module in counted.items():
         module.weight.data = masks[name].to(module.weight) / module.weight[0].numel()
         module.weight.requires_grad_(True)
+    for module in (one for tied in tied_layers(probe).values() for one in tied):
         if module.bias is not None:
             module.bias.data.zero_()
     image = torch.ones(1, 3, image_size, image_size, dtype=torch.float64, device=next(probe.parameters()).device)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparse_lab.sparsity.masks import layers
+from sparse_lab.sparsity.masks import Counted, tied_layers
 from sparse_lab.sparsity.scores import evaluating
 
 
 @dataclass(frozen=True)
 class LayerCost:
     """`macs`: multiply-adds of one image with all weights; `sparse_macs`: with the kept ones. Padding counts as real;
-    a shared weight multiplies in every place that uses it, and stands here once. A layer whose weights have a dense
-    `offset` multiplies all of them.
+    a shared or tied weight multiplies in every place that uses it, and stands here once. A layer whose weights have a
+    dense `offset` multiplies all of them.
     """
 
     name: str
@@ -27,9 +28,13 @@ class LayerCost:
 
 def layer_costs(model: nn.Module, image_size: int) -> list[LayerCost]:
     """One entry a counted layer, in the model's order; runs one image through the network in evaluation mode."""
-    found = layers(model)
+    found = tied_layers(model)
     uses: dict[str, int] = dict.fromkeys(found, 0)
-    hooks = [module.register_forward_hook(_count_uses(uses, name)) for name, module in found.items()]
+    names = {module: name for name, tied in found.items() for module in tied}
+    hooks = [module.register_forward_hook(_count_uses(uses, name)) for module, name in names.items()]
+    # attention multiplies by the weight of its last layer and does not call it
+    attentions = [one for one in model.modules() if isinstance(one, nn.MultiheadAttention) and one.out_proj in names]
+    hooks += [one.register_forward_hook(_count_uses(uses, names[one.out_proj])) for one in attentions]
     try:
         with torch.no_grad(), evaluating(model):
             weight = next(model.parameters())
@@ -38,7 +43,7 @@ def layer_costs(model: nn.Module, image_size: int) -> list[LayerCost]:
         for hook in hooks:
             hook.remove()
     costs = []
-    for name, module in found.items():
+    for name, (module, *_) in found.items():
         total = module.weight.numel()
         mask = getattr(module, "mask", None)
         kept = total if mask is None else int(mask.sum())
@@ -48,8 +53,11 @@ def layer_costs(model: nn.Module, image_size: int) -> list[LayerCost]:
 
 
 def _count_uses(uses: dict[str, int], name: str):  # type: ignore[no-untyped-def]
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        # each weight multiplies once at each output position: [1, C, H, W] has H * W of them, [1, C] has one
-        uses[name] += output[0, 0].numel()
+    def hook(module: Counted | nn.MultiheadAttention, inputs: tuple[Tensor, ...], output: Any) -> None:
+        # each weight multiplies once at each output position: of C channels [1, C, H, W] has H * W, [1, T, C] has T
+        if isinstance(module, nn.MultiheadAttention):
+            uses[name] += output[0].numel() // module.embed_dim
+        else:
+            uses[name] += output.numel() // len(module.weight)
 
     return hook

@@ -5,31 +5,88 @@ neither is anything inside a module that says `counted = False` (a dynamic activ
 
 A weight that several places of the network share (a module whose `shares` names the layer that lends it) exists once
 and has one mask. Sparsity is a share of `total`, the weights of the network before sharing: each use counts there.
+Layers that are tied by one Parameter are one layer, under the first one's name: that network never had more weights.
+
+What is not counted though it may be large (embeddings, recurrent layers, transposed convolutions, what attention packs
+together, Parameters of a module's own) is named once a network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from typing import ClassVar
-from weakref import WeakKeyDictionary
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 
+from sparse_lab.errors import SparseLabError
+
 COUNTING = "conv and linear weights; biases and BatchNorm are dense and not counted"
 COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-
+NORMALISATION = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+NAMED = 8  # of what is not counted, in one line
+_told: WeakSet[nn.Module] = WeakSet()
 
 Counted = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
 def layers(model: nn.Module) -> dict[str, Counted]:
-    """The layers whose weights are counted, by name, in the model's own order."""
-    inside = {part for module in model.modules() if not getattr(module, "counted", True) for part in module.modules()}
-    return {
-        name: module for name, module in model.named_modules() if isinstance(module, COUNTED) and module not in inside
-    }
+    """The layers whose weights are counted, by name, in the model's own order; of those that are tied the first."""
+    return {name: tied[0] for name, tied in tied_layers(model).items()}
+
+
+def tied_layers(model: nn.Module) -> dict[str, list[Counted]]:
+    """The layers as `layers` names them, each with those that are tied to it by one Parameter behind it."""
+    apart = _not_counted(model)
+    found: dict[int, tuple[str, list[Counted]]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, COUNTED) and module not in apart:
+            # a weight that is computed from others is another tensor each time it is asked for
+            weight = module._parameters.get("weight")
+            found.setdefault(id(module if weight is None else weight), (name, []))[1].append(module)
+    return dict(found.values())
+
+
+def _not_counted(model: nn.Module) -> set[nn.Module]:
+    """Modules that say `counted = False`, and all inside them."""
+    return {part for module in model.modules() if not getattr(module, "counted", True) for part in module.modules()}
+
+
+def uncounted(model: nn.Module) -> list[dict[str, Any]]:
+    """Each Parameter of two or more dimensions that is not counted: its name, the kind of module that has it, and how
+    many weights it holds. Neither normalisation's nor what says itself that it is not counted.
+    """
+    apart, seen = _not_counted(model), {id(layer.weight) for layer in layers(model).values()}
+    found = []
+    for prefix, module in model.named_modules():
+        if module in apart or isinstance(module, NORMALISATION):
+            continue
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            if parameter.dim() > 1 and id(parameter) not in seen:
+                seen.add(id(parameter))
+                found.append({"name": name, "kind": _kind(module), "weights": parameter.numel()})
+    return found
+
+
+def _kind(module: nn.Module) -> str:
+    """torch's name for a module; "Parameter" for one of somebody else's, whose names say nothing."""
+    known = [kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn.modules.")]
+    bare = known[0] is nn.Module or isinstance(module, nn.ParameterList | nn.ParameterDict)
+    return "Parameter" if bare else known[0].__name__
+
+
+def tell_uncounted(model: nn.Module, say: Callable[[str], None]) -> None:
+    """Say in one line what of `model` is not counted, unless that has been said of it before."""
+    found = [] if model in _told else uncounted(model)
+    _told.add(model)
+    if found:
+        named = ", ".join(f"{one['name']} ({one['kind']}, {one['weights']:,})" for one in found[:NAMED])
+        more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        weights = sum(one["weights"] for one in found)
+        say(f"{weights:,} weights are not counted, never pruned, and in no sparsity: {named}{more}")
 
 
 def uses(model: nn.Module) -> dict[str, int]:
@@ -49,6 +106,13 @@ def count(model: nn.Module) -> int:
     return sum(times * found[name].weight.numel() for name, times in uses(model).items())
 
 
+def count_nonzero(model: nn.Module) -> int:
+    """Number of counted weights that are kept and not exactly zero, each shared one once."""
+    found = layers(model).values()
+    there = [(layer.weight != 0) & getattr(layer, "mask", True) for layer in found]
+    return int(torch.stack([one.sum() for one in there]).sum())  # asked of the device once
+
+
 def num_kept(sparsity: float, total: int) -> int:
     """Number of weights that `sparsity` leaves of `total`: round((1 - sparsity) * total)."""
     return round((1.0 - sparsity) * total)
@@ -66,15 +130,22 @@ class Masks:
 
     The bool buffers `LAYER.mask` are the truth (they are saved and moved with the model). Beside them lies a copy in
     the weight's dtype, for enforcing: multiplying by floats costs 2.5 times less than by bools.
+
+    Warns once a network of what is not counted in it. Raises SparseLabError for one in which nothing is, and for a
+    weight that is computed from other Parameters: no mask would hold there.
     """
 
     _known: ClassVar[WeakKeyDictionary[nn.Module, Masks]] = WeakKeyDictionary()
 
     def __init__(self, model: nn.Module) -> None:
-        self.layers = layers(model)
+        self._tied = tied_layers(model)
+        self.layers = {name: tied[0] for name, tied in self._tied.items()}
+        _check(self.layers)
+        tell_uncounted(model, _warn)
         for module in self.layers.values():
             if not isinstance(getattr(module, "mask", None), Tensor):
                 module.register_buffer("mask", torch.ones_like(module.weight, dtype=torch.bool))
+        self._tie()
         self._factors: list[Tensor] = []
         self._enforced: dict[str, int] = {}  # version of each mask when it was last enforced on an optimizer too
         self._uses = uses(model)
@@ -131,8 +202,15 @@ class Masks:
 
     def refresh(self) -> None:
         """Make the multipliers anew: after masks were loaded, moved or changed from outside."""
+        self._tie()
         self._enforced = {}
         self._factors = [self[name].to(module.weight.dtype) for name, module in self.layers.items()]
+
+    def _tie(self) -> None:
+        """The mask of a layer is that of all that are tied to it: a move to a device has made them several."""
+        for name, (_, *others) in self._tied.items():
+            for other in others:
+                other.register_buffer("mask", self[name])
 
     @torch.no_grad()
     def cut_gradients(self) -> None:
@@ -169,6 +247,21 @@ class Masks:
                 factors.append(factor if factor.dtype == tensor.dtype else factor.to(tensor.dtype))
         if values:
             torch._foreach_mul_(values, factors)
+
+
+def _check(found: Mapping[str, Counted]) -> None:
+    if not found:
+        raise SparseLabError("this network has no conv or linear weights, so no weights that a mask could be for")
+    for name, layer in found.items():
+        if layer._parameters.get("weight") is None:
+            raise SparseLabError(
+                f"the weight of {name!r} is computed from others (by a parametrization, weight_norm or torch's own "
+                "pruning), so no mask would hold on it: remove that first"
+            )
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, stacklevel=4)  # whoever makes the masks
 
 
 def state_like(optimizer: torch.optim.Optimizer | None, weight: Tensor) -> Iterable[Tensor]:

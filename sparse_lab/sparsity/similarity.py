@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sparse_lab.sparsity.masks import layers
 from sparse_lab.sparsity.scores import evaluating
 
 SMALLEST_MAP = 3  # an SSIM window of 3x3 is the smallest that has a variance worth the name
@@ -21,13 +22,13 @@ K1, K2 = 0.01, 0.03
 def attention_maps(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """For each conv its spatial attention map [H, W], float64: channels summed, L1-normalised an image, averaged.
 
-    Taken at the conv's output, in evaluation mode; the network is left as it was.
+    Taken at the output of each counted conv, in evaluation mode; the network is left as it was.
     """
     sums: dict[str, Tensor] = {}
     seen = 0
     hooks = [
         module.register_forward_hook(_collect(sums, name))
-        for name, module in model.named_modules()
+        for name, module in layers(model).items()
         if isinstance(module, nn.Conv2d)
     ]
     weight = next(model.parameters())

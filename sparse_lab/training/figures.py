@@ -11,12 +11,14 @@ class Figures:
     """Sums of `training.step.figures` for each stage ('train', 'validation'): float64 [3], summed loss, hits, images.
     They stay on the device; one read an epoch.
 
-    over_ranks: adds a tensor up over all processes.
+    trained: images that all processes together have trained on since the run began. over_ranks: adds a tensor up over
+    all processes.
     """
 
     def __init__(self, over_ranks: Callable[[Tensor], Tensor] = lambda one: one) -> None:
         self.sums: dict[str, Tensor] = {}
         self.over_ranks = over_ranks
+        self.trained = 0
 
     def add(self, stage: str, figures: Tensor) -> None:
         figures = figures.detach()

@@ -79,17 +79,21 @@ class Classifier(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["sums"] = self.figures.state_dict()
+        checkpoint["trained"] = self.figures.trained
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         rebuild_structure(self.model, [name.removeprefix("model.") for name in checkpoint["state_dict"]])
         self.figures.load_state_dict(checkpoint["sums"] if self.trainer.is_global_zero else {})
+        self.figures.trained = checkpoint["trained"]
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        rate = learning_rate(self.recipe, self.clock.progress)
+        rate = learning_rate(self.recipe, *self.clock.schedule_place)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        # shares of a training batch are equal, see data/plan: no process has to ask the others
+        self.figures.trained += len(batch[1]) * self.trainer.world_size
         if self.arithmetic is not None:
             clips_all = self.recipe.clip_norm is not None and self.recipe.clip_over == "all"
             self.arithmetic.dense_gradients = clips_all or StepHooks.of(self.trainer.optimizers[0]).gradients_are_read()

@@ -46,13 +46,15 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     return groups
 
 
-def learning_rate(recipe: RecipeConfig, progress: float) -> float:
-    """The rate at `progress`, the share in [0, 1) of the phase that has passed.
+def learning_rate(recipe: RecipeConfig, step: int, steps: int) -> float:
+    """The rate of this step (from 0) of a phase of so many.
 
-    Linear warm-up over the first `warmup`, then constant, cosine to zero over the rest, or x gamma at each milestone.
+    Linear warm-up over the first w = warmup * steps, whose k-th step has (k + 1) / w of the peak, then constant, cosine
+    to zero over the rest, or x gamma at each milestone. No step trains at 0: a phase of one step has the peak.
     """
-    if progress < recipe.warmup:
-        return recipe.lr * progress / recipe.warmup
+    warm, progress = recipe.warmup * steps, step / steps
+    if step < warm:
+        return recipe.lr * min(1.0, (step + 1) / warm)
     if recipe.lr_schedule == "cosine":
         return recipe.lr * 0.5 * (1.0 + math.cos(math.pi * (progress - recipe.warmup) / (1.0 - recipe.warmup)))
     if recipe.lr_schedule == "step":

@@ -95,8 +95,8 @@ def test_the_same_photo_looks_different_in_the_next_epoch(photos: DatasetConfig)
 def test_the_flip_can_be_switched_off(photos: DatasetConfig) -> None:
     """With the flip off, one photo's crops run the same way in every epoch; with it on, about half are mirrored."""
     ramp = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (64, 1))
-    for path in (Path(photos.root) / "imagenet" / "train").rglob("*.JPEG"):
-        Image.fromarray(ramp).save(path)
+    for number, path in enumerate((Path(photos.root) / "imagenet" / "train").rglob("*.JPEG")):
+        Image.fromarray(ramp - ramp // (number + 2)).save(path)
     shares = {}
     for name, flip, mirror in (("on", True, True), ("flip off", False, True), ("mirror off", True, False)):
         training = TrainingConfig(batch_size=18, augment=AugmentConfig(flip=flip))
@@ -162,11 +162,15 @@ def test_each_mistake_is_one_line(photos: DatasetConfig, tmp_path: Path) -> None
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_photo_is_named_in_one_line(photos: DatasetConfig, workers: int) -> None:
     path = Path(photos.root) / "imagenet" / "val" / "n01" / "0.JPEG"
-    path.write_bytes(path.read_bytes()[:100])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 2 // 3])  # its head is fine
     data = build(dataclasses.replace(photos, workers=workers), TRAINING, seed=1)
     with pytest.raises(UserError) as caught:
         list(data.test)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+    path.write_bytes(whole[:100])
+    with pytest.raises(UserError, match="cannot be read as an image"):
+        build(photos, TRAINING, seed=1)
 
 
 def test_photos_go_on_within_an_epoch_that_is_set_after_the_iterator_is_made(photos: DatasetConfig) -> None:

@@ -13,12 +13,12 @@ from sparse_lab.experiment.identity import run_name
 
 # two steps an epoch in each process
 DDP = ("trainer=ddp", "trainer.accelerator=cpu", "dataset.train_limit=128")
-REGROW = ("method=oneshot_regrow", "sparsity.target=0.9", "dataset.train_limit=128")
+REGROW = ("method=oneshot_regrow", "sparsity.target=0.9", "dataset.train_limit=128", "training.batch_size=200")
 
 
 @pytest.mark.full
 def test_a_run_in_two_processes_ends_like_any_other(compose, small, tmp_path):
-    request = [*small, *DDP, *REGROW, "trainer.devices=2"]
+    request = [*small, *DDP, *REGROW, "trainer.devices=2"]  # a batch an epoch, smaller than it might be
     command = [sys.executable, "-m", "sparse_lab", *request, f"paths.outputs={tmp_path}"]
     done = subprocess.run(
         [part for part in command if part != "trainer=cpu"], capture_output=True, text=True, timeout=240
@@ -27,6 +27,8 @@ def test_a_run_in_two_processes_ends_like_any_other(compose, small, tmp_path):
     name = run_name(compose(*REGROW))
     result = json.loads((tmp_path / "runs" / name / "result.json").read_text())
     assert result["kept"] == round(0.1 * result["total"])
+    # one step of all 128 images in each of two epochs, three passes an image
+    assert result["flops"]["training_dense"] == 3 * result["flops"]["inference_dense"] * 128 * 2
     assert "MEMBER: 2/2" in done.stderr + done.stdout
     assert len(list(tmp_path.rglob("result.json"))) == 3
 

@@ -11,7 +11,7 @@ def test_a_round_that_ends_early_counts_in_full():
     for _ in range(5):
         clock.tick()
     clock.end_epoch()
-    assert (clock.step, clock.progress) == (5, 0.5)
+    assert (clock.step, clock.schedule_place) == (5, (5, 10))
     clock.end_round()
     assert (clock.round, clock.step, clock.epoch_in_round, clock.finished) == (1, 10, 0, False)
     clock.end_round()
@@ -23,7 +23,7 @@ def test_the_last_tick_of_a_round_stays_inside_it():
     clock = Clock(rounds=2, epochs_a_round=1, steps_an_epoch=4)
     for _ in range(4):
         clock.tick()
-    assert clock.step == 3 and clock.progress == 0.75
+    assert clock.step == 3 and clock.schedule_place == (3, 4)
 
 
 def test_state_round_trip():

@@ -101,7 +101,7 @@ def _tabular(found: Grid, columns: slice) -> Iterator[str]:
     yield f"  \\begin{{tabular}}{{l{'r' * len(heads)}}}"
     yield r"    \toprule"
     yield _row("", [escape(sparsity) for sparsity, _ in heads])
-    yield _row("method", [f"\\scriptsize {escape(kept)} kept" for _, kept in heads])
+    yield _row("method", [f"\\scriptsize {escape(kept)}" for _, kept in heads])
     yield r"    \midrule"
     for method, cells in found.rows.items():
         # Rows that are empty in this part of a split table would only repeat names.

@@ -28,11 +28,11 @@ PLOTS = "`sparse-lab report` on this folder draws them beside this page; report.
 GAPS = "Cells that lack seeds which other cells of the same network and data set have."
 _ORIGIN = ("command", "commit", "device")
 _NOT_SHOWN = ("std", "published_std", "base")  # on a page these are part of another column
-_COUNTS = ("kept", "kept_with_reuse", "parameters_left", "inference_flops", "peak_memory_mb")
+_COUNTS = ("kept", "nonzero", "kept_with_reuse", "parameters_left", "inference_flops", "peak_memory_mb")
 _SHARES = ("effective", "explored", "flops_removed", "filters_only")
 _PUBLISHED = ("published", "difference", "verdict", "published_source")
 _COSTS = ("seconds", "inference_flops", "peak_memory_mb")
-_IF_KNOWN = ("kept_with_reuse", "parameters_left", *_COSTS, *_PUBLISHED, *_SHARES)
+_IF_KNOWN = ("nonzero", "kept_with_reuse", "parameters_left", *_COSTS, *_PUBLISHED, *_SHARES)
 _FIXED = {"min": "{:.2f}", "max": "{:.2f}", "difference": "{:+.2f}", "width": "{:g}", "seconds": "{:.1f}"}
 
 

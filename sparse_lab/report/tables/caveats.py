@@ -24,6 +24,7 @@ def notes(runs: Sequence[Finished]) -> list[str]:
         *_subsets(counted),
         *_other_data(counted),
         *_computed(counted),
+        *_not_counted(counted),
         *_missed(counted),
         *_uneven(counted),
         *changing(counted, labels(counted)),
@@ -83,6 +84,18 @@ def _computed(runs: Sequence[Finished]) -> list[str]:
             count = "1 cell was" if len(mixed) == 1 else f"{len(mixed)} cells were"
             lines.append(f"{count} computed with more than one {kind}: {', '.join(found)}")
     return lines
+
+
+def _not_counted(runs: Sequence[Finished]) -> list[str]:
+    counts: dict[tuple[str, str], int] = defaultdict(int)
+    for run in runs:
+        found = run.result.get("uncounted")
+        known = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+        if known:
+            weights = sum(int(one["weights"]) for one in known if is_number(one.get("weights")))
+            kinds = ", ".join(sorted({str(one.get("kind")) for one in known}))
+            counts[run.result["model"], f"{weights:,} weights ({kinds})"] += 1
+    return [f"{model}: {said} are not counted and dense in {_runs(count)}" for (model, said), count in counts.items()]
 
 
 def _missed(runs: Sequence[Finished]) -> list[str]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_lab.errors import SparseLabError
-from sparse_lab.sparsity.masks import layers
+from sparse_lab.sparsity.masks import layers, tied_layers
 from sparse_lab.sparsity.topk import top_k
 
 
@@ -40,8 +40,12 @@ def groups(model: nn.Module, image_size: int, coupled: bool) -> list[Group]:
     """All groups in network order, found by following one image through an empty copy on the device "meta".
 
     coupled=False leaves out those that more than one layer makes (depthwise ones aside): the trunks of residual
-    networks. What no layer reads, the logits, is in no group. Raises ValueError when nothing is left.
+    networks. What no layer reads, the logits, is in no group. Raises ValueError when nothing is left, and where layers
+    are tied by one Parameter.
     """
+    tied = [name for name, several in tied_layers(model).items() if len(several) > 1]
+    if tied:
+        raise ValueError(f"other layers are tied to the weight of {tied[0]}, and its filters cannot go from them alone")
     hollow = _hollow(model)
     found = layers(hollow)
     graph = trace(hollow, image_size)

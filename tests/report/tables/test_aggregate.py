@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 
 from sparse_lab.report import levels, load, long, read, wide
+from sparse_lab.report.render.latex import latex
+from sparse_lab.report.render.sections import cells
 from sparse_lab.report.tables.aggregate import COLUMNS
 from sparse_lab.report.tables.caveats import notes
 from sparse_lab.report.tables.cell import marks, percent
@@ -332,3 +334,49 @@ def test_rows_that_differ_in_their_data_or_processes_say_so(make_run: Make, tmp_
     assert set(tabulate(tmp_path)["method"]) == {
         "oneshot (data=01234567)", "oneshot (data=fedcba98)", "oneshot (data=01234567, processes=2)",
     }  # fmt: skip
+
+
+def test_kept_weights_that_are_zero_are_told_apart(make_run: Make, tmp_path: Path) -> None:
+    make_run(method="oneshot", seed=1, nonzero=9213)
+    make_run(method="rigl", seed=1, nonzero=9213)
+    make_run(method="rigl", seed=2, nonzero=9104)
+    make_run(method="set", sparsity=0.9, nonzero=92134)
+    make_run(method="old", sparsity=0.9)
+    table = tabulate(tmp_path)
+    by_method = table.set_index("method")["nonzero"]
+    assert (by_method["oneshot"], by_method["rigl"], by_method["set"]) == (9213, 9104, 92134)
+    assert pd.isna(by_method["old"])
+    assert list(wide(table, "vgg16", "cifar10")) == ["90% (92,134 kept)", "99% (9,213 kept, 9,104 to 9,213 not zero)"]
+    assert "9,213 kept, 9,104 to 9,213 not zero" in latex(table)
+    assert dict(zip(table["method"], cells(table)["nonzero"], strict=True)) == {
+        "oneshot": "9,213", "rigl": "9,104", "set": "92,134", "old": ""
+    }  # fmt: skip
+    assert "nonzero" not in cells(table[table["method"] == "old"]), "records of before do not say"
+
+
+@pytest.mark.parametrize("value", [-1, "many", None, math.nan, 1e300, [3]])
+def test_a_nonsense_number_of_nonzero_weights_is_none(make_run: Make, tmp_path: Path, value: object) -> None:
+    make_run(nonzero=value)
+    assert pd.isna(tabulate(tmp_path).iloc[0]["nonzero"])
+    assert list(wide(tabulate(tmp_path), "vgg16", "cifar10")) == ["99% (9,213 kept)"]
+
+
+def test_each_level_says_how_many_are_not_zero(make_run: Make, seal: Callable[..., None], tmp_path: Path) -> None:
+    folder = make_run()
+    record = json.loads((folder / "result.json").read_text())
+    record["levels"][0]["nonzero"] = 9000
+    seal(folder / "result.json", record)
+    assert levels(read(tmp_path).results)["nonzero"].tolist() == [9000]
+
+
+def test_what_a_network_does_not_count_is_noted(make_run: Make, tmp_path: Path) -> None:
+    lstm = [
+        {"name": "a.weight_hh_l0", "kind": "LSTM", "weights": 1200},
+        {"name": "b", "kind": "Parameter", "weights": 34},
+    ]
+    make_run(seed=1, uncounted=lstm)
+    make_run(seed=2, uncounted=lstm)
+    make_run(method="rigl", uncounted=[])
+    make_run(method="set", uncounted="damaged")
+    found = [line for line in notes(read(tmp_path).results) if "counted" in line]
+    assert found == ["vgg16: 1,234 weights (LSTM, Parameter) are not counted and dense in 2 runs"]

@@ -1,0 +1,109 @@
+"""Photos from files: whatever their pixels are made of they come out as 8-bit RGB on its whole scale, or are refused by
+name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sparse_lab.data.source import no_variance
+from sparse_lab.errors import UserError
+
+WHOLE = frozenset(
+    {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"}
+)  # Pillow's own way is right
+DEEP = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+DEEP_IN_32 = frozenset({"PNG", "PPM"})  # some versions of Pillow give their 16 bits as mode I
+BITS, INTERPRETATION = 258, 262  # TIFF tags
+HEADERS, DECODED = 2000, 200  # photos looked at before training, spread evenly over the classes; one of each at least
+THUMB = 64  # pixels
+
+
+def decode(path: str) -> Image.Image:
+    """The photo as RGB: the first frame, turned as it is stored, without its transparency (as torchvision reads it).
+
+    Grey of 16 bits is divided by 257. Raises UserError, one line with the file's name, for what no range is known of
+    (floats, integers of 32 bits), for colours that need a profile (LAB), for a picture that lies in its transparency
+    alone, and for what cannot be read.
+    """
+    return _read(path, lambda photo: _rgb(photo, path))
+
+
+def check(train: Sequence[Sequence[str]], test: Sequence[Sequence[str]]) -> None:
+    """Look at a sample of the photos of each class. Raises UserError for what `decode` would refuse by its kind, and
+    where all training photos that are looked at are of one colour, or the same.
+    """
+    for path in _sample([*train, *test], HEADERS):
+        _read(path, lambda photo, path=path: _check_mode(photo, path))  # type: ignore[misc]
+    paths = _sample(train, DECODED)
+    plain = same = True
+    first: np.ndarray | None = None
+    for path in paths:
+        pixels = _read(path, lambda photo, path=path: np.asarray(_thumb(photo, path)))  # type: ignore[misc]
+        first = pixels if first is None else first
+        plain = plain and bool((pixels == pixels[0, 0]).all())
+        same = same and np.array_equal(pixels, first)
+        if not plain and not same:
+            return
+    if plain or len(paths) > 1:
+        raise UserError(no_variance(f"{paths[0]} and all others looked at", len(paths), plain))
+
+
+def _sample(classes: Iterable[Sequence[str]], most: int) -> list[str]:
+    """Of each class equally many, spread over its list: `most` in all, but at least one of each."""
+    found = [paths for paths in classes if paths]
+    each = max(1, most // max(1, len(found)))
+    return [path for paths in found for path in paths[:: -(-len(paths) // each)]]
+
+
+def _read(path: str, use: Any) -> Any:
+    try:
+        with Image.open(path) as photo:
+            return use(photo)
+    except UserError:
+        raise
+    except Exception as error:  # each of Pillow's readers has errors of its own
+        raise UserError(f"{path} cannot be read as an image: replace or delete it") from error
+
+
+def _thumb(photo: Image.Image, path: str) -> Image.Image:
+    photo.draft("RGB", (THUMB, THUMB))  # a JPEG is decoded at a fraction of its size
+    return _rgb(photo, path)
+
+
+def _check_mode(photo: Image.Image, path: str) -> None:
+    if photo.mode in WHOLE | DEEP or (photo.mode == "I" and photo.format in DEEP_IN_32):
+        return
+    why = {
+        "F": "its values are floats, and no range of them is known",
+        "I": "its values are integers of up to 32 bits, and no range of them is known",
+    }.get(photo.mode, "Pillow cannot turn it into RGB")
+    raise UserError(
+        f"{path} is a {photo.format} of mode {photo.mode}: {why}; save it with 8 bits a channel, or as grey of 16 bits"
+    )
+
+
+def _rgb(photo: Image.Image, path: str) -> Image.Image:
+    _check_mode(photo, path)
+    if photo.mode in DEEP or photo.mode == "I":
+        return Image.fromarray(_shallow(photo)).convert("RGB")
+    if photo.mode not in ("RGBA", "LA", "PA") and "transparency" not in photo.info:
+        return photo.convert("RGB")
+    whole = photo.convert("RGBA")
+    pixels = np.asarray(whole)
+    if bool((pixels[..., :3] == pixels[0, 0, :3]).all()) and bool((pixels[..., 3] != pixels[0, 0, 3]).any()):
+        raise UserError(f"{path} is of one colour, its picture lies in its transparency alone: save it without any")
+    return whole.convert("RGB")
+
+
+def _shallow(photo: Image.Image) -> np.ndarray:
+    """Grey of more than 8 bits as uint8, rounded."""
+    tags = getattr(photo, "tag_v2", {})  # a TIFF's
+    top = 2 ** tags.get(BITS, (16,))[0] - 1
+    grey = (np.asarray(photo).astype(np.int64) * 255 + top // 2) // top
+    # Pillow turns 8 bits where white is 0, and does not turn 16
+    return (255 - grey if tags.get(INTERPRETATION) == 0 else grey).astype(np.uint8)
