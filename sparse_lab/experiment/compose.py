@@ -52,11 +52,8 @@ PARTS = {
 
 def _leaves(kind: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     for name, of in typing.get_type_hints(kind).items():
-        one = (
-            next((one for one in typing.get_args(of) if one is not type(None)), of)
-            if type(None) in typing.get_args(of)
-            else of
-        )
+        either = typing.get_args(of)
+        one = either[0] if type(None) in either else of
         yield from _leaves(one, f"{path}{name}.") if dataclasses.is_dataclass(one) else [(f"{path}{name}", one)]
 
 

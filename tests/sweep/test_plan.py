@@ -129,7 +129,7 @@ BAD = {
         ["method=east", "model=resnet34", "method.dyrelu.unit=epochs", "method.dyrelu.end=200"],
         "must be ReLU before the training ends (160 epochs)",
     ),
-    "phasing backwards": (["method=east", "model=resnet34", "method.dyrelu.begin=0.6"], "lies after"),
+    "phasing backwards": (["method=east", "model=resnet34", "method.dyrelu.begin=0.6"], "must lie before"),
     "cycles longer than training": (
         ["method=east", "model=resnet34", "method.cycles.lengths=[0.5,0.5]"],
         "together as long as the training (160 epochs) or longer",
@@ -228,7 +228,7 @@ BAD = {
         ["method=hrank", f"method.filters.rates=[{','.join(['0.5'] * 14)}]"],
         "14 rates for 13 groups of channels",
     ),
-    "a rate above 1": (["method=hrank", "method.filters.rates=[1.5]"], "from 0 to 1"),
+    "a rate above 1": (["method=hrank", "method.filters.rates=[1.5]"], "outside [0, 1]"),
     "rates in rounds": (["method=hrank", "schedule=iterative", "method.filters.rates=[0.5]"], "say all by themselves"),
     "rates that are soft": (["method=sfp", "method.filters.rates=[0.5]"], "say all by themselves"),
     "rates and multiply-adds": (

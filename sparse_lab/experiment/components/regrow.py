@@ -70,7 +70,7 @@ class Regrow(Component):
         from sparse_lab.training.checkpoint_io import load_checkpoint
 
         settings = _settings(config)
-        if config.method.init_from is None:
+        if config.method.init_from in (None, "dense"):
             raise UserError(f"method {config.method.name!r}: method.init_from must name the pruning method before it")
         _check_start(config, settings)
         _check_score(settings)

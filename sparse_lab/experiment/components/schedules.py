@@ -100,8 +100,8 @@ class KindIterative(Kind):
         if self.round_epochs(config) is not None or rounds <= epochs:
             return []
         return [
-            f"{rounds:,} rounds share {epochs} epochs of fine-tuning: with one each it trains {rounds:,} of them; raise "
-            "schedule.iterative.share, or set schedule.iterative.round_epochs"
+            f"{rounds:,} rounds share {epochs} epochs of fine-tuning: with one each it trains {rounds:,} of them; "
+            "raise schedule.iterative.share, or set schedule.iterative.round_epochs"
         ]
 
     def _schedule(self, config: Config, every: int) -> Iterative:
