@@ -320,9 +320,9 @@ class ConfigSource:
 
     def _with_parts(self, choices: list[str]) -> Composed:
         cfg = self.through_hydra(choices)
-        for group, chosen in cfg.hydra.runtime.choices.items():
-            if group not in SEVERAL and OmegaConf.is_list(chosen):  # in a file's defaults
-                raise UserError(f"{group}={list(chosen)} in a config file: a run has one {group}")
+        for group in KEYS:  # Hydra names no choice where a file's defaults list several
+            if group not in SEVERAL and self.choices(group) and group not in cfg.hydra.runtime.choices:
+                raise UserError(f"a config file lists several choices of {group}: a run has one {group}")
         _write_floats(cfg)
         method, schedule = (cfg.hydra.runtime.choices.get(group) for group in ("method", "schedule"))
         own, _ = self.chosen(method, schedule)

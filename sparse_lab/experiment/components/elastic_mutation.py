@@ -54,8 +54,12 @@ class ElasticMutation(Component):
     def idle(self, config: Config, clock: Clock) -> list[str]:
         bounds, steps = bounds_of(config, clock), clock.steps_a_round
         if any(bounds.due(step) and bounds.densities(step) != (1.0, 1.0) for step in range(steps)):
-            at = "masks are updated where stages end alone, or not even there: train longer, or lower"
-            return [] if bounds.every < steps else [f"{at} method.{self.part}.update_every"]
+            if bounds.every < steps:
+                return []
+            return [
+                f"masks are updated where stages end alone, for the training has {steps:,} steps: train longer, or lower "
+                f"method.{self.part}.update_every"
+            ]
         return [too_short(self.part, bounds.every, steps)]
 
     def dense_gradients(self, method: MethodConfig, in_rounds: bool) -> str | None:

@@ -62,6 +62,7 @@ def test_scores_look_at_what_the_table_says():
     assert scores.SCORES.keys() - scores.WITHOUT_PASSES == set(base.FROM_GRADIENTS)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("words", "dead", "alive"),
     [
@@ -81,7 +82,11 @@ def test_scores_look_at_what_the_table_says():
         (["method=rigl", "training.clip_norm=1"], ["method.prune.batches"], ["method.drop_and_grow.gradients"]),
         (["method=snip"], ["method.prune.batches"], ["method.prune.per_class"]),
         (["method=hrank"], ["method.prune.rewind"], ["method.prune.batches"]),
-        (["dataset=cifar10"], ["dataset.workers"], ["dataset.root", "dataset.verify", "dataset.mirror"]),
+        (
+            ["dataset=cifar10", "training.augment.flip=true"],
+            ["dataset.workers"],
+            ["dataset.root", "dataset.verify", "dataset.mirror"],
+        ),
         (["dataset=imagenet"], ["training.augment.crop_padding", "dataset.verify"], ["dataset.workers"]),
         (["logger=mlflow"], ["dataset.root"], ["logger.project", "logger.mlflow_uri"]),
     ],
