@@ -8,7 +8,6 @@ from sparse_lab.errors import SparseLabError
 from sparse_lab.experiment.validate import check_pace, check_request
 from sparse_lab.sweep.plan import Request
 
-EAST = ("method=east", "model=resnet34")
 ABSURD = {
     "a share that takes forever": (["method=iterative", "schedule.iterative.share=1e-12"], "4,605,272,062,526 rounds"),
     "a share that takes all": (["method=iterative", "schedule.iterative.share=0.999999"], "in one round"),
@@ -30,11 +29,17 @@ ABSURD = {
         "6 weights go, less than one an iteration",
     ),
     "nothing is exchanged": (["method=rigl", "method.drop_and_grow.drop_fraction=1e-9"], "nothing would ever move"),
-    "nothing cycles": ([*EAST, "method.cycles.multiplier=1.000001"], "nothing would ever move"),
+    "nothing cycles": (
+        ["method=rigl", "method.cycles={}", "method.cycles.multiplier=1.000001"],
+        "nothing would ever move",
+    ),
     "nothing mutates": (["method=mest", "method.elastic_mutation.low=[1,1,1]"], "nothing would ever be dropped"),
     "nothing regrows": (["method=oneshot_regrow", "method.regrow.budget=1e-9"], "0 of 57,884 weights regrow"),
     "a regrowth from dense": (["method=oneshot_regrow", "method.init_from=dense"], "must name the pruning method"),
-    "no phasing": ([*EAST, "method.dyrelu.begin=0.5", "method.dyrelu.end=0.5"], "must lie before"),
+    "no phasing": (
+        ["method=rigl", "method.dyrelu={}", "method.dyrelu.begin=0.5", "method.dyrelu.end=0.5"],
+        "must lie before",
+    ),
     "a start beyond the end": (
         ["method=resrep", "training.finetune.optimizer=sgd", "method.compactors.unit=share"],
         "a share of the",
@@ -45,7 +50,7 @@ TOO_SHORT = {
     "schedule.cubic.every": ("method=gmp", "schedule.cubic.every=50", "no step between 0 and 2"),
     "schedule.alternating.turn": ("method=acdc", "schedule.alternating.turn=0.001", "a turn of 0.004 steps"),
     "method.drop_and_grow.update_every": ("method=rigl", "method.drop_and_grow.update_every=50", "has 4 steps"),
-    "method.cycles.every": (EAST[0], "method.cycles.every=50", "a cycle of 1 steps"),
+    "method.cycles.every": ("method=east", "method.cycles.every=50", "a cycle of 1 steps"),
     "method.elastic_mutation.update_every": ("method=mest", "method.elastic_mutation.update_every=50", "has 4 steps"),
     "method.hypersphere.every": ("method=prune_on_the_fly", "method.hypersphere.every=50", "once in 4 steps"),
     "method.compactors.begin": ("method=resrep", "method.compactors.begin=50", "the last of 4 steps"),

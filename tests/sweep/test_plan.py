@@ -506,7 +506,7 @@ def test_a_launcher_in_a_swept_choice_is_refused_and_named(tmp_path, capsys):
     assert main(line) == 2
     error = capsys.readouterr().err.strip()
     assert error.endswith("put hydra/launcher=joblib on the command line") and len(error.splitlines()) == 1
-    request = Request.read([*line, "hydra/launcher=joblib", f"paths.outputs={tmp_path}"])
+    request = Request.read([*line, "seed=1,2", "hydra/launcher=joblib", f"paths.outputs={tmp_path}"])
     request.check()
     assert request.launcher == "joblib" and request.jobs == 2
 

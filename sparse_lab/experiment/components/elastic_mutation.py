@@ -57,8 +57,8 @@ class ElasticMutation(Component):
             if bounds.every < steps:
                 return []
             return [
-                f"masks are updated where stages end alone, for the training has {steps:,} steps: train longer, or lower "
-                f"method.{self.part}.update_every"
+                f"masks are updated where stages end alone, for the training has {steps:,} steps: train longer, or "
+                f"lower method.{self.part}.update_every"
             ]
         return [too_short(self.part, bounds.every, steps)]
 
