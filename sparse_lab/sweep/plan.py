@@ -12,7 +12,7 @@ import itertools
 import math
 import typing
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sparse_lab.config import Config, as_written, conf_dir, present
+from sparse_lab.config import Config, as_written, check_ranges, conf_dir, present
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment.compose import (
     LEAVES,
@@ -169,7 +169,8 @@ class Request:
             print(f"sweep: {line}", flush=True)
 
     def check_job(self, config: Config) -> None:
-        """What does not need torch to be seen."""
+        """What does not need torch to be seen; of what no run reads, too: it has no say in whether a run is done."""
+        check_ranges(config)
         if config.method.regrow is not None and config.method.init_from not in self.source.choices("method"):
             known = nearest(str(config.method.init_from), self.source.choices("method"))
             raise UserError(f"method.init_from={config.method.init_from}: {known}")
@@ -213,7 +214,23 @@ class Request:
                 why = [_why(key, one) for one in dead]
                 if all(why):
                     lines.append(f"{key} has no effect: no run that is asked for {why[0]}")
+        taken_out = [line for line in self.fixed if part_of(key := line.partition("=")[0]) == key and _is_null(line)]
+        lines += [
+            f"{line} has no effect: no run that is asked for has it to take out"
+            for line in taken_out
+            if not self._takes_out(line)
+        ]
         return lines + self._overruled()
+
+    def _takes_out(self, line: str) -> bool:
+        """Would any run have the part that this override takes out?"""
+        other = replace(self, fixed=[one for one in self.fixed if one != line], _composed={})
+        group, name = line.partition("=")[0].split(".")
+        try:
+            composer = other.composer()
+            return any(getattr(getattr(composer.config(job), group), name) is not None for job in other.corners())
+        except UserError:  # without it the request would be wrong
+            return True
 
     def _overruled(self) -> list[str]:
         """What is set twice, of which the last counts; and settings of sweeps that a single run has no use for."""
@@ -372,6 +389,10 @@ class Request:
             del composed["hydra"]
         config = OmegaConf.to_yaml(composed)
         return template.replace("$APP_CONFIG_GROUPS", "\n".join(listed)).replace("$CONFIG", config)
+
+
+def _is_null(line: str) -> bool:
+    return line.partition("=")[2].strip().lower() == "null"
 
 
 def _absent(config: Config) -> dict[str, str]:

@@ -687,6 +687,8 @@ def test_jobs_that_ask_for_the_same_run_are_one(axes, runs, tmp_path, capsys):
          ["dataset.root has no effect", "dataset.workers has no effect", "paths.data has no effect"]),
         (["logger.project=x", "trainer.profiler=simple"], ["logger.project has no effect"]),
         (["seed=1", "seed=2"], ["seed=1 has no effect: seed=2 comes after it"]),
+        (["method=oneshot", "method.cycles=null"], ["method.cycles=null has no effect"]),
+        (["-m", "method=oneshot,rigl", "method.drop_and_grow=null", "method.name=mine"], []),
         (["hydra/launcher=joblib"], ["hydra/launcher has no effect: it is for sweeps (-m)"]),
         (["-m", "method=dense,oneshot", "sparsity=s90", "training.finetune.lr=0.1"], []),
         (["-m", "method=static", "training.gamma=0.1,0.2"],
@@ -699,3 +701,11 @@ def test_what_no_run_reads_is_named_before_training(words, notes, tmp_path, caps
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert len(said) == len(notes)
     assert all(line.startswith(f"note: {wanted}") for line, wanted in zip(said, notes, strict=True))
+
+
+def test_a_bad_value_of_what_a_finished_run_does_not_read_is_refused_too(tmp_path):
+    """It has no say in the run's name, so that the run is found; the request is wrong all the same."""
+    for word in ("training.milestones=[-1,5]", "training.milestones=[nan]", "training.regrow.lr=inf"):
+        request = Request.read([word, "dataset=digits", f"paths.outputs={tmp_path}"])
+        with pytest.raises(UserError, match="is outside"):
+            request.check_job(request.compose([]).config())

@@ -148,7 +148,7 @@ class KindCubic(Kind):
         if config.method.drop_and_grow or schedule.end - schedule.begin > schedule.every:
             return []
         return [
-            f"gradual pruning has no step between {schedule.begin:,} and {schedule.end:,}: "
+            f"gradual pruning has no step between {schedule.begin:,} and {schedule.end:,} of {clock.steps_a_round:,}: "
             f"train longer, or lower schedule.cubic.every={schedule.every:,}"
         ]
 
