@@ -39,7 +39,16 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sparse_lab.config import RENAMED_CHOICES, Config, MethodConfig, ScheduleConfig, as_written, parts_of, renamed
+from sparse_lab.config import (
+    RENAMED_CHOICES,
+    Config,
+    MethodConfig,
+    ScheduleConfig,
+    as_written,
+    check_ranges,
+    parts_of,
+    renamed,
+)
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment.config_security import check_config, check_searchpath, check_targets
 
@@ -160,8 +169,11 @@ class Composed:
             self.taken_out.discard(part)
 
     def config(self) -> Config:
-        """The run's config as plain dataclasses. Raises UserError when a value is missing or of the wrong type."""
+        """The run's config as plain dataclasses. Raises UserError when a value is missing, of the wrong type or out of
+        range, those of what the run does not have or read too: they have no say in whether it is done.
+        """
         config = to_config(self.cfg)
+        check_ranges(config)
         for part in PARTS.keys() - self.parts:
             group, name = part.split(".")
             setattr(getattr(config, group), name, None)

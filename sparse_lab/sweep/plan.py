@@ -23,7 +23,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sparse_lab.config import Config, as_written, check_ranges, conf_dir, present
+from sparse_lab.config import Config, as_written, conf_dir, present
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment.compose import (
     LEAVES,
@@ -169,8 +169,7 @@ class Request:
             print(f"sweep: {line}", flush=True)
 
     def check_job(self, config: Config) -> None:
-        """What does not need torch to be seen; of what no run reads, too: it has no say in whether a run is done."""
-        check_ranges(config)
+        """What does not need torch to be seen."""
         if config.method.regrow is not None and config.method.init_from not in self.source.choices("method"):
             known = nearest(str(config.method.init_from), self.source.choices("method"))
             raise UserError(f"method.init_from={config.method.init_from}: {known}")

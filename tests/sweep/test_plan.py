@@ -705,7 +705,12 @@ def test_what_no_run_reads_is_named_before_training(words, notes, tmp_path, caps
 
 def test_a_bad_value_of_what_a_finished_run_does_not_read_is_refused_too(tmp_path):
     """It has no say in the run's name, so that the run is found; the request is wrong all the same."""
-    for word in ("training.milestones=[-1,5]", "training.milestones=[nan]", "training.regrow.lr=inf"):
+    for word in (
+        "training.milestones=[-1,5]",
+        "training.milestones=[nan]",
+        "training.regrow.lr=inf",
+        "method.regrow.budget=nan",
+    ):
         request = Request.read([word, "dataset=digits", f"paths.outputs={tmp_path}"])
         with pytest.raises(UserError, match="is outside"):
-            request.check_job(request.compose([]).config())
+            request.compose([]).config()
