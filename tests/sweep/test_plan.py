@@ -654,6 +654,7 @@ def _planned(words: list[str]) -> list[dict]:
     return request.plan
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("axes", "runs"),
     [
@@ -675,6 +676,7 @@ def test_jobs_that_ask_for_the_same_run_are_one(axes, runs, tmp_path, capsys):
     assert (f"note: {asked} jobs ask for {runs} run" in capsys.readouterr().out) == (asked > runs)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("words", "notes"),
     [
