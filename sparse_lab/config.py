@@ -8,8 +8,10 @@ stand beside it, and `check` turns a value outside them into one clear line. Not
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -37,6 +39,8 @@ def key(
     open_low: bool = False,
     open_high: bool = False,
     choices: tuple[str, ...] = (),
+    length: int | None = None,
+    rising: bool = False,
     identity: bool = True,
     file: bool = False,
     first: Any = ALWAYS,
@@ -44,6 +48,8 @@ def key(
 ) -> Any:
     """A dataclass field with its meaning.
 
+    Of a list low, high and choices hold for each element. length: how many there must be. rising: each above the one
+    before it.
     identity=False: the key does not change a run's result, so not its name. file: it names a file, which counts by its
     content. first: the default that it had at first, where that has changed: what differs from that one is in a run's
     name, so that runs which rely on the new default have other names than those that relied on the old one. revision:
@@ -56,6 +62,8 @@ def key(
         "open_low": open_low,
         "open_high": open_high,
         "choices": choices,
+        "length": length,
+        "rising": rising,
         "identity": identity,
         "file": file,
         "first": first,
@@ -94,6 +102,14 @@ SELECTIONS = ("validation_best", "last", "test_best")
 DISTRIBUTIONS = ("global", "uniform", "er", "erk", "equal", "lamp")
 UNITS = ("share", "epochs")
 GRADIENTS = ("after_clipping", "before_clipping")
+# the largest number of each kind that is more than a slip of the hand
+EPOCHS = 100_000
+STEPS = 10_000_000
+ROUNDS = 1_000
+BATCHES = 10_000
+IMAGES = 1_000_000_000
+MANY = 1_000_000
+DIGITS = 12  # of a float that count, in a name too
 # keys that had other names before 0.2
 RENAMED = {
     "method.rewire.fraction": "method.drop_and_grow.drop_fraction",
@@ -157,21 +173,27 @@ class ModelConfig:
 class DatasetConfig:
     name: str = key("cifar10", "data set, one of sparse_lab.data")
     root: str = key("data", "folder that holds (or will hold) the files", identity=False)
-    num_classes: int = key(10, "number of labels", low=2)
-    image_size: int = key(32, "height and width of an image in pixels", low=8)
-    mean: list[float] = key(lambda: [0.5, 0.5, 0.5], "per channel, of pixels in 0..1")
-    std: list[float] = key(lambda: [0.25, 0.25, 0.25], "per channel, of pixels in 0..1")
+    num_classes: int = key(10, "number of labels", low=2, high=MANY)
+    image_size: int = key(32, "height and width of an image in pixels", low=8, high=4096)
+    mean: list[float] = key(lambda: [0.5, 0.5, 0.5], "per channel, of pixels in 0..1", low=0.0, high=1.0, length=3)
+    std: list[float] = key(lambda: [0.25, 0.25, 0.25], "per channel, of pixels in 0..1", low=1e-4, high=1.0, length=3)
     mirror: bool = key(True, "a mirrored image keeps its label (false for digits)")
     validation: float = key(
         0.1, "share of the training images held out, drawn by seed", low=0.0, open_low=True, high=0.9
     )
-    train_limit: int | None = key(None, "use only so many training images (after the split), drawn by seed", low=1)
-    eval_limit: int | None = key(None, "use only so many validation images, and so many test images", low=1)
+    train_limit: int | None = key(
+        None, "use only so many training images (after the split), drawn by seed", low=1, high=IMAGES
+    )
+    eval_limit: int | None = key(
+        None, "use only so many validation images, and so many test images", low=1, high=IMAGES
+    )
     verify: bool = key(
         True, "refuse files whose md5 is not the official one; false says so loudly and marks the record"
     )
     download: bool = key(False, "fetch missing files from the data set's own site", identity=False)
-    workers: int = key(2, "loader processes, where images are decoded one by one (imagenet)", low=0, identity=False)
+    workers: int = key(
+        2, "loader processes, where images are decoded one by one (imagenet)", low=0, high=1024, identity=False
+    )
 
 
 @dataclass
@@ -190,15 +212,26 @@ class RecipeConfig:
     momentum: float = key(0.9, "SGD's momentum", low=0.0, high=1.0, open_high=True)
     nesterov: bool = key(False, "SGD with Nesterov's look-ahead")
     weight_decay: float = key(5e-4, "L2 (sgd, adam) or decoupled (adamw) decay", low=0.0)
-    epochs: int = key(160, "epochs of this phase (finetune: all rounds together; regrow: after each step)", low=1)
+    epochs: int = key(
+        160, "epochs of this phase (finetune: all rounds together; regrow: after each step)", low=1, high=EPOCHS
+    )
     lr_schedule: str = key("cosine", "shape of the learning rate after warm-up", choices=LR_SCHEDULES)
-    milestones: list[float] = key(lambda: [0.5, 0.75], "lr_schedule=step: fractions of the phase where lr drops")
+    milestones: list[float] = key(
+        lambda: [0.5, 0.75],
+        "lr_schedule=step: fractions of the phase where lr drops, rising",
+        low=0.0,
+        high=1.0,
+        open_low=True,
+        open_high=True,
+        rising=True,
+    )
     gamma: float = key(0.1, "lr_schedule=step: factor at each milestone", low=0.0, high=1.0, open_low=True)
     warmup: float = key(0.0, "share of the phase with linear warm-up", low=0.0, high=1.0, open_high=True, revision=2)
     patience: int | None = key(
         None,
         "end the phase after so many epochs without a better validation accuracy, whatever training.select says",
         low=1,
+        high=EPOCHS,
         revision=2,
     )
     clip_norm: float | None = key(None, "largest norm of the whole gradient", low=0.0, open_low=True)
@@ -211,7 +244,7 @@ class RecipeConfig:
 class TrainingConfig(RecipeConfig):
     """The dense recipe, with the fine-tuning recipes after pruning and after regrowth beside it."""
 
-    batch_size: int = key(128, "images a step", low=1)
+    batch_size: int = key(128, "images a step", low=1, high=MANY)
     label_smoothing: float = key(0.0, "share of the target spread over all classes", low=0.0, high=1.0, open_high=True)
     select: str = key(
         "validation_best", "which epoch's weights a level ends with; test_best marks the record", choices=SELECTIONS
@@ -222,9 +255,12 @@ class TrainingConfig(RecipeConfig):
         identity=False,
     )
     stop_after: int | None = key(
-        None, "method=dense: stop after so many epochs of the schedule (where method.prune.rewind_weights goes)", low=1
+        None,
+        "method=dense: stop after so many epochs of the schedule (where method.prune.rewind_weights goes)",
+        low=1,
+        high=EPOCHS,
     )
-    limit_batches: int | None = key(None, "only so many batches an epoch (train and validation)", low=1)
+    limit_batches: int | None = key(None, "only so many batches an epoch (train and validation)", low=1, high=STEPS)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     finetune: RecipeConfig = field(default_factory=RecipeConfig)
     regrow: RecipeConfig = field(default_factory=RecipeConfig)
@@ -253,14 +289,14 @@ class IterativeConfig:
     share: float = key(
         0.2, "share of the remaining weights pruned a round", low=0.0, high=1.0, open_low=True, open_high=True
     )
-    round_epochs: int | None = key(None, "epochs a round; null shares training.finetune.epochs out", low=1)
+    round_epochs: int | None = key(None, "epochs a round; null shares training.finetune.epochs out", low=1, high=EPOCHS)
 
 
 @dataclass
 class LayerwiseConfig:
     """A round for each number of method.filters.rates."""
 
-    round_epochs: int | None = key(None, "epochs a round; null shares training.finetune.epochs out", low=1)
+    round_epochs: int | None = key(None, "epochs a round; null shares training.finetune.epochs out", low=1, high=EPOCHS)
 
 
 @dataclass
@@ -269,7 +305,7 @@ class CubicConfig:
 
     begin: float = key(0.0, "start, as a fraction of the phase", low=0.0, high=1.0)
     end: float = key(0.5, "at the target from here on, as a fraction of the phase", low=0.0, high=1.0)
-    every: int = key(100, "steps between two mask changes", low=1)
+    every: int = key(100, "steps between two mask changes", low=1, high=STEPS)
     initial: float = key(0.0, "sparsity at the start", low=0.0, high=1.0, open_high=True)
 
 
@@ -278,7 +314,7 @@ class AlternatingConfig:
     """Dense and sparse by turns (AC/DC). Fractions are those of the phase."""
 
     begin: float = key(0.1, "dense up to here", low=0.0, high=1.0)
-    turn: float = key(0.05, "length of a sparse or dense turn", low=0.0, high=1.0, open_low=True)
+    turn: float = key(0.05, "length of a sparse or dense turn", low=1e-4, high=1.0)
     last_dense: float = key(0.1, "length of the last dense turn, which ends at `end`", low=0.0, high=1.0, open_low=True)
     end: float = key(0.85, "at the target from here on", low=0.0, high=1.0)
 
@@ -309,10 +345,17 @@ class PruneConfig:
         "how good each weight is (sparse_lab/sparsity/scores.py), or each filter (structured/filter_scores.py)",
     )
     distribution: str = key("global", "how the kept weights are split over layers", choices=DISTRIBUTIONS)
-    batches: int = key(10, "training batches that scores with gradients or feature maps average over", low=1)
-    per_class: int | None = key(None, "scores look at so many images of each class instead of at `batches`", low=1)
+    batches: int = key(
+        10, "training batches that scores with gradients or feature maps average over", low=1, high=BATCHES
+    )
+    per_class: int | None = key(
+        None, "scores look at so many images of each class instead of at `batches`", low=1, high=IMAGES
+    )
     iterations: int = key(
-        1, "prune in so many steps of equal ratio, with new scores before each, and no training in between", low=1
+        1,
+        "prune in so many steps of equal ratio, with new scores before each, and no training in between",
+        low=1,
+        high=ROUNDS,
     )
     rewind_lr: bool = key(
         False, "each round runs the dense recipe again (learning-rate rewinding), not training.finetune"
@@ -322,6 +365,7 @@ class PruneConfig:
         "each round starts from the weights that the dense training had after so many epochs, 0: the initial ones "
         "(weight rewinding); null: goes on from the trained ones",
         low=0,
+        high=EPOCHS,
     )
 
 
@@ -332,6 +376,8 @@ class FiltersConfig:
     rates: list[float] = key(
         list,
         "share of the filters of each layer that go, in the order of the network; empty: what sparsity.target asks",
+        low=0.0,
+        high=1.0,
     )
     coupled: bool = key(
         False, "channels that additions tie together (residual trunks) can go too; false: only a layer's own"
@@ -354,11 +400,11 @@ class RegrowConfig:
         low=0.0,
         high=1.0,
     )
-    steps: int = key(1, "number of regrowth steps; the start is sparsity.target + steps * budget", low=1)
+    steps: int = key(1, "number of regrowth steps; the start is sparsity.target + steps * budget", low=1, high=ROUNDS)
     distribution: str = key(
         "all", "all in proportion to their loss, lowest attention-map SSIM, or given", choices=("all", "ssim", "given")
     )
-    ssim_layers: int = key(4, "distribution=ssim: how many of the least similar layers regrow", low=1)
+    ssim_layers: int = key(4, "distribution=ssim: how many of the least similar layers regrow", low=1, high=MANY)
     given: list[str] = key(list, "distribution=given: names of the layers")
     score: str = key(
         "taylor", "which pruned weights come back first; 'none' regrows nothing and only fine-tunes (control)"
@@ -374,7 +420,7 @@ class RegrowConfig:
         "as many epochs (control)",
         choices=("sparser", "target"),
     )
-    batches: int = key(10, "training batches that scores and attention maps average over", low=1)
+    batches: int = key(10, "training batches that scores and attention maps average over", low=1, high=BATCHES)
 
 
 @dataclass
@@ -390,7 +436,7 @@ class DropAndGrowConfig:
     drop_fraction_shape: str = key(
         "cosine", "how the share falls from step 0 on", choices=("cosine", "linear", "constant")
     )
-    update_every: int = key(100, "steps or epochs between two mask updates", low=1)
+    update_every: int = key(100, "steps or epochs between two mask updates", low=1, high=STEPS)
     unit: str = key("steps", "what `update_every` counts", choices=("steps", "epochs"))
     distribution: str = key(
         "global",
@@ -407,15 +453,21 @@ class ElasticMutationConfig:
 
     drop: str = key("mest", "the lowest by this score go")
     grow: str = key("random", "the highest pruned ones by this score come")
-    update_every: int = key(5, "steps or epochs between two mask updates", low=1)
+    update_every: int = key(5, "steps or epochs between two mask updates", low=1, high=STEPS)
     unit: str = key("epochs", "what `update_every` counts", choices=("steps", "epochs"))
     distribution: str = key("uniform", "how each density is split over layers", choices=DISTRIBUTIONS)
     low: list[float] = key(
-        lambda: [0.8, 0.9, 1.0], "an update drops to so many times the target's density, one number a stage"
+        lambda: [0.8, 0.9, 1.0], "an update drops to so many times the target's density, one number a stage", low=0.0
     )
-    high: list[float] = key(lambda: [1.0, 1.0, 1.0], "and grows to so many times it")
+    high: list[float] = key(lambda: [1.0, 1.0, 1.0], "and grows to so many times it", low=0.0)
     milestones: list[float] = key(
-        lambda: [0.5625, 0.75], "where one stage ends and the next begins, as shares of the training"
+        lambda: [0.5625, 0.75],
+        "where one stage ends and the next begins, as shares of the training, below 1 and rising",
+        low=0.0,
+        high=1.0,
+        open_low=True,
+        open_high=True,
+        rising=True,
     )
     gradients: str = key("after_clipping", "the step's gradients that growth sees", choices=GRADIENTS)
 
@@ -425,10 +477,10 @@ class CyclesConfig:
     """Cyclic sparsity: in each cycle density rises to `multiplier` times the target's and falls back."""
 
     shape: str = key("cosine", "how density moves in a cycle", choices=("cosine", "triangular"))
-    lengths: list[float] = key(lambda: [0.2, 0.4], "length of each cycle, one number a cycle")
+    lengths: list[float] = key(lambda: [0.2, 0.4], "length of each cycle, one number a cycle", low=0.0)
     unit: str = key("share", "what lengths count: shares of the training, or epochs", choices=UNITS)
     multiplier: float = key(3.0, "highest density of a cycle, in densities of the target", low=1.0)
-    every: int = key(100, "steps between two changes", low=1)
+    every: int = key(100, "steps between two changes", low=1, high=STEPS)
     drop: str = key("magnitude", "while density falls the lowest by this score go")
     grow: str = key("gradient", "while density rises the highest pruned ones by this score come")
     gradients: str = key("after_clipping", "the step's gradients that growth sees", choices=GRADIENTS)
@@ -450,8 +502,8 @@ class CompactorsConfig:
     penalty: float = key(1e-4, "strength of the pull on every row", low=0.0)
     begin: float = key(5.0, "no row is given up before this", low=0.0)
     unit: str = key("epochs", "what begin counts: epochs, or shares of the training", choices=UNITS)
-    every: int = key(200, "steps between two looks at which rows are given up", low=1)
-    channels: int = key(4, "how many more may be given up at each look", low=1)
+    every: int = key(200, "steps between two looks at which rows are given up", low=1, high=STEPS)
+    channels: int = key(4, "how many more may be given up at each look", low=1, high=MANY)
 
 
 @dataclass
@@ -459,7 +511,7 @@ class HypersphereConfig:
     """Hyperspherical training: filters of unit norm, and a penalty on what each has outside of its kept positions."""
 
     penalty: float = key(1.0, "strength of the penalty at the end; it rises linearly from 0", low=0.0)
-    every: int = key(10, "steps between two looks at which positions would be kept", low=1)
+    every: int = key(10, "steps between two looks at which positions would be kept", low=1, high=STEPS)
     recovery: bool = key(True, "what is pruned is replaced by its mean, one number a filter")
 
 
@@ -488,7 +540,9 @@ class MethodConfig:
 @dataclass
 class TrainerConfig:
     accelerator: str = key("auto", "cpu, gpu or auto", choices=("auto", "cpu", "gpu"), identity=False)
-    devices: int = key(1, "devices of one run, a process each (DDP) where there are several", low=1, identity=False)
+    devices: int = key(
+        1, "devices of one run, a process each (DDP) where there are several", low=1, high=1024, identity=False
+    )
     precision: str = key(
         "32-true",
         "arithmetic of a step; auto: bf16-mixed on a GPU, 32-true on a CPU",
@@ -502,7 +556,9 @@ class TrainerConfig:
         identity=False,
     )
     deterministic: bool = key(True, "only deterministic kernels", identity=False)
-    checkpoint_every: int = key(1, "epochs between two saves of checkpoints/last.ckpt", low=1, identity=False)
+    checkpoint_every: int = key(
+        1, "epochs between two saves of checkpoints/last.ckpt", low=1, high=EPOCHS, identity=False
+    )
     progress: bool = key(True, "a progress bar in a terminal, plain lines elsewhere", identity=False)
     profiler: str | None = key(
         None, "its report lands in the run's folder", choices=("simple", "advanced"), identity=False
@@ -556,7 +612,7 @@ class Config:
         "arithmetic: dense times masks, sparse (live weights only, CPU), or auto: what is faster here",
         choices=("dense", "sparse", "auto"),
     )
-    seed: int = key(1, "seed of weights, split, data order and random scores", low=0)
+    seed: int = key(1, "seed of weights, split, data order and random scores", low=0, high=2**32 - 1)
 
 
 def renamed(key: str) -> str | None:
@@ -578,25 +634,60 @@ def _within(key: str, known: dict[str, str]) -> str | None:
     return next((old for old in known if f"{key}.".startswith(f"{old}.")), None)
 
 
+def as_written(value: Any) -> Any:
+    """A value with its floats, in lists and mappings too, as a person would write them: 0.9 + 2 * 0.03 is 0.96."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") + 0.0  # there is no -0.0
+    if isinstance(value, list):
+        return [as_written(one) for one in value]
+    return {name: as_written(one) for name, one in value.items()} if isinstance(value, dict) else value
+
+
 def check_ranges(part: Any, path: str = "") -> None:
-    """Every value of a config (a dataclass) within its range and among its choices, or a UserError with one line."""
+    """Every value of a config (a dataclass), and of its lists, within its range and among its choices, or a UserError
+    with one line.
+    """
     for entry in dataclasses.fields(part):
-        name = f"{path}.{entry.name}".lstrip(".")
+        name, meta = f"{path}.{entry.name}".lstrip("."), dict(entry.metadata)
         value = getattr(part, entry.name)
         if dataclasses.is_dataclass(value):
             check_ranges(value, name)
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            _check_number(name, value, dict(entry.metadata))
-        elif isinstance(value, str) and entry.metadata.get("choices") and value not in entry.metadata["choices"]:
-            raise UserError(f"{name}={value}: {nearest(value, entry.metadata['choices'])}")
+        elif isinstance(value, list):
+            _check_list(name, value, meta)
+        else:
+            _check_value(f"{name}={_shown(value)}", value, meta)
 
 
-def _check_number(name: str, value: float, meta: dict[str, Any]) -> None:
-    low, high = meta.get("low"), meta.get("high")
+def _check_value(said: str, value: Any, meta: dict[str, Any]) -> None:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not _within_range(value, meta):
+        where = f"outside {span(meta)}" if span(meta) else "no number to work with"
+        raise UserError(f"{said} is {where}: {meta['help']}")
+    if isinstance(value, str) and meta.get("choices") and value not in meta["choices"]:
+        raise UserError(f"{said}: {nearest(value, meta['choices'])}")
+
+
+def _check_list(name: str, values: list[Any], meta: dict[str, Any]) -> None:
+    said = f"{name}=[{', '.join(_shown(value) for value in values[:20])}]"
+    for value in values:
+        _check_value(f"{said}: {_shown(value)}", value, meta)
+    if meta["length"] not in (None, len(values)):
+        raise UserError(f"{said} must hold {meta['length']} numbers: {meta['help']}")
+    if meta["rising"] and any(after <= before for before, after in itertools.pairwise(values)):
+        raise UserError(f"{said} must be rising: {meta['help']}")
+
+
+def _within_range(value: float, meta: dict[str, Any]) -> bool:
+    low, high = meta["low"], meta["high"]
     below = low is not None and (value < low or (meta["open_low"] and value == low))
     above = high is not None and (value > high or (meta["open_high"] and value == high))
-    if below or above or not math.isfinite(value):
-        raise UserError(f"{name}={value:g} is outside {span(meta)}: {meta['help']}")
+    return not below and not above and math.isfinite(value)
+
+
+def _shown(value: Any) -> str:
+    """A number, however large, in a few digits."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return f"{Decimal(value):.4g}" if 1e18 < abs(value) < math.inf else f"{value:.12g}"
+    return str(value)
 
 
 def span(meta: dict[str, Any]) -> str:

@@ -34,11 +34,20 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sparse_lab.config import RENAMED_CHOICES, Config, MethodConfig, ScheduleConfig, parts_of, renamed
+from sparse_lab.config import (
+    RENAMED_CHOICES,
+    Config,
+    MethodConfig,
+    ScheduleConfig,
+    as_written,
+    check_ranges,
+    parts_of,
+    renamed,
+)
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment.security.composed import check_composed
 from sparse_lab.experiment.security.files import CheckedRepository, Setting, check_files, check_settings
@@ -49,6 +58,16 @@ PARTS = {
     for group, owner in (("method", MethodConfig), ("schedule", ScheduleConfig))
     for part, kind in parts_of(owner).items()
 }
+
+
+def _leaves(kind: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, of in typing.get_type_hints(kind).items():
+        either = typing.get_args(of)
+        one = either[0] if type(None) in either else of
+        yield from _leaves(one, f"{path}{name}.") if dataclasses.is_dataclass(one) else [(f"{path}{name}", one)]
+
+
+LEAVES = dict(_leaves(Config))  # every key that has a value -> its type, where it is not null
 
 
 def schema(in_place: bool) -> DictConfig:
@@ -69,6 +88,7 @@ OWN_CHOICES = {
     "hydra/sweeper": ["basic"],
     "hydra/sweeper/sampler": ["cmaes", "nsgaii", "motpe", "grid"],
 }
+SEVERAL = ("logger",)  # groups of which a run can have several choices; of others the last would win in silence
 NO_GROUPS = ("table",)  # folders of conf/ that hold no choices of a run: the tables of `sparse-lab reproduce`
 # what Hydra and its plugins register: conf/ holds our own choices of these names, or none is meant to be
 PLUGINS_OWN = {
@@ -131,21 +151,30 @@ class Composed:
             raise UserError(f"{key}={value}: a part is there with settings or null since 0.2: {key}={{}} or {key}=null")
         if part in self.taken_out and key != part:  # Hydra itself would trip over it
             raise UserError(f"{key}={value} and {part}=null do not go together: leave one out")
+        if isinstance(value, (float, bool)) and LEAVES.get(key) is str:
+            raise UserError(
+                f"{key}={value}: text that reads as a number or as true is written in quotes: {key}=\"'...'\""
+            )
         if part is not None and key != part and OmegaConf.select(self.cfg, part) is None:
             raise UserError(
                 f"{key}={value}: a config file sets {part} to null: {part}={{}} on the command line adds it"
             )
         try:
-            OmegaConf.update(self.cfg, key, value, merge=True)
+            OmegaConf.update(self.cfg, key, as_written(value), merge=True)
         except OmegaConfBaseException as error:
             raise UserError(first_line(error)) from None
+        except OverflowError as error:
+            raise UserError(f"{key}: {str(error).splitlines()[0]}") from None
         if key == part:
             self.parts.add(part)
             self.taken_out.discard(part)
 
     def config(self) -> Config:
-        """The run's config as plain dataclasses. Raises UserError when a value is missing or of the wrong type."""
+        """The run's config as plain dataclasses. Raises UserError when a value is missing, of the wrong type or out of
+        range, those of what the run does not have or read too: they have no say in whether it is done.
+        """
         config = to_config(self.cfg)
+        check_ranges(config)
         for part in PARTS.keys() - self.parts:
             group, name = part.split(".")
             setattr(getattr(config, group), name, None)
@@ -204,7 +233,7 @@ class ConfigSource:
         """Overrides, in Hydra's grammar. Raises UserError."""
         try:
             return OverridesParser.create(self._loader).parse_overrides(lines)
-        except HydraException as error:
+        except (HydraException, ValueError) as error:  # a whole number of thousands of digits is a ValueError
             raise UserError(f"cannot read the command line: {first_line(error)}") from None
 
     @cached_property
@@ -248,6 +277,11 @@ class ConfigSource:
         if not choices:
             check_key(key)
             return
+        values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
+        if key not in SEVERAL and any(isinstance(value, list) for value in values):
+            raise UserError(
+                f"{override.input_line}: a run has one {key}: choose one, or sweep over them with -m {key}=A,B"
+            )
         for name in names_in(override):
             if (now := RENAMED_CHOICES.get(key, {}).get(name)) is not None and name not in choices:
                 raise UserError(f"{key}={name} is {key}={now} since 0.2")
@@ -309,6 +343,10 @@ class ConfigSource:
 
     def _with_parts(self, choices: list[str]) -> Composed:
         cfg = self.through_hydra(choices)
+        for group in KEYS:  # Hydra names no choice where a file's defaults list several
+            if group not in SEVERAL and self.choices(group) and group not in cfg.hydra.runtime.choices:
+                raise UserError(f"a config file lists several choices of {group}: a run has one {group}")
+        _write_floats(cfg)
         method, schedule = (cfg.hydra.runtime.choices.get(group) for group in ("method", "schedule"))
         own, _ = self.chosen(method, schedule)
         there = {part for part in PARTS if OmegaConf.select(own, part) is not None}
@@ -330,8 +368,31 @@ def _told() -> Iterator[None]:
         raise UserError(f"a config file cannot be read: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise UserError("a config file is nested too deep, or asks for itself") from None
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, OverflowError) as error:
         raise UserError(first_line(error.__cause__ or error)) from None
+
+
+def _write_floats(cfg: DictConfig) -> None:
+    """Put every float of the schema's keys as a person would write it, in place."""
+    for group in KEYS:
+        for node, key in _floats(cfg, group):
+            with read_write(node):
+                node[key] = as_written(node[key])
+
+
+def _floats(node: Any, key: Any) -> Iterator[tuple[Any, Any]]:
+    """Where a float stands at or below node[key]."""
+    if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
+        return
+    value = node[key]
+    if isinstance(value, float):
+        yield node, key
+    elif isinstance(value, DictConfig):
+        for name in value:
+            yield from _floats(value, name)
+    elif isinstance(value, ListConfig):
+        for number in range(len(value)):
+            yield from _floats(value, number)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparse_lab.config import ALWAYS, Config
+from sparse_lab.config import ALWAYS, Config, as_written
 from sparse_lab.data import fingerprint_of
 from sparse_lab.experiment import phases
 from sparse_lab.experiment.backend import resolve_backend
@@ -24,7 +24,6 @@ from sparse_lab.records.run_dir import RunDir
 
 # Goes into every hash. Raise it when what the settings mean has changed so much that no earlier result counts.
 VERSION = 1
-DIGITS = 12  # of a float: a sweep's 0.1 * 3 is 0.3
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
     if isinstance(value, float):
-        value = float(f"{value:.{DIGITS}g}")
+        value = as_written(value)
         return int(value) if value.is_integer() else value
     return value
 

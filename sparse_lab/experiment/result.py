@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import platform
 from typing import Any
 
@@ -30,48 +31,61 @@ def make_result(
     levels = parts.rounds.levels
     costs = layer_costs(parts.model, config.dataset.image_size)
     last = levels[-1]
-    return {
-        "name": folder.name,
-        "hash": run_hash(config),
-        "cell": cell(config),
-        "request": request_hash(config),
-        "model": config.model.name,
-        "width": config.model.width,
-        "dataset": config.dataset.name,
-        "method": config.method.name,
-        "seed": config.seed,
-        "compute": config.compute,
-        "precision": config.trainer.precision,
-        "sparsity_target": phases.final_sparsity(config),
-        "sparsity": last["sparsity"],
-        "kept": last["kept"],
-        "nonzero": last["nonzero"],
-        "kept_with_reuse": parts.masks.kept_with_reuse() if parts.masks and config.method.sharing is not None else None,
-        "unique": sum(cost.total for cost in costs),
-        "total": count(parts.model),
-        "counting": COUNTING,
-        "uncounted": uncounted(parts.model),
-        "test_accuracy": last["test_accuracy"],
-        "validation_accuracy": last["validation_accuracy"],
-        "selected_on": SELECTED_ON[config.training.select],
-        "start": start,
-        "explored": parts.log.explored,
-        "dead_layers": last["effective"]["dead_layers"],
-        "levels": levels,
-        "layers": [{"name": c.name, "kept": c.kept, "total": c.total, "macs": c.macs} for c in costs],
-        "flops": flops(costs, parts.module.figures.trained, parts.log.trained_macs()),
-        "seconds": sum(level["seconds"] for level in levels),
-        "peak_memory_mb": peak_memory(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "data": {"md5": data.md5, "official": data.official, "fingerprint": surroundings(config).data},
-        "ranks": surroundings(config).ranks,
-        "images": {part: {"used": used, "whole": whole} for part, (used, whole) in data.images.items()},
-        "computed": parts.save.computed,
-        "device": device_name(device_of(config.trainer.accelerator)),
-        "command": command,
-        "commit": commit(),
-        "config": settings(config),
-    }
+    return finite(
+        {
+            "name": folder.name,
+            "hash": run_hash(config),
+            "cell": cell(config),
+            "request": request_hash(config),
+            "model": config.model.name,
+            "width": config.model.width,
+            "dataset": config.dataset.name,
+            "method": config.method.name,
+            "seed": config.seed,
+            "compute": config.compute,
+            "precision": config.trainer.precision,
+            "sparsity_target": phases.final_sparsity(config),
+            "sparsity": last["sparsity"],
+            "kept": last["kept"],
+            "nonzero": last["nonzero"],
+            "kept_with_reuse": parts.masks.kept_with_reuse()
+            if parts.masks and config.method.sharing is not None
+            else None,
+            "unique": sum(cost.total for cost in costs),
+            "total": count(parts.model),
+            "counting": COUNTING,
+            "uncounted": uncounted(parts.model),
+            "test_accuracy": last["test_accuracy"],
+            "validation_accuracy": last["validation_accuracy"],
+            "selected_on": SELECTED_ON[config.training.select],
+            "start": start,
+            "explored": parts.log.explored,
+            "dead_layers": last["effective"]["dead_layers"],
+            "levels": levels,
+            "layers": [{"name": c.name, "kept": c.kept, "total": c.total, "macs": c.macs} for c in costs],
+            "flops": flops(costs, parts.module.figures.trained, parts.log.trained_macs()),
+            "seconds": sum(level["seconds"] for level in levels),
+            "peak_memory_mb": peak_memory(),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "data": {"md5": data.md5, "official": data.official, "fingerprint": surroundings(config).data},
+            "ranks": surroundings(config).ranks,
+            "images": {part: {"used": used, "whole": whole} for part, (used, whole) in data.images.items()},
+            "computed": parts.save.computed,
+            "device": device_name(device_of(config.trainer.accelerator)),
+            "command": command,
+            "commit": commit(),
+            "config": settings(config),
+        }
+    )
+
+
+def finite(value: Any) -> Any:
+    """A record's values; a figure that is no number, or infinite, is null: JSON has neither."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: finite(one) for name, one in value.items()}
+    return [finite(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def remove_channels_of(config: Config, parts: Parts, data: Data) -> tuple[nn.Module, dict[str, Any]]:
@@ -95,21 +109,23 @@ def remove_channels_of(config: Config, parts: Parts, data: Data) -> tuple[nn.Mod
         return round(1.0 - left / dense, 6)
 
     weights, macs = sum(cost.total for cost in before), sum(cost.macs for cost in before)
-    return small, {
-        "parameters": sum(parameter.numel() for parameter in small.parameters()),
-        "weights": sum(cost.total for cost in after),
-        "flops": 2 * sum(cost.macs for cost in after),
-        "filters": rows,
-        "difference": difference,
-        "removed": {
-            "weights": gone(sum(cost.total for cost in after), weights),
-            "flops": gone(sum(cost.macs for cost in after), macs),
-        },
-        "removed_filters": {
-            "weights": gone(sum(shares[cost.name] * cost.total for cost in before), weights),
-            "flops": gone(sum(shares[cost.name] * cost.macs for cost in before), macs),
-        },
-    }
+    return small, finite(
+        {
+            "parameters": sum(parameter.numel() for parameter in small.parameters()),
+            "weights": sum(cost.total for cost in after),
+            "flops": 2 * sum(cost.macs for cost in after),
+            "filters": rows,
+            "difference": difference,
+            "removed": {
+                "weights": gone(sum(cost.total for cost in after), weights),
+                "flops": gone(sum(cost.macs for cost in after), macs),
+            },
+            "removed_filters": {
+                "weights": gone(sum(shares[cost.name] * cost.total for cost in before), weights),
+                "flops": gone(sum(shares[cost.name] * cost.macs for cost in before), macs),
+            },
+        }
+    )
 
 
 def flops(costs: list[LayerCost], trained: int, trained_macs: int) -> dict[str, int]:

@@ -8,6 +8,10 @@ from sparse_lab.config import Config, RecipeConfig
 from sparse_lab.experiment.components.schedules import kind_of
 from sparse_lab.sparsity.clock import Clock
 
+# training images, validation's among them; what is made by a limit has as many as it says
+IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "fashion_mnist": 60_000}
+MADE = 1024  # of data=synthetic, after the split
+
 
 def recipe_of(config: Config) -> RecipeConfig:
     """Return the recipe of the run's last phase."""
@@ -19,6 +23,36 @@ def recipe_of(config: Config) -> RecipeConfig:
     if method.prune.rewind_lr:
         return replace(config.training, epochs=config.training.finetune.epochs)
     return config.training.finetune
+
+
+def recipes_of(config: Config) -> dict[str, bool]:
+    """Return which recipes the phases of the run train by, those of the runs that it starts from too, and whether
+    anything is pruned there.
+    """
+    method = config.method
+    if method.prune is None or method.init_from is None:
+        return {"training": method.prune is not None}
+    found = {"training": True} if method.prune.rewind_lr else {"training": False, "training.finetune": True}
+    return found if method.regrow is None else {**found, "training.regrow": True}
+
+
+def steps_an_epoch(config: Config) -> int | None:
+    """Return how many steps an epoch has, before any data is read; where nobody knows how many images there are the
+    most that its limits allow, or None.
+    """
+    from sparse_lab.data.plan import Plan
+    from sparse_lab.data.split import validation_count
+
+    data, training = config.dataset, config.training
+    known = [] if data.train_limit is None else [data.train_limit]
+    if data.name in IMAGES:
+        known.append(IMAGES[data.name] - validation_count(IMAGES[data.name], data.validation))
+    if data.name == "synthetic" and not known:
+        known.append(MADE)
+    if not known:
+        return training.limit_batches
+    plan = Plan(training.batch_size, True, True, limit=training.limit_batches, world_size=config.trainer.devices)
+    return len(plan.blocks(min(known)))
 
 
 def clock_of(config: Config, steps_an_epoch: int) -> Clock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from sparse_lab.experiment import backend
 from sparse_lab.experiment.components import schedules, table
 from sparse_lab.experiment.components.base import Component
 from sparse_lab.experiment.networks import meta_network, spec_of
+from sparse_lab.experiment.timeline import clock_of, recipes_of, steps_an_epoch
 from sparse_lab.training.checkpoint_io import load_checkpoint
 from sparse_lab.training.device import device_of
 
@@ -70,9 +72,6 @@ def check_request(config: Config) -> None:
     backend.check(config, here=False)
     if config.model.weights not in (None, "torchvision"):
         load_checkpoint(str(config.model.weights))
-    for name, numbers in (("mean", config.dataset.mean), ("std", config.dataset.std)):
-        if len(numbers) != 3 or (name == "std" and min(numbers) <= 0):
-            raise UserError(f"dataset.{name}={list(numbers)}: three numbers, one a channel, std above 0")
 
 
 CHECKED: set[str] = set()
@@ -85,8 +84,40 @@ def _check_data(request: str, config: Config) -> None:
         CHECKED.add(request)
 
 
+def check_pace(config: Config, asked: Collection[str]) -> None:
+    """Raise UserError where the training is too short for what one of the keys `asked` for sets. What a method's own
+    file sets is warned of as the run begins.
+    """
+    steps = steps_an_epoch(config)
+    one = next((one for one in (config, *table.ancestors(config)) for key in asked if _paces(one, key)), None)
+    if steps is None or one is None:
+        return
+    for line, keys in table.too_long(one, clock_of(one, steps)):
+        if any(key in asked for key in keys):
+            raise UserError(line)
+
+
+def _paces(config: Config, key: str) -> bool:
+    parts = {f"method.{one.part}": one.paced_by for one in table.present(config.method)}
+    parts[f"schedule.{config.schedule.name}"] = schedules.kind_of(config.schedule).paced_by
+    part, _, name = key.rpartition(".")
+    return name in parts.get(part, ())
+
+
+def _check_recipes(config: Config) -> None:
+    for path in recipes_of(config):
+        recipe = config.training if path == "training" else getattr(config.training, path.partition(".")[2])
+        if recipe.optimizer == "sgd" and recipe.nesterov and recipe.momentum == 0.0:
+            raise UserError(f"{path}.nesterov=true looks ahead along the momentum: {path}.momentum above 0")
+        if recipe.lr_schedule == "step" and not recipe.milestones:
+            raise UserError(
+                f"{path}.lr_schedule=step needs {path}.milestones=[...]: give them, or lr_schedule=constant"
+            )
+
+
 def _check_training(config: Config) -> None:
     training, method = config.training, config.method
+    _check_recipes(config)
     if method.name == "dense" and (there := config_parts(method)):
         raise UserError(
             f"method.{there[0]}: a method that does more than dense training needs a method.name of its own"

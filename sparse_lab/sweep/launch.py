@@ -30,6 +30,7 @@ from sparse_lab.records.redaction import redact
 from sparse_lab.records.sweep_dir import ENDED, Job, Overview, SweepFolder, now
 
 if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
     from rich.console import Console
 
@@ -78,11 +79,14 @@ class Task:
             return self.last.get("value")
         from hydra.core.hydra_config import HydraConfig
 
+        from sparse_lab.sweep.plan import written
+
         folder, hydra = SweepFolder(self.folder), HydraConfig.get()
         if folder.asked_to_stop:
             return None
         number = int(hydra.job.num)
-        swept = [line for line in hydra.overrides.task if line.split("=", 1)[0].lstrip("+") in self.swept]
+        found = (line.partition("=") for line in hydra.overrides.task)
+        swept = [f"{key}={written(value)}" for key, _, value in found if key.lstrip("+") in self.swept]
         label = f"[{number + 1}/{self.jobs}]"
         lines = self.own[number] if self.own else (*self.fixed, *swept)
         outcome = self._run(lambda: self._config(lines), label, lambda name: folder.begin(number, name))
@@ -267,12 +271,24 @@ def quoted(path: Path | str) -> str:
 
 def _through_hydra(request: Request, task: Task, overrides: list[str]) -> None:
     import hydra
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.plugins.sweeper import Sweeper
 
     # it would compose every job once more before the first begins: `Request.check` has
     Sweeper.validate_batch_is_legal = lambda self, batch: None  # type: ignore[method-assign]
+    split = BasicSweeper.split_arguments
+
+    def first_alone(given: list[Override], size: int | None) -> list[list[list[str]]]:
+        jobs = split(given, None)[0]
+        left = jobs if request.first is None else [jobs[number] for number in request.first]
+        return list(BasicSweeper.split_overrides_to_chunks(left, size))
+
     sys.argv = [sys.argv[0], *request.argv, *overrides]  # Hydra reads it, and DDP starts its other processes by it
-    hydra.main(version_base="1.3", config_path=str(request.source.conf), config_name="config")(task)()
+    BasicSweeper.split_arguments = staticmethod(first_alone)  # type: ignore[method-assign,assignment]
+    try:
+        hydra.main(version_base="1.3", config_path=str(request.source.conf), config_name="config")(task)()
+    finally:
+        BasicSweeper.split_arguments = staticmethod(split)  # type: ignore[method-assign]
 
 
 def _single(task: Task) -> int:

@@ -12,7 +12,7 @@ import itertools
 import math
 import typing
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,11 +23,13 @@ from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sparse_lab.config import Config, conf_dir, present
+from sparse_lab.config import Config, as_written, conf_dir, present
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment.compose import (
+    LEAVES,
     NO_GROUPS,
     OWN_CHOICES,
+    PARTS,
     Composed,
     Composer,
     ConfigSource,
@@ -80,6 +82,7 @@ class Request:
     configs: list[Config] = field(default_factory=list)
     plan: list[dict[str, Any]] = field(default_factory=list)
     swept: list[Override] = field(default_factory=list)
+    first: list[int] | None = None  # of jobs that ask for the same run the first ones, where there are such
     _composed: dict[tuple[str, ...], Composed] = field(default_factory=dict)
 
     @classmethod
@@ -123,6 +126,8 @@ class Request:
     def jobs(self) -> int:
         if self.trials is not None:
             return self.trials
+        if self.first is not None:
+            return len(self.first)
         return math.prod(len(values) for values in self.axes.values())
 
     def check(self) -> None:
@@ -141,8 +146,9 @@ class Request:
             self.configs = [configs[number] for number in range(len(jobs))]
             if self.trials is None:
                 self.plan = [planned(config) for config in self.configs]
+            notes = self._without_effect() + self._leave_out_twins()
             self._check_runs(at)
-        for line in self._without_effect():
+        for line in notes:
             print(f"note: {line}", flush=True)
 
     def composer(self) -> Composer:
@@ -188,24 +194,69 @@ class Request:
             import_lightning()
             import sparse_lab.experiment.fit  # noqa: F401  now, while a signal finds no plan of a sweep on disk
 
+        from sparse_lab.experiment.validate import check_pace
+
+        lines = [*self.fixed, *(f"{key}={values[0]}" for key, values in self.axes.items())]
+        asked = {key for override in self.source.parse(lines) for key in _keys_set(override)}
         for number, config in enumerate(to_make, len(self.configs) - len(to_make) + 1):
             check_run(config, here=self.launcher not in AWAY)
+            check_pace(config, asked)
             at("checking", number)
 
     def _without_effect(self) -> list[str]:
-        """What is set in a part that no run has."""
-        there = {
-            f"{group}.{part}"
-            for config in self.configs
-            for group in ("method", "schedule")
-            for part in present(getattr(config, group))
-        }
-        keys = [*(line.partition("=")[0].lstrip("+") for line in self.fixed), *self.axes]
-        return [
-            f"{key} has no effect: no run that is asked for has {part}; {_way(part)}"
-            for key in keys
-            if (part := part_of(key)) is not None and key != part and part not in there
+        """What is set and read by no run, a line each."""
+        from sparse_lab.experiment.components.table import without_effect
+
+        dead = [{**without_effect(config), **_absent(config)} for config in self.configs]
+        lines = []
+        for override in self.source.parse([*self.fixed, *(f"{key}={values[0]}" for key, values in self.axes.items())]):
+            for key in _keys_set(override):
+                why = [_why(key, one) for one in dead]
+                if all(why):
+                    lines.append(f"{key} has no effect: no run that is asked for {why[0]}")
+        taken_out = [line for line in self.fixed if part_of(key := line.partition("=")[0]) == key and _is_null(line)]
+        lines += [
+            f"{line} has no effect: no run that is asked for has it to take out"
+            for line in taken_out
+            if not self._takes_out(line)
         ]
+        return lines + self._overruled()
+
+    def _takes_out(self, line: str) -> bool:
+        """Would any run have the part that this override takes out?"""
+        other = replace(self, fixed=[one for one in self.fixed if one != line], _composed={})
+        group, name = line.partition("=")[0].split(".")
+        try:
+            composer = other.composer()
+            return any(getattr(getattr(composer.config(job), group), name) is not None for job in other.corners())
+        except UserError:  # without it the request would be wrong
+            return True
+
+    def _overruled(self) -> list[str]:
+        """What is set twice, of which the last counts; and settings of sweeps that a single run has no use for."""
+        keys = [line.partition("=")[0].lstrip("+") for line in self.fixed]
+        lines = [
+            f"{line} has no effect: {self.fixed[len(keys) - 1 - keys[::-1].index(key)]} comes after it"
+            for number, (line, key) in enumerate(zip(self.fixed, keys, strict=True))
+            if key in keys[number + 1 :]
+        ]
+        of_sweeps = ("hydra.launcher", "hydra/launcher", "hydra.sweeper", "hydra/sweeper", "hydra.sweep")
+        single = (
+            [] if self.multirun else [key for key in keys if any(f"{key}.".startswith(f"{one}.") for one in of_sweeps)]
+        )
+        return lines + [f"{key} has no effect: it is for sweeps (-m)" for key in single]
+
+    def _leave_out_twins(self) -> list[str]:
+        """Of jobs that ask for the same run leave only the first: it is trained once and shown once."""
+        names = [(config.paths.outputs, run["name"]) for config, run in zip(self.configs, self.plan, strict=False)]
+        first = [number for number, name in enumerate(names) if names.index(name) == number]
+        if len(first) == len(names):
+            return []
+        self.first = first
+        self.configs = [self.configs[number] for number in first]
+        self.plan = [self.plan[number] for number in first]
+        runs = "run" if len(first) == 1 else "runs"
+        return [f"{len(names)} jobs ask for {len(first)} {runs}: those that are alike are one job"]
 
     def corners(self) -> list[dict[str, str]]:
         """One value of each axis a job; of a long search, jobs that hold each value at least once."""
@@ -340,9 +391,56 @@ class Request:
         return template.replace("$APP_CONFIG_GROUPS", "\n".join(listed)).replace("$CONFIG", config)
 
 
+def _is_null(line: str) -> bool:
+    return line.partition("=")[2].strip().lower() == "null"
+
+
+def _absent(config: Config) -> dict[str, str]:
+    """The parts that a run does not have, and what adds them."""
+    there = {f"{group}.{part}" for group in ("method", "schedule") for part in present(getattr(config, group))}
+    return {part: f"has {part}; {_way(part)}" for part in PARTS if part not in there}
+
+
 def _way(part: str) -> str:
     group, name = part.split(".")
     return f"schedule={name} chooses it" if group == "schedule" else f"{part}={{}} adds it"
+
+
+def _keys_set(override: Override) -> list[str]:
+    """The keys of the schema that an override sets: a group's, where it chooses in one."""
+    key, value = override.key_or_group.replace("/", "."), override.value()
+    if not isinstance(value, dict) or not value:
+        return [key]
+    return [".".join([key, *path]) for path in _paths(value)]
+
+
+def _paths(value: dict[Any, Any]) -> Iterable[list[str]]:
+    for name, inner in value.items():
+        if isinstance(inner, dict) and inner:
+            yield from ([str(name), *path] for path in _paths(inner))
+        else:
+            yield [str(name)]
+
+
+def _why(key: str, dead: dict[str, str]) -> str | None:
+    """Why nobody reads a key, or any key of a group: as `dead` says, key -> reason. None where one counts."""
+    if part_of(key) == key:  # put in or taken out
+        return None
+    found = next((why for one, why in dead.items() if f"{key}.".startswith(f"{one}.")), None)
+    if found is not None or "." in key:
+        return found
+    below = [one for one in LEAVES if one.startswith(f"{key}.")]
+    why = [_why(one, dead) for one in below]
+    return why[0] if all(why) and why else None
+
+
+def written(value: str) -> str:
+    """An axis's value, a float as a person would write it."""
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return str(as_written(number)) if math.isfinite(number) and not value.lstrip("+-").isdecimal() else value
 
 
 def check_run(config: Config, here: bool = True) -> None:
@@ -381,7 +479,7 @@ def values_of(override: Override) -> list[str]:
         interval = override.value()
         assert isinstance(interval, IntervalSweep)
         return [str(interval.start), str(interval.end)]
-    return [str(value) for value in override.sweep_string_iterator()]
+    return [written(str(value)) for value in override.sweep_string_iterator()]
 
 
 def check_extra(target: str) -> None:

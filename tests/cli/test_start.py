@@ -54,7 +54,7 @@ def test_a_run_imports_what_it_needs_and_a_finished_one_nothing(tmp_path):
     said, imported = started(*request)
     assert "done already" in said and not imported
     said, imported = started("-m", *request, "seed=1,1")
-    assert "2 runs: 2 skipped" in said and not imported
+    assert "2 jobs ask for 1 run" in said and "1 run: 1 skipped" in said and not imported
 
 
 def test_torchvision_is_imported_where_a_data_set_needs_it(tmp_path):

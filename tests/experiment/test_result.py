@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch import nn
 
 from sparse_lab import models
 from sparse_lab.experiment.identity import run_dir
+from sparse_lab.experiment.result import finite
 from sparse_lab.experiment.runner import run
 from sparse_lab.models import build
 from sparse_lab.sparsity.flops import layer_costs
@@ -106,3 +110,9 @@ def test_what_is_not_counted_is_said_once_and_stands_in_the_record(compose, monk
     said = [line for line in capsys.readouterr().out.splitlines() if "not counted" in line]
     assert len(said) == 1 and "600 weights are not counted" in said[0] and "memory.weight_ih_l0 (GRU, 300)" in said[0]
     assert not [one for one in recwarn if "counted" in str(one.message)]
+
+
+def test_a_figure_that_is_no_number_is_null():
+    made = finite({"a": [math.nan, 1.5, {"b": (math.inf, 2)}], "c": -math.inf, "d": "nan", "e": True})
+    assert made == {"a": [None, 1.5, {"b": [None, 2]}], "c": None, "d": "nan", "e": True}
+    assert json.loads(json.dumps(made, allow_nan=False)) == made

@@ -102,3 +102,14 @@ def test_paths_with_odd_characters(tmp_path: Path, small, capsys):
     quoted = str(out).replace("'", "\\'")
     assert main(["-m", "seed=1", *small, f"paths.outputs='{quoted}'"]) == 0
     assert len(list(out.glob("sweeps/*/000.json"))) == 1, capsys.readouterr()
+
+
+def test_twins_are_trained_once_and_shown_once(tmp_path, small, outcomes, results, capsys):
+    """And a job's overrides are those that a person would write."""
+    axes = ["seed=1,1", "sparsity.target=range(0.9,0.99,0.03)"]
+    assert main(["-m", "method=static", *axes, "training.epochs=1", *small]) == 0
+    assert len(outcomes()) == len(results()) == 3
+    wanted = [f"sparsity.target={value}" for value in ("0.9", "0.93", "0.96")]
+    assert [one["swept"] for one in outcomes()] == [["seed=1", value] for value in wanted]
+    said = capsys.readouterr().out
+    assert "note: 6 jobs ask for 3 runs" in said and "3 runs: 3 done" in said

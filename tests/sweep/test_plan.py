@@ -129,7 +129,7 @@ BAD = {
         ["method=east", "model=resnet34", "method.dyrelu.unit=epochs", "method.dyrelu.end=200"],
         "must be ReLU before the training ends (160 epochs)",
     ),
-    "phasing backwards": (["method=east", "model=resnet34", "method.dyrelu.begin=0.6"], "lies after"),
+    "phasing backwards": (["method=east", "model=resnet34", "method.dyrelu.begin=0.6"], "must lie before"),
     "cycles longer than training": (
         ["method=east", "model=resnet34", "method.cycles.lengths=[0.5,0.5]"],
         "together as long as the training (160 epochs) or longer",
@@ -228,7 +228,7 @@ BAD = {
         ["method=hrank", f"method.filters.rates=[{','.join(['0.5'] * 14)}]"],
         "14 rates for 13 groups of channels",
     ),
-    "a rate above 1": (["method=hrank", "method.filters.rates=[1.5]"], "from 0 to 1"),
+    "a rate above 1": (["method=hrank", "method.filters.rates=[1.5]"], "outside [0, 1]"),
     "rates in rounds": (["method=hrank", "schedule=iterative", "method.filters.rates=[0.5]"], "say all by themselves"),
     "rates that are soft": (["method=sfp", "method.filters.rates=[0.5]"], "say all by themselves"),
     "rates and multiply-adds": (
@@ -506,7 +506,7 @@ def test_a_launcher_in_a_swept_choice_is_refused_and_named(tmp_path, capsys):
     assert main(line) == 2
     error = capsys.readouterr().err.strip()
     assert error.endswith("put hydra/launcher=joblib on the command line") and len(error.splitlines()) == 1
-    request = Request.read([*line, "hydra/launcher=joblib", f"paths.outputs={tmp_path}"])
+    request = Request.read([*line, "seed=1,2", "hydra/launcher=joblib", f"paths.outputs={tmp_path}"])
     request.check()
     assert request.launcher == "joblib" and request.jobs == 2
 
@@ -634,3 +634,85 @@ def test_a_key_of_a_part_that_no_run_has_is_named(tmp_path, capsys):
     ]
     assert "note" not in said("-m", "method=oneshot,oneshot_regrow", "method.regrow.budget=0.001")
     assert "note" not in said("method=rigl", "method.cycles={}", "method.cycles.every=5")
+
+
+def test_a_ranges_numbers_are_those_that_a_person_would_write(tmp_path):
+    """On the axis, in the config and in its name; two values that are the same are one job."""
+    base = ["dataset=digits", "method=static", f"paths.outputs={tmp_path}"]
+    request = Request.read(["-m", "sparsity.target=range(0.9,0.99,0.03)", *base])
+    request.check()
+    assert request.axes["sparsity.target"] == ["0.9", "0.93", "0.96"]
+    assert [config.sparsity.target for config in request.configs] == [0.9, 0.93, 0.96]
+    assert [run["sparsity"] for run in request.plan] == [0.9, 0.93, 0.96]
+    (by_hand,) = [run["name"] for run in _planned([*base, "sparsity.target=0.96"])]
+    assert request.plan[2]["name"] == by_hand
+
+
+def _planned(words: list[str]) -> list[dict]:
+    request = Request.read(words)
+    request.check()
+    return request.plan
+
+
+@pytest.mark.every(2)
+@pytest.mark.parametrize(
+    ("axes", "runs"),
+    [
+        (["seed=1,1"], 1),
+        (["sparsity.target=0.9,0.90,0.8999999999999999,0.95"], 2),
+        (["sparsity=s90,s95", "sparsity.target=0.9"], 1),
+        (["method=dense,static", "sparsity=s90,s95"], 3),
+        (["seed=1,2", "sparsity=s90,s95"], 4),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_jobs_that_ask_for_the_same_run_are_one(axes, runs, tmp_path, capsys):
+    words = [*axes, "dataset=digits", f"paths.outputs={tmp_path}"]
+    request = Request.read(["-m", *words, *([] if any("method" in axis for axis in axes) else ["method=static"])])
+    asked = request.jobs
+    request.check()
+    names = [run["name"] for run in request.plan]
+    assert len(set(names)) == len(names) == request.jobs == len(request.configs) == runs
+    assert (f"note: {asked} jobs ask for {runs} run" in capsys.readouterr().out) == (asked > runs)
+
+
+@pytest.mark.every(2)
+@pytest.mark.parametrize(
+    ("words", "notes"),
+    [
+        (["training.milestones=[0.3]"], ["training.milestones has no effect: no run that is asked for reads it"]),
+        (["method=dense", "sparsity=s90", "schedule=cubic"], ["sparsity has no effect", "schedule has no effect"]),
+        (["method=oneshot", "training.finetune={momentum:0.5,lr:0.1}", "training.finetune.optimizer=adam"],
+         ["training.finetune.momentum has no effect"]),
+        (["method=rigl", "training.regrow.lr=0.3"], ["training.regrow.lr has no effect"]),
+        (["dataset.root=x", "dataset.workers=7", "paths.data=x"],
+         ["dataset.root has no effect", "dataset.workers has no effect", "paths.data has no effect"]),
+        (["logger.project=x", "trainer.profiler=simple"], ["logger.project has no effect"]),
+        (["seed=1", "seed=2"], ["seed=1 has no effect: seed=2 comes after it"]),
+        (["method=oneshot", "method.cycles=null"], ["method.cycles=null has no effect"]),
+        (["-m", "method=oneshot,rigl", "method.drop_and_grow=null", "method.name=mine"], []),
+        (["hydra/launcher=joblib"], ["hydra/launcher has no effect: it is for sweeps (-m)"]),
+        (["-m", "method=dense,oneshot", "sparsity=s90", "training.finetune.lr=0.1"], []),
+        (["-m", "method=static", "training.gamma=0.1,0.2"],
+         ["training.gamma has no effect", "2 jobs ask for 1 run"]),
+    ],
+    ids=lambda value: " ".join(value),
+)  # fmt: skip
+def test_what_no_run_reads_is_named_before_training(words, notes, tmp_path, capsys):
+    Request.read([*words, "dataset=digits", f"paths.outputs={tmp_path}"]).check()
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert len(said) == len(notes)
+    assert all(line.startswith(f"note: {wanted}") for line, wanted in zip(said, notes, strict=True))
+
+
+def test_a_bad_value_of_what_a_finished_run_does_not_read_is_refused_too(tmp_path):
+    """It has no say in the run's name, so that the run is found; the request is wrong all the same."""
+    for word in (
+        "training.milestones=[-1,5]",
+        "training.milestones=[nan]",
+        "training.regrow.lr=inf",
+        "method.regrow.budget=nan",
+    ):
+        request = Request.read([word, "dataset=digits", f"paths.outputs={tmp_path}"])
+        with pytest.raises(UserError, match="is outside"):
+            request.compose([]).config()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from sparse_lab.config import Config, MethodConfig
 from sparse_lab.errors import UserError
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     from sparse_lab.sparsity.masks import Masks
 
 FROM_GRADIENTS = ("gradient", "taylor", "snip", "grasp", "synflow", "mest")
+# scores, of weights and of filters, that look at no training images
+WITHOUT_DATA = ("magnitude", "lamp", "random", "reference", "synflow", "l1", "l2", "random_filters", "compactor")
+
+
+class When(NamedTuple):
+    """When a setting is read: whether this run does, and in words what it takes."""
+
+    reads: Callable[[Config], bool]
+    words: str
 
 
 @dataclass
@@ -74,6 +83,8 @@ class Component:
     in_place_of: ClassVar[tuple[str, ...]] = ()
     explores: ClassVar[bool] = False
     removes_parameters: ClassVar[bool] = False
+    paced_by: ClassVar[tuple[str, ...]] = ()  # the part's settings of which a training may be too short for
+    read_when: ClassVar[dict[str, When]] = {}  # of the part's settings those that not every run with the part reads
 
     def reads(self, config: Config) -> tuple[str, ...]:
         """Return the groups of the config that only runs with this part read, among `components.READ_BY_PARTS`."""
@@ -124,9 +135,29 @@ class Component:
         return None
 
 
+def with_clipping(part: str) -> When:
+    """When a mask update's `gradients` makes a difference."""
+
+    def reads(config: Config) -> bool:
+        settings = getattr(config.method, part)
+        return config.training.clip_norm is not None and not {settings.drop, settings.grow}.isdisjoint(FROM_GRADIENTS)
+
+    return When(reads, f"training.clip_norm, and a method.{part}.drop or grow that looks at gradients")
+
+
 def often(times: int) -> str:
     """Return "once", or "N times"."""
     return "once" if times == 1 else f"{times} times"
+
+
+def check_moves(said: str, config: Config, share: float) -> None:
+    """Raise UserError where this share of the weights that the target keeps is less than one weight."""
+    from sparse_lab.experiment.networks import counted
+    from sparse_lab.sparsity.masks import num_kept
+
+    kept = num_kept(config.sparsity.target, counted(config).total)
+    if share * kept < 1.0:
+        raise UserError(f"{said} of {kept:,} kept weights is less than one: nothing would ever move")
 
 
 def check_scores(part: str, drop: str, grow: str) -> None:

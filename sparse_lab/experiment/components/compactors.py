@@ -24,6 +24,7 @@ class Compactors(Component):
     needs = ("prune", "filters")
     schedules = ("at_end",)
     in_place_of = ("prune", "filters")
+    paced_by = ("begin", "unit", "every")
 
     def check(self, config: Config) -> None:
         method, optimizer = config.method, recipe_of(config).optimizer
@@ -36,6 +37,12 @@ class Compactors(Component):
             raise UserError(
                 f"compactors shrink by SGD with a momentum of their own, not by {optimizer}: "
                 "training.finetune.optimizer=sgd"
+            )
+        settings, epochs = method.compactors, recipe_of(config).epochs
+        assert settings is not None
+        if settings.unit == "share" and settings.begin >= 1.0:
+            raise UserError(
+                f"method.compactors.begin={settings.begin:g} (share): a share of the {epochs} epochs, below 1"
             )
         if method.filters.coupled:
             raise UserError("compactors stand behind single layers: method.filters.coupled=false")
@@ -78,7 +85,13 @@ class Compactors(Component):
     def idle(self, config: Config, clock: Clock) -> list[str]:
         settings, steps = config.method.compactors, clock.steps_a_round
         assert settings is not None
-        if clock.steps(settings.begin, settings.unit) < steps - 1:
+        begin = clock.steps(settings.begin, settings.unit)
+        if begin < steps - 1 and settings.every >= steps - begin:
+            return [
+                f"rows of compactors are given up once, at step {begin:,} of {steps:,}: train longer, or lower "
+                f"method.compactors.every={settings.every:,}"
+            ]
+        if begin < steps - 1:
             return []
         return [
             f"no row of a compactor is given up before the last of {steps:,} steps: train longer, or lower "

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from sparse_lab.config import Config, MethodConfig
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.components.base import FROM_GRADIENTS, Component, Site, check_scores
+from sparse_lab.experiment.components.base import (
+    FROM_GRADIENTS,
+    Component,
+    Site,
+    check_moves,
+    check_scores,
+    with_clipping,
+)
 from sparse_lab.experiment.timeline import recipe_of
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.schedules import Constant, Cyclic, Schedule
@@ -24,6 +31,8 @@ class Cycles(Component):
     schedules = ("constant",)
     from_scratch = True
     explores = True
+    paced_by = ("every", "lengths", "unit")
+    read_when: ClassVar = {"gradients": with_clipping(part)}
 
     def check(self, config: Config) -> None:
         from sparse_lab.experiment.networks import counted
@@ -46,6 +55,7 @@ class Cycles(Component):
                 "method.cycles split each density anew: "
                 f"method.prune.distribution={prune.distribution} must be one of {', '.join(DISTRIBUTIONS)}"
             )
+        check_moves(f"method.cycles.multiplier={cycles.multiplier:.12g}", config, cycles.multiplier - 1.0)
         size, density = counted(config), 1.0 - config.sparsity.target
         most = num_kept(1.0 - cycles.multiplier * density, size.total)
         if most > size.unique:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparse_lab.config import Config, DropAndGrowConfig, MethodConfig
-from sparse_lab.experiment.components.base import FROM_GRADIENTS, Component, Site, check_scores
+from sparse_lab.experiment.components.base import (
+    FROM_GRADIENTS,
+    Component,
+    Site,
+    When,
+    check_moves,
+    check_scores,
+    with_clipping,
+)
 from sparse_lab.experiment.components.cycles import cycles_of
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.schedules import Constant, Cubic, DropFraction, Schedule
@@ -23,6 +31,15 @@ class DropAndGrow(Component):
     schedules = ("constant", "cubic", "one_shot")
     from_scratch = True
     explores = True
+    paced_by = ("update_every", "unit", "end")
+    read_when: ClassVar = {
+        "drop_fraction_end": When(
+            lambda config: _settings(config).drop_fraction_shape != "constant",
+            "a method.drop_and_grow.drop_fraction_shape that falls",
+        ),
+        "distribution": When(lambda config: config.schedule.cubic is not None, "schedule=cubic"),
+        "gradients": with_clipping(part),
+    }
 
     def create(self, settings: Any, *network: Any, **how: Any) -> Algorithm:
         """Return the algorithm. network, how: what every drop and grow is told."""
@@ -33,6 +50,7 @@ class DropAndGrow(Component):
     def check(self, config: Config) -> None:
         settings = getattr(config.method, self.part)
         check_scores(f"method.{self.part}", settings.drop, settings.grow)
+        check_moves(f"method.{self.part}.drop_fraction={settings.drop_fraction:g}", config, settings.drop_fraction)
 
     def begins(self, config: Config, clock: Clock) -> Schedule | None:
         cubic = config.schedule.cubic  # prunes before each update
@@ -60,6 +78,11 @@ class DropAndGrow(Component):
 
     def dense_gradients(self, method: MethodConfig, in_rounds: bool) -> str | None:
         return "always" if getattr(method, self.part).grow in FROM_GRADIENTS else None
+
+
+def _settings(config: Config) -> DropAndGrowConfig:
+    assert config.method.drop_and_grow is not None
+    return config.method.drop_and_grow
 
 
 def updates(settings: DropAndGrowConfig, config: Config, clock: Clock) -> DropFraction:

@@ -22,12 +22,13 @@ class DyReLU(Component):
     schedules = ("constant", "cubic", "one_shot")
     from_scratch = True
     removes_parameters = True
+    paced_by = ("begin", "end", "unit")
 
     def check(self, config: Config) -> None:
         phasing, epochs = config.method.dyrelu, recipe_of(config).epochs
         assert phasing is not None
-        if phasing.begin > phasing.end:
-            raise UserError(f"method.dyrelu.begin={phasing.begin:g} lies after method.dyrelu.end={phasing.end:g}")
+        if phasing.begin >= phasing.end:
+            raise UserError(f"method.dyrelu.begin={phasing.begin:g} must lie before method.dyrelu.end={phasing.end:g}")
         if phasing.end >= (1.0 if phasing.unit == "share" else epochs):
             raise UserError(
                 f"method.dyrelu.end={phasing.end:g} ({phasing.unit}): DyReLU must be ReLU before the training ends "
@@ -44,6 +45,11 @@ class DyReLU(Component):
                 f"method.dyrelu does not fit {config.model.name}: {error}: use a network with ReLU, or "
                 "method.dyrelu=null"
             ) from None
+
+    def idle(self, config: Config, clock: Clock) -> list[str]:
+        if phasing_steps(config, clock)[1] > 0:
+            return []
+        return [f"DyReLU is ReLU from the first of {clock.steps_a_round:,} steps: raise method.dyrelu.end"]
 
     def build(self, site: Site) -> list[Algorithm]:
         from sparse_lab.algorithms.dyrelu_phasing import DyReLUPhasing

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from sparse_lab.config import Config, ElasticMutationConfig, MethodConfig
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.components.base import FROM_GRADIENTS, Component, Site, check_scores
+from sparse_lab.experiment.components.base import FROM_GRADIENTS, Component, Site, check_scores, with_clipping
 from sparse_lab.experiment.components.drop_and_grow import too_short
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.schedules import Bounds, Constant, Schedule
@@ -22,6 +22,8 @@ class ElasticMutation(Component):
     schedules = ("constant",)
     from_scratch = True
     explores = True
+    paced_by = ("update_every", "unit", "milestones")
+    read_when: ClassVar = {"gradients": with_clipping(part)}
 
     def check(self, config: Config) -> None:
         settings = _settings(config)
@@ -52,7 +54,12 @@ class ElasticMutation(Component):
     def idle(self, config: Config, clock: Clock) -> list[str]:
         bounds, steps = bounds_of(config, clock), clock.steps_a_round
         if any(bounds.due(step) and bounds.densities(step) != (1.0, 1.0) for step in range(steps)):
-            return []
+            if bounds.every < steps:
+                return []
+            return [
+                f"masks are updated where stages end alone, for the training has {steps:,} steps: train longer, or "
+                f"lower method.{self.part}.update_every"
+            ]
         return [too_short(self.part, bounds.every, steps)]
 
     def dense_gradients(self, method: MethodConfig, in_rounds: bool) -> str | None:
@@ -82,6 +89,8 @@ def _check_stages(settings: ElasticMutationConfig) -> None:
         raise UserError(f"{part}.low={low} and .high={high} need a number for each stage, .milestones={ends} one fewer")
     if any(below > above for below, above in zip(low, high, strict=True)) or min(low) <= 0:
         raise UserError(f"{part}.low={low} must lie above 0 and nowhere above .high={high}")
+    if all(number == 1.0 for number in (*low, *high)):
+        raise UserError(f"{part}.low={low} and .high={high}: nothing would ever be dropped and grown")
     if high[-1] != 1.0:
         raise UserError(f"{part}.high={high} must end with 1: the training ends at the target")
     if ends != sorted(ends) or (ends and not 0.0 < ends[0] <= ends[-1] < 1.0):

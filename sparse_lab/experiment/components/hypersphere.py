@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from sparse_lab.experiment.components.base import Component, Site
+from sparse_lab.config import Config
+from sparse_lab.experiment.components.base import Component, Site, When
 from sparse_lab.experiment.components.prune import weight_selector
+from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.schedules import EpochEnds
 
 if TYPE_CHECKING:
@@ -19,6 +21,23 @@ class Hypersphere(Component):
     schedules = ("at_end",)
     from_scratch = True
     in_place_of = ("prune",)
+    paced_by = ("every",)
+    read_when: ClassVar = {
+        "every": When(
+            lambda config: config.method.hypersphere is not None and config.method.hypersphere.penalty > 0,
+            "a method.hypersphere.penalty above 0",
+        )
+    }
+
+    def idle(self, config: Config, clock: Clock) -> list[str]:
+        settings = config.method.hypersphere
+        assert settings is not None
+        if settings.every < clock.steps_a_round:
+            return []
+        return [
+            f"which positions would be kept is looked at once in {clock.steps_a_round:,} steps: train longer, or lower "
+            f"method.hypersphere.every={settings.every:,}"
+        ]
 
     def build(self, site: Site) -> list[Algorithm]:
         from sparse_lab.algorithms import hypersphere

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparse_lab.config import Config, MethodConfig, PruneConfig
 from sparse_lab.errors import UserError
 from sparse_lab.experiment import phases
-from sparse_lab.experiment.components.base import FROM_GRADIENTS, Component, Site, often
+from sparse_lab.experiment.components.base import FROM_GRADIENTS, WITHOUT_DATA, Component, Site, When, often
 from sparse_lab.experiment.timeline import clock_of
 
 if TYPE_CHECKING:
@@ -19,8 +19,25 @@ if TYPE_CHECKING:
     from sparse_lab.algorithms.selectors import Selector, WeightSelector
 
 
+def _looks_at_data(config: Config) -> bool:
+    return _settings(config).score not in WITHOUT_DATA
+
+
 class Prune(Component):
     part = "prune"
+    read_when: ClassVar = {
+        "distribution": When(
+            lambda config: config.method.filters is None or not config.method.filters.rates,
+            "method.filters.rates=[]",
+        ),
+        "batches": When(
+            lambda config: _looks_at_data(config) and _settings(config).per_class is None,
+            "a method.prune.score that looks at training images, and method.prune.per_class=null",
+        ),
+        "per_class": When(_looks_at_data, "a method.prune.score that looks at training images"),
+        "iterations": When(lambda config: config.method.hypersphere is None, "method.hypersphere=null"),
+        "rewind_lr": When(lambda config: config.method.init_from is not None, "a trained start (method.init_from)"),
+    }
 
     def reads(self, config: Config) -> tuple[str, ...]:
         groups = ("sparsity", "schedule")
@@ -161,6 +178,12 @@ def _check_counts(config: Config) -> None:
         raise UserError(
             f"sparsity {start:g} keeps {kept} of {size.total:,} weights, which empties some of the network's "
             f"{size.layers} layers: the highest sparsity here is {highest:.6f}"
+        )
+    if start > 0.0 and kept == size.total and config.method.filters is None:
+        raise UserError(f"sparsity {start:g} prunes none of {size.total:,} weights: raise sparsity.target")
+    if (iterations := _settings(config).iterations) > max(1, size.total - kept):
+        raise UserError(
+            f"method.prune.iterations={iterations}: {size.total - kept:,} weights go, less than one an iteration"
         )
     if kept > size.unique:
         raise UserError(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from sparse_lab.config import Config, MethodConfig, RegrowConfig
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment import phases
-from sparse_lab.experiment.components.base import FROM_GRADIENTS, Component, Site, often
+from sparse_lab.experiment.components.base import FROM_GRADIENTS, WITHOUT_DATA, Component, Site, When, often
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.schedules import Regrowth, Schedule
 
@@ -17,8 +17,40 @@ if TYPE_CHECKING:
     from sparse_lab.algorithms.base import Algorithm
 
 
+def _grows(config: Config) -> bool:
+    return _settings(config).score != "none"
+
+
+SOMETHING = "a method.regrow.score other than none"
+
+
 class Regrow(Component):
     part = "regrow"
+    read_when: ClassVar = {
+        "budget": When(lambda config: _settings(config).start != "target", "method.regrow.start=sparser"),
+        "distribution": When(_grows, SOMETHING),
+        "ssim_layers": When(
+            lambda config: _grows(config) and _settings(config).distribution == "ssim",
+            "method.regrow.distribution=ssim",
+        ),
+        "given": When(
+            lambda config: _grows(config) and _settings(config).distribution == "given",
+            "method.regrow.distribution=given",
+        ),
+        "score_on": When(
+            lambda config: _settings(config).score not in ("none", "random"),
+            "a method.regrow.score that looks at a network",
+        ),
+        "reference": When(lambda config: _settings(config).score == "reference", "method.regrow.score=reference"),
+        "value": When(_grows, SOMETHING),
+        "batches": When(
+            lambda config: (
+                _grows(config)
+                and (_settings(config).score not in WITHOUT_DATA or _settings(config).distribution == "ssim")
+            ),
+            "a method.regrow.score that looks at training images, or method.regrow.distribution=ssim",
+        ),
+    }
     needs = ("prune",)
     not_with = ("filters", "drop_and_grow", "elastic_mutation")
     schedules = ("one_shot", "iterative", "cubic", "constant")
@@ -38,7 +70,7 @@ class Regrow(Component):
         from sparse_lab.training.checkpoint_io import load_checkpoint
 
         settings = _settings(config)
-        if config.method.init_from is None:
+        if config.method.init_from in (None, "dense"):
             raise UserError(f"method {config.method.name!r}: method.init_from must name the pruning method before it")
         _check_start(config, settings)
         _check_score(settings)
@@ -104,9 +136,24 @@ def _check_start(config: Config, settings: RegrowConfig) -> None:
             f"regrowth of {settings.steps} x {settings.budget} down to sparsity.target={target:g} "
             f"would have to start at {start:g}: use a smaller method.regrow.budget or a lower sparsity.target"
         )
+    if settings.score != "none" and settings.start != "target":
+        _check_growth(config, settings)
     if settings.start == "target" and settings.score != "none":
         raise UserError(
             f"method.regrow.start=target leaves nothing to regrow: method.regrow.score=none, not {settings.score}"
+        )
+
+
+def _check_growth(config: Config, settings: RegrowConfig) -> None:
+    from sparse_lab.experiment.networks import counted
+    from sparse_lab.sparsity.masks import num_kept
+
+    total = counted(config).total
+    growth = num_kept(config.sparsity.target, total) - num_kept(phases.regrowth_start(config), total)
+    if growth < settings.steps:
+        raise UserError(
+            f"method.regrow.budget={settings.budget}, steps={settings.steps}: {growth:,} of {total:,} weights regrow, "
+            "less than one a step"
         )
 
 
@@ -132,6 +179,8 @@ def _check_given(config: Config, settings: RegrowConfig) -> None:
     sizes = {name: module.weight.numel() for name, module in layers(meta_network(spec_of(config))).items()}
     if not settings.given:
         raise UserError("method.regrow.distribution=given needs method.regrow.given=[LAYER, ...]")
+    if len(set(settings.given)) < len(settings.given):
+        raise UserError(f"method.regrow.given={list(settings.given)} names a layer twice")
     if unknown := [name for name in settings.given if name not in sizes]:
         raise UserError(f"method.regrow.given: unknown layer {unknown[0]!r}; {nearest(unknown[0], sizes)}")
     total = sum(sizes.values())

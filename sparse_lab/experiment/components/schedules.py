@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import ClassVar
 
-from sparse_lab.config import Config, ScheduleConfig, present
+from sparse_lab.config import ROUNDS, Config, ScheduleConfig, as_written, present
 from sparse_lab.errors import UserError, nearest
+from sparse_lab.experiment import phases
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.schedules import (
     Alternating,
@@ -28,6 +30,7 @@ class Kind:
     in_rounds: ClassVar[bool] = False
     dense_first: ClassVar[bool] = False
     whole_filters: ClassVar[bool] = False
+    paced_by: ClassVar[tuple[str, ...]] = ()  # the schedule's settings of which a training may be too short for
 
     def build(self, config: Config, clock: Clock) -> Schedule:
         """Return when the masks of the run's last phase change, and how sparse they are then."""
@@ -72,6 +75,35 @@ class KindIterative(Kind):
         assert config.schedule.iterative is not None
         return config.schedule.iterative.round_epochs
 
+    def check(self, config: Config) -> None:
+        from sparse_lab.experiment.networks import counted
+        from sparse_lab.sparsity.masks import num_kept
+
+        chosen, start = config.schedule.iterative, phases.regrowth_start(config)
+        assert chosen is not None
+        rounds = Iterative(start, chosen.share, every=1).rounds() if 0.0 < start < 1.0 else 1
+        if rounds == 1 and chosen.share > start > 0.0:
+            raise UserError(
+                f"schedule.iterative.share={chosen.share:.12g} takes all of sparsity {start:g} in one round: lower it, "
+                "or use schedule=one_shot"
+            )
+        total = counted(config).total
+        most = min(ROUNDS, max(1, total - num_kept(min(start, 1.0), total)))
+        if rounds > most:
+            raise UserError(
+                f"schedule.iterative.share={chosen.share:.12g} needs {rounds:,} rounds to sparsity {start:g}: raise "
+                f"it, {most:,} are the most here"
+            )
+
+    def idle(self, config: Config, clock: Clock) -> list[str]:
+        rounds, epochs = self.rounds(config), config.training.finetune.epochs
+        if self.round_epochs(config) is not None or rounds <= epochs:
+            return []
+        return [
+            f"{rounds:,} rounds share {epochs} epochs of fine-tuning: with one each it trains {rounds:,} of them; "
+            "raise schedule.iterative.share, or set schedule.iterative.round_epochs"
+        ]
+
     def _schedule(self, config: Config, every: int) -> Iterative:
         assert config.schedule.iterative is not None
         return Iterative(config.sparsity.target, config.schedule.iterative.share, every=every)
@@ -96,6 +128,7 @@ class KindLayerwise(Kind):
 
 class KindCubic(Kind):
     dense_first = True
+    paced_by = ("begin", "end", "every")
 
     def build(self, config: Config, clock: Clock) -> Schedule:
         chosen, steps = config.schedule.cubic, clock.steps_a_round
@@ -112,16 +145,17 @@ class KindCubic(Kind):
     def idle(self, config: Config, clock: Clock) -> list[str]:
         schedule = self.build(config, clock)
         assert isinstance(schedule, Cubic)
-        if config.method.drop_and_grow or sum(schedule.due(step) for step in range(clock.steps_a_round)) > 2:
+        if config.method.drop_and_grow or schedule.end - schedule.begin > schedule.every:
             return []
         return [
-            f"gradual pruning has no step between {schedule.begin:,} and {schedule.end:,}: "
+            f"gradual pruning has no step between {schedule.begin:,} and {schedule.end:,} of {clock.steps_a_round:,}: "
             f"train longer, or lower schedule.cubic.every={schedule.every:,}"
         ]
 
 
 class KindAlternating(Kind):
     dense_first = True
+    paced_by = ("begin", "turn", "last_dense", "end")
 
     def build(self, config: Config, clock: Clock) -> Schedule:
         chosen = config.schedule.alternating
@@ -140,10 +174,20 @@ class KindAlternating(Kind):
                 f"schedule.alternating.begin={chosen.begin:g} must lie before schedule.alternating.end={chosen.end:g} "
                 f"minus schedule.alternating.last_dense={chosen.last_dense:g}, and the end before 1"
             )
+        if chosen.turn > (span := as_written(chosen.end - chosen.last_dense - chosen.begin)):
+            raise UserError(
+                f"schedule.alternating.turn={chosen.turn:g} is longer than the {span:g} of the training in which dense "
+                "and sparse take turns"
+            )
 
     def idle(self, config: Config, clock: Clock) -> list[str]:
         schedule, steps = self.build(config, clock), clock.steps_a_round
-        turns = sum(schedule.due(step) for step in range(steps))
+        turns = len(list(itertools.islice((step for step in range(steps) if schedule.due(step)), 3)))
+        shortest = as_written(config.schedule.alternating.turn * steps)  # type: ignore[union-attr]
+        if turns >= 3 and shortest < 1.0:
+            return [
+                f"a turn of {shortest:g} steps is made one of a step: train longer, or raise schedule.alternating.turn"
+            ]
         if turns >= 3:
             return []
         return [f"dense and sparse hardly take turns: the mask changes {turns} times in {steps:,} steps: train longer"]

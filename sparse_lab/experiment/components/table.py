@@ -5,7 +5,7 @@ They stand in the order in which they change a network and are built.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from sparse_lab import config as schema
@@ -22,6 +22,7 @@ from sparse_lab.experiment.components.hypersphere import Hypersphere
 from sparse_lab.experiment.components.prune import Prune
 from sparse_lab.experiment.components.regrow import Regrow
 from sparse_lab.experiment.components.schedules import kind_of
+from sparse_lab.experiment.components.settings import READ_WHEN
 from sparse_lab.experiment.components.sharing import Sharing
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.schedules import Schedule
@@ -48,6 +49,15 @@ COMPONENTS: dict[str, Component] = {
     )
 }
 READ_BY_PARTS = ("sparsity", "schedule", "training.finetune", "training.regrow")
+# what our own files set for methods that do not read it: it stays in their runs' names
+IN_NAMES = (
+    "dataset.mirror",
+    "training.augment.flip",
+    "training.finetune",
+    "schedule.cubic.every",
+    "method.prune.distribution",
+    "method.regrow",
+)
 
 
 def present(method: MethodConfig) -> list[Component]:
@@ -57,9 +67,29 @@ def present(method: MethodConfig) -> list[Component]:
 
 
 def unread(config: Config) -> list[str]:
-    """Return the groups of the config that no part of this method reads."""
+    """Return the groups and keys of the config that this run does not read, and that have no say in its name."""
     read = {group for one in present(config.method) for group in one.reads(config)}
-    return [group for group in READ_BY_PARTS if group not in read]
+    groups = [group for group in READ_BY_PARTS if group not in read]
+    return groups + [key for key in without_effect(config) if not lies_in(key, (*groups, *IN_NAMES))]
+
+
+def without_effect(config: Config) -> dict[str, str]:
+    """Return the keys that this run, with those that it starts from, does not read, each with what it would take; but
+    for those of parts that are not there.
+    """
+    of_parts = {
+        f"method.{one.part}.{name}": when for one in present(config.method) for name, when in one.read_when.items()
+    }
+    return {
+        key: f"reads it; it takes {when.words}"
+        for key, when in (READ_WHEN | of_parts).items()
+        if not when.reads(config)
+    }
+
+
+def lies_in(key: str, groups: Iterable[str]) -> bool:
+    """Is a key one of these, or does it lie in one?"""
+    return any(f"{key}.".startswith(f"{group}.") for group in groups)
 
 
 def starts(config: Config) -> dict[str, Config]:
@@ -93,11 +123,19 @@ def settles(config: Config, clock: Clock) -> int:
 
 def idle(config: Config, clock: Clock) -> list[str]:
     """Return what the method asks for and this training is too short for: one line each."""
+    return [line for line, _ in too_long(config, clock)]
+
+
+def too_long(config: Config, clock: Clock) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield a line for whatever this training is too short for, with the keys that say when it would come."""
     method = config.method
-    lines = [line for one in present(method) for line in one.idle(config, clock)]
-    if method.prune is None or method.regrow is not None:
-        return lines
-    return lines + kind_of(config.schedule).idle(config, clock)
+    for one in present(method):
+        for line in one.idle(config, clock):
+            yield line, tuple(f"method.{one.part}.{name}" for name in one.paced_by)
+    if method.prune is not None and method.regrow is None:
+        kind = kind_of(config.schedule)
+        for line in kind.idle(config, clock):
+            yield line, tuple(f"schedule.{config.schedule.name}.{name}" for name in kind.paced_by)
 
 
 def alter(model: nn.Module, config: Config) -> nn.Module:

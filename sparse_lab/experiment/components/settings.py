@@ -1,0 +1,112 @@
+"""Which settings outside of a method's parts a run reads. A key that does not stand here is read by every run; those of
+a part stand with the part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sparse_lab.config import Config, RecipeConfig
+from sparse_lab.experiment.components.base import When
+from sparse_lab.experiment.components.schedules import kind_of
+from sparse_lab.experiment.timeline import recipes_of
+
+MADE = ("digits", "synthetic")  # data sets without files below dataset.root
+IN_MEMORY = (*MADE, "cifar10", "cifar100", "fashion_mnist")
+
+
+def _pruned(config: Config) -> bool:
+    return config.method.prune is not None
+
+
+def _crops(config: Config) -> bool:
+    return config.dataset.name != "imagenet"
+
+
+def _recipe(path: str, of: Callable[[RecipeConfig], bool], words: str, pruned: bool = False) -> When:
+    """Of a recipe's key. of: what else the recipe must say. pruned: must anything be pruned while it trains?"""
+
+    def reads(config: Config) -> bool:
+        there = recipes_of(config)
+        recipe = config.training if path == "training" else getattr(config.training, path.partition(".")[2])
+        return path in there and (there[path] or not pruned) and of(recipe)
+
+    return When(reads, words.format(path))
+
+
+def _recipe_keys(path: str, used: str) -> dict[str, When]:
+    """used: in words, what it takes that any phase trains by this recipe; "" where one always does."""
+    found = {
+        "momentum": _recipe(path, lambda recipe: recipe.optimizer == "sgd", "{}.optimizer=sgd"),
+        "nesterov": _recipe(path, lambda recipe: recipe.optimizer == "sgd", "{}.optimizer=sgd"),
+        "milestones": _recipe(path, lambda recipe: recipe.lr_schedule == "step", "{}.lr_schedule=step"),
+        "gamma": _recipe(path, lambda recipe: recipe.lr_schedule == "step", "{}.lr_schedule=step"),
+        "clip_over": _recipe(
+            path,
+            lambda recipe: recipe.clip_norm is not None,
+            "{}.clip_norm, in a phase that trains what is pruned",
+            True,
+        ),
+    }
+    plain = ("optimizer", "lr", "weight_decay", "epochs", "lr_schedule", "warmup", "patience", "clip_norm")
+    always = {name: _recipe(path, lambda recipe: True, used) for name in plain if used}
+    return {f"{path}.{name}": when for name, when in (always | found).items()}
+
+
+def _finetune_epochs(config: Config) -> bool:
+    if not _pruned(config) or config.method.init_from is None:
+        return False
+    kind = kind_of(config.schedule)
+    return not kind.in_rounds or kind.round_epochs(config) is None
+
+
+READ_WHEN: dict[str, When] = {
+    "dataset.root": When(lambda config: config.dataset.name not in MADE, "a dataset that is read from files"),
+    "dataset.mirror": When(lambda config: config.training.augment.flip, "training.augment.flip=true"),
+    "dataset.verify": When(
+        lambda config: config.dataset.name not in (*MADE, "imagenet"), "a dataset whose files have official checksums"
+    ),
+    "dataset.download": When(
+        lambda config: config.dataset.name not in (*MADE, "imagenet"), "a dataset that can be downloaded"
+    ),
+    "dataset.workers": When(
+        lambda config: config.dataset.name not in IN_MEMORY, "a dataset that is decoded image by image"
+    ),
+    "training.augment.crop_padding": When(_crops, "a dataset that is not cropped at random sizes anyway"),
+    "training.augment.padding_mode": When(
+        lambda config: _crops(config) and config.training.augment.crop_padding > 0,
+        "a training.augment.crop_padding above 0",
+    ),
+    "training.augment.flip": When(lambda config: config.dataset.mirror, "dataset.mirror=true"),
+    **_recipe_keys("training", ""),
+    **_recipe_keys("training.finetune", "a method that fine-tunes by a recipe of its own after pruning"),
+    **_recipe_keys("training.regrow", "a method that regrows (method.regrow)"),
+    "training.finetune.epochs": When(
+        _finetune_epochs, "a method that fine-tunes after pruning, and no schedule.*.round_epochs"
+    ),
+    **{
+        f"sparsity.{name}": When(_pruned, "a method that prunes (method.prune)")
+        for name in ("target", "connected_init", "require_connected")
+    },
+    "schedule.cubic.every": When(
+        lambda config: config.method.drop_and_grow is None, "method.drop_and_grow=null: else its updates prune"
+    ),
+    "schedule": When(_pruned, "a method that prunes (method.prune)"),
+    "method.kind": When(lambda config: False, "the gallery of methods (sparse-lab methods), no run"),
+    "method.paper": When(lambda config: False, "the gallery of methods (sparse-lab methods), no run"),
+    "method.summary": When(lambda config: False, "the gallery of methods (sparse-lab methods), no run"),
+    "trainer.compile": When(lambda config: config.compute != "sparse", "compute=dense"),
+    "diagnostics.layers": When(_pruned, "a method that prunes (method.prune)"),
+    "logger.project": When(
+        lambda config: config.logger.wandb or config.logger.trackio or config.logger.mlflow,
+        "logger=wandb, trackio or mlflow",
+    ),
+    "logger.mlflow_uri": When(lambda config: config.logger.mlflow, "logger=mlflow"),
+    "paths.data": When(
+        lambda config: config.dataset.name not in MADE and config.dataset.root.startswith(config.paths.data),
+        "a dataset.root that lies there, and a dataset that is read from files",
+    ),
+    "compute": When(
+        lambda config: _pruned(config) or config.compute != "sparse", "a method that prunes (method.prune)"
+    ),
+}

@@ -1,0 +1,95 @@
+"""Requests that would train something else than they say, or nothing: one line, before anything trains."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparse_lab.errors import SparseLabError
+from sparse_lab.experiment.validate import check_pace, check_request
+from sparse_lab.sweep.plan import Request
+
+ABSURD = {
+    "a share that takes forever": (["method=iterative", "schedule.iterative.share=1e-12"], "4,605,272,062,526 rounds"),
+    "a share that takes all": (["method=iterative", "schedule.iterative.share=0.999999"], "in one round"),
+    "a turn of nothing": (["method=acdc", "schedule.alternating.turn=1e-9"], "outside [0.0001, 1]"),
+    "a turn beyond its span": (["method=acdc", "schedule.alternating.turn=0.9"], "longer than the 0.65"),
+    "a last turn beyond its span": (["method=acdc", "schedule.alternating.last_dense=0.9"], "must lie before"),
+    "milestones outside": (["training.milestones=[-1,5]"], "-1 is outside (0, 1)"),
+    "no milestones": (["training.lr_schedule=step", "training.milestones=[]"], "needs training.milestones"),
+    "no number": (["training.milestones=[nan]"], "nan is outside"),
+    "an infinite deviation": (["dataset.std=[inf,1,1]"], "inf is outside"),
+    "an infinite rate": (["method=east", "method.cycles.lengths=[.inf]"], "method.cycles.lengths"),
+    "a number that no float holds": (["training.lr=1" + "0" * 400], "training.lr: int too large"),
+    "a boolean": (["seed=true"], "seed"),
+    "text that is a number": (["logger.project=1e3"], "is written in quotes"),
+    "look-ahead along nothing": (["training.nesterov=true", "training.momentum=0"], "training.momentum above 0"),
+    "nothing is pruned": (["method=oneshot", "sparsity.target=1e-12"], "prunes none of"),
+    "more iterations than weights": (
+        ["method=oneshot", "sparsity.target=0.0001", "method.prune.iterations=900"],
+        "6 weights go, less than one an iteration",
+    ),
+    "nothing is exchanged": (["method=rigl", "method.drop_and_grow.drop_fraction=1e-9"], "nothing would ever move"),
+    "nothing cycles": (
+        ["method=rigl", "method.cycles={}", "method.cycles.multiplier=1.000001"],
+        "nothing would ever move",
+    ),
+    "nothing mutates": (["method=mest", "method.elastic_mutation.low=[1,1,1]"], "nothing would ever be dropped"),
+    "nothing regrows": (["method=oneshot_regrow", "method.regrow.budget=1e-9"], "0 of 57,884 weights regrow"),
+    "a regrowth from dense": (["method=oneshot_regrow", "method.init_from=dense"], "must name the pruning method"),
+    "no phasing": (
+        ["method=rigl", "method.dyrelu={}", "method.dyrelu.begin=0.5", "method.dyrelu.end=0.5"],
+        "must lie before",
+    ),
+    "a start beyond the end": (
+        ["method=resrep", "training.finetune.optimizer=sgd", "method.compactors.unit=share"],
+        "a share of the",
+    ),
+}
+# the training has two steps an epoch, and two epochs
+TOO_SHORT = {
+    "schedule.cubic.every": ("method=gmp", "schedule.cubic.every=50", "no step between 0 and 2"),
+    "schedule.alternating.turn": ("method=acdc", "schedule.alternating.turn=0.001", "a turn of 0.004 steps"),
+    "method.drop_and_grow.update_every": ("method=rigl", "method.drop_and_grow.update_every=50", "has 4 steps"),
+    "method.cycles.every": ("method=east", "method.cycles.every=50", "a cycle of 1 steps"),
+    "method.elastic_mutation.update_every": ("method=mest", "method.elastic_mutation.update_every=50", "has 4 steps"),
+    "method.hypersphere.every": ("method=prune_on_the_fly", "method.hypersphere.every=50", "once in 4 steps"),
+    "method.compactors.begin": ("method=resrep", "method.compactors.begin=50", "the last of 4 steps"),
+}
+
+
+@pytest.mark.every(2)
+@pytest.mark.parametrize("name", ABSURD)
+def test_the_absurd_is_refused_in_one_line(compose, name):
+    words, wanted = ABSURD[name]
+    with pytest.raises(SparseLabError) as refused:
+        for word in words:
+            Request.read([word])
+        check_request(compose("sparsity.target=0.99", *words))
+    said = str(refused.value)
+    assert wanted in said and len(said.splitlines()) == 1 and len(said) < 400
+
+
+@pytest.mark.parametrize("key", TOO_SHORT)
+def test_what_is_asked_for_and_never_comes_is_refused(compose, key):
+    """With the number of steps that there are; what a method's own file says is warned of as the run begins."""
+    method, word, wanted = TOO_SHORT[key]
+    config = compose(method, "training.finetune.optimizer=sgd", "training.finetune.nesterov=false", word)
+    with pytest.raises(SparseLabError, match=wanted):
+        check_pace(config, {key})
+    check_pace(config, {"training.lr"})
+
+
+def test_a_list_of_choices_is_for_loggers():
+    """Of others the last one would win in silence; in a file's defaults too."""
+    for words in (["sparsity=[s90,s95]"], ["-m", "sparsity=[s90],[s95]"], ["model=[vgg16]"]):
+        with pytest.raises(SparseLabError, match="a run has one"):
+            Request.read(words)
+    assert Request.read(["logger=[wandb,csv]"]).compose([]).config().logger.wandb
+
+
+def test_a_list_of_choices_in_a_file_is_refused(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndefaults: [{override /sparsity: [s90, s95]}]\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    with pytest.raises(SparseLabError, match="a run has one sparsity"):
+        Request.read(["--config-dir", str(tmp_path), "experiment=mine"]).compose([])
