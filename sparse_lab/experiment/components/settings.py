@@ -9,6 +9,7 @@ from collections.abc import Callable
 from sparse_lab.config import Config, RecipeConfig
 from sparse_lab.experiment.components.base import When
 from sparse_lab.experiment.components.schedules import kind_of
+from sparse_lab.experiment.selection import selects
 from sparse_lab.experiment.timeline import recipes_of
 
 MADE = ("digits", "synthetic")  # data sets without files below dataset.root
@@ -72,6 +73,7 @@ READ_WHEN: dict[str, When] = {
     "dataset.workers": When(
         lambda config: config.dataset.name not in IN_MEMORY, "a dataset that is decoded image by image"
     ),
+    "training.select_on_few": When(selects, "a training.select other than last, or a patience"),
     "training.augment.crop_padding": When(_crops, "a dataset that is not cropped at random sizes anyway"),
     "training.augment.padding_mode": When(
         lambda config: _crops(config) and config.training.augment.crop_padding > 0,
