@@ -43,6 +43,7 @@ def key(
     rising: bool = False,
     identity: bool = True,
     file: bool = False,
+    folder: bool = False,
     first: Any = ALWAYS,
     revision: int = 1,
 ) -> Any:
@@ -51,9 +52,10 @@ def key(
     Of a list low, high and choices hold for each element. length: how many there must be. rising: each above the one
     before it.
     identity=False: the key does not change a run's result, so not its name. file: it names a file, which counts by its
-    content. first: the default that it had at first, where that has changed: what differs from that one is in a run's
-    name, so that runs which rely on the new default have other names than those that relied on the old one. revision:
-    raised when what the key does changes, so that runs which set it have other names than before.
+    content. folder: it names a folder. first: the default that it had at first, where that has changed: what differs
+    from that one is in a run's name, so that runs which rely on the new default have other names than those that relied
+    on the old one. revision: raised when what the key does changes, so that runs which set it have other names than
+    before.
     """
     meta = {
         "help": help,
@@ -66,6 +68,7 @@ def key(
         "rising": rising,
         "identity": identity,
         "file": file,
+        "folder": folder,
         "first": first,
         "revision": revision,
     }
@@ -172,7 +175,7 @@ class ModelConfig:
 @dataclass
 class DatasetConfig:
     name: str = key("cifar10", "data set, one of sparse_lab.data")
-    root: str = key("data", "folder that holds (or will hold) the files", identity=False)
+    root: str = key("data", "folder that holds (or will hold) the files", identity=False, folder=True)
     num_classes: int = key(10, "number of labels", low=2, high=MANY)
     image_size: int = key(32, "height and width of an image in pixels", low=8, high=4096)
     mean: list[float] = key(lambda: [0.5, 0.5, 0.5], "per channel, of pixels in 0..1", low=0.0, high=1.0, length=3)
@@ -591,8 +594,8 @@ class LoggerConfig:
 
 @dataclass
 class PathsConfig:
-    data: str = key("data", "data sets", identity=False)
-    outputs: str = key("outputs", "runs and reports", identity=False)
+    data: str = key("data", "data sets", identity=False, folder=True)
+    outputs: str = key("outputs", "runs and reports", identity=False, folder=True)
 
 
 @dataclass
@@ -662,8 +665,15 @@ def _check_value(said: str, value: Any, meta: dict[str, Any]) -> None:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not _within_range(value, meta):
         where = f"outside {span(meta)}" if span(meta) else "no number to work with"
         raise UserError(f"{said} is {where}: {meta['help']}")
+    if isinstance(value, str) and meta.get("folder"):
+        _check_folder(said, value)
     if isinstance(value, str) and meta.get("choices") and value not in meta["choices"]:
         raise UserError(f"{said}: {nearest(value, meta['choices'])}")
+
+
+def _check_folder(said: str, value: str) -> None:
+    if value.startswith("~"):
+        raise UserError(f"{said}: a shell puts the home folder in only where ~ is not quoted: write the folder out")
 
 
 def _check_list(name: str, values: list[Any], meta: dict[str, Any]) -> None:

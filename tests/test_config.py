@@ -76,6 +76,7 @@ def test_no_number_of_any_key_may_be_nan_infinite_or_absurd():
         (schema.Config, "seed", 2**32, "outside [0, 4.29497e+09]"),
         (schema.AlternatingConfig, "turn", 1e-9, "outside [0.0001, 1]"),
         (schema.CubicConfig, "every", 10**9, "outside [1, 1e+07]"),
+        (schema.PathsConfig, "outputs", "~/x", "write the folder out"),
     ],
 )
 def test_lists_and_ranges(group, name, value, wanted):

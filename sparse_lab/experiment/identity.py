@@ -46,7 +46,7 @@ def surroundings(config: Config) -> Surroundings:
 
 def outputs_of(config: Config) -> Path:
     """Return the folder that runs land in."""
-    return Path(config.paths.outputs).expanduser().resolve()
+    return Path(config.paths.outputs).resolve()
 
 
 def settings(config: Config) -> dict[str, Any]:

@@ -278,7 +278,7 @@ class Request:
         self.launcher = str(base.hydra.runtime.choices.get("hydra/launcher"))
         self.sweeper = str(base.hydra.runtime.choices.get("hydra/sweeper"))
         self.launching = base.hydra.launcher
-        self.outputs = Path(base.paths.outputs).expanduser().resolve()
+        self.outputs = Path(base.paths.outputs).resolve()
         if not self.multirun:
             return base
         self._read_params({str(key): value for key, value in (base.hydra.sweeper.get("params") or {}).items()})

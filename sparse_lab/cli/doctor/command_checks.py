@@ -150,7 +150,7 @@ def _could_be_fetched(name: str) -> bool:
 def _room(configs: list[Config], base: DictConfig) -> Iterator[Finding]:
     """What the runs that are still to be made will leave, and what those at work hold beside it."""
     if not configs:
-        yield from room(Path(base.paths.outputs).expanduser())
+        yield from room(Path(base.paths.outputs))
         return
     left: dict[str, Config] = {}
     for config in configs:
@@ -165,7 +165,7 @@ def _room(configs: list[Config], base: DictConfig) -> Iterator[Finding]:
     wanted = sum(kept) + sum(sorted(working, reverse=True)[:at_once])
     done = "" if left else "; all of it is done already"
     yield Finding(True, f"runs to make: {len(left)}, with those needed first, {size(wanted)} of checkpoints{done}")
-    yield from room(Path(base.paths.outputs).expanduser(), wanted)
+    yield from room(Path(base.paths.outputs), wanted)
 
 
 def _still_to_make(config: Config, left: dict[str, Config]) -> None:
