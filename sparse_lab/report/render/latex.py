@@ -19,6 +19,8 @@ _SIGNS = {
     "↓": r"\downarrow",
     "†": r"\dagger",
     "‡": r"\ddagger",
+    "¶": r"\P",
+    "≠": r"\neq",
     "§": r"\S",
     "±": r"\pm",
 }

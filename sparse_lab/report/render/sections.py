@@ -32,7 +32,7 @@ _COUNTS = ("kept", "nonzero", "kept_with_reuse", "parameters_left", "inference_f
 _SHARES = ("effective", "explored", "flops_removed", "filters_only")
 _PUBLISHED = ("published", "difference", "verdict", "published_source")
 _COSTS = ("seconds", "inference_flops", "peak_memory_mb")
-_IF_KNOWN = ("nonzero", "kept_with_reuse", "parameters_left", *_COSTS, *_PUBLISHED, *_SHARES)
+_IF_KNOWN = ("partial", "nonzero", "kept_with_reuse", "parameters_left", *_COSTS, *_PUBLISHED, *_SHARES)
 _FIXED = {"min": "{:.2f}", "max": "{:.2f}", "difference": "{:+.2f}", "width": "{:g}", "seconds": "{:.1f}"}
 
 
@@ -91,9 +91,9 @@ def cells(table: pd.DataFrame) -> pd.DataFrame:
     shown["mean"] = [accuracy(*pair) for pair in zip(table["mean"], table["std"], strict=True)]
     pairs = zip(table["published"], table["published_std"], strict=True)
     shown["published"] = ["" if math.isnan(mean) else accuracy(mean, std) for mean, std in pairs]
-    for name in ("official_data", "connected"):
+    for name in ("official_data", "same_data", "connected"):
         shown[name] = ["" if pd.isna(value) else ("yes" if value else "no") for value in table[name]]
-    for name in ("published_source", "verdict"):
+    for name in ("published_source", "verdict", "partial"):
         shown[name] = ["" if pd.isna(text) else text for text in table[name]]
     shown = shown.drop(columns=_hidden(table))
     return shown.rename(columns={"mean": "mean ± std", "published": "published ± std"}).map(str)

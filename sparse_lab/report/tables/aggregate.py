@@ -199,7 +199,7 @@ def _row(group: Sequence[Finished], name: str, published: Sequence[Published]) -
         "verdict": verdict(mean - number.top1, number.std) if number else None,
         "official_data": all(section(run.result, "data").get("official") is True for run in group),
         "same_data": len({data_of(run) for run in group}) == 1 and not any(data_changed(run) for run in group),
-        "partial": "; ".join(sorted({line for run in group for line in partial(run)})),
+        "partial": "; ".join(sorted({line for run in group for line in partial(run)})) or None,
         "selected_on": ", ".join(sorted({str(run.result.get("selected_on", "not recorded")) for run in group})),
         "connected": _connected(group),
         "effective": _mean(share(end.get("effective"), end.get("kept")) for end in _ends(group)),

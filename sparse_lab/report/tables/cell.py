@@ -11,7 +11,7 @@ import pandas as pd
 MARKS = {
     "†": "the epoch was selected on the test set: the number is optimistic",
     "‡": "the data files are not the official ones",
-    "¶": "in at least one run only part of the images trained, selected the epoch or tested",
+    "¶": "at least one run trained, selected or tested on part of the images",
     "≠": "its runs did not read the same data, or their records do not agree on which",
     "§": "in at least one run no path of kept weights leads from the input to the logits",
     "≈": "within one published standard deviation of the published number",
@@ -79,7 +79,7 @@ def _marks(row: dict[Any, Any]) -> str:
     shown = {
         "†": "test" in row["selected_on"].split(", "),
         "‡": not row["official_data"],
-        "¶": bool(row["partial"]),
+        "¶": isinstance(row["partial"], str),
         "≠": not row["same_data"],
         "§": row["connected"] is False,
     }

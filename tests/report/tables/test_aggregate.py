@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from sparse_lab.report import levels, load, long, read, wide
-from sparse_lab.report.render.latex import latex
+from sparse_lab.report.render.latex import _SIGNS, latex
 from sparse_lab.report.render.sections import cells
 from sparse_lab.report.tables.aggregate import COLUMNS
 from sparse_lab.report.tables.caveats import notes
-from sparse_lab.report.tables.cell import marks, percent
+from sparse_lab.report.tables.cell import MARKS, marks, percent
 from sparse_lab.report.tables.labels import foldable
 
 Make = Callable[..., Path]
@@ -302,7 +302,7 @@ def test_runs_on_part_of_the_data_are_marked_in_their_cell_and_named(make_run: M
         "cifar10: 1 run trained on 1,234 of 45,000 training images",
         "cifar10: 1 run trained on 2 batches an epoch only",
     }
-    assert any(line.startswith("¶ in at least one run only part of the images") for line in marks(table))
+    assert any(line.startswith("¶ at least one run trained, selected or tested on part") for line in marks(table))
 
 
 def test_a_cell_whose_records_disagree_on_the_data_is_marked(make_run: Make, tmp_path: Path) -> None:
@@ -380,3 +380,15 @@ def test_what_a_network_does_not_count_is_noted(make_run: Make, tmp_path: Path) 
     make_run(method="set", uncounted="damaged")
     found = [line for line in notes(read(tmp_path).results) if "counted" in line]
     assert found == ["vgg16: 1,234 weights (LSTM, Parameter) are not counted and dense in 2 runs"]
+
+
+def test_every_mark_has_a_sign_in_latex(make_run: Make, tmp_path: Path) -> None:
+    make_run(seed=1, selected_on="test", data={"md5": {}, "official": False, "changed": True},
+             settings={"dataset.train_limit": 7})  # fmt: skip
+    table = tabulate(tmp_path)
+    said = latex(table)
+    assert all(sign in said for sign in (r"\dagger", r"\ddagger", r"\P", r"\neq")) and "?" not in said
+    assert cells(table)["same_data"].tolist() == ["no"] and cells(table)["partial"].tolist() == [
+        "trained on 7 images only"
+    ]
+    assert set(MARKS) <= set(_SIGNS)
