@@ -55,14 +55,16 @@ def test_a_checkpoint_without_a_seal_is_not_even_opened(how, name, traps, compos
 
 @pytest.mark.every(3)
 @pytest.mark.parametrize("how", KINDS)
-def test_a_network_to_start_from(how, traps, compose, quiet):
+def test_a_network_to_start_from_is_made_anew(how, traps, compose, quiet):
     dense, config = compose("method=dense"), compose("method=oneshot", "sparsity=s90")
     run(dense, "test", quiet)
     traps.write(run_dir(dense).best, how)
     if how == "zip":
         append_checksum(run_dir(dense).best)
-    line = refused(traps, lambda: run(config, "test", quiet))
-    assert str(run_dir(dense).best) in line
+    evil = run_dir(dense).best.read_bytes()
+    assert run(config, "test", quiet)["kept"] and not traps.sprung
+    aside = run_dir(dense).best.with_name(f"best.ckpt.{'foreign' if how == 'zip' else 'damaged'}")
+    assert aside.read_bytes() == evil and run_dir(dense).result() is not None
 
 
 @pytest.mark.every(3)
