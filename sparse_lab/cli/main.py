@@ -83,15 +83,16 @@ def _answer(argv: list[str]) -> int:
 
 def _hydra(argv: list[str]) -> int:
     """Look at the request as a whole, then let Hydra compose and start each job."""
+    from sparse_lab.records.atomic_io import printable_lines
     from sparse_lab.records.redaction import redact
     from sparse_lab.sweep.plan import Request
 
     request = Request.read(argv)
     if request.help:
-        print(request.help_text())
+        print(printable_lines(request.help_text()))
         return 0
     if request.cfg is not None:
-        print(redact(request.config_text()), end="")
+        print(printable_lines(redact(request.config_text())), end="")
         return 0
     if request.runs:
         request.check()

@@ -22,6 +22,7 @@ from sparse_lab.errors import UserError
 from sparse_lab.experiment.components import table
 from sparse_lab.experiment.components.schedules import kind_of
 from sparse_lab.experiment.compose import ConfigSource, schema
+from sparse_lab.records.atomic_io import printable
 
 MEMORY = Path(__file__).with_name("memory.csv")
 USUAL = ("one_shot", "constant")  # all at once: after the dense training, or before any
@@ -51,13 +52,13 @@ def methods(user_conf: Path | None = None, measured: Path = MEMORY) -> list[dict
         chosen = read(source, name, defaults)
         rows.append(
             {
-                "name": name,
+                "name": printable(name),
                 "kind": chosen.method.kind,
-                "paper": chosen.method.paper or "-",
+                "paper": printable(chosen.method.paper) or "-",
                 "config": ", ".join(parts(chosen)) or "-",
                 "needs": ", ".join(needs(chosen)) or "-",
                 "memory": ratios.get(name, "-"),
-                "summary": chosen.method.summary,
+                "summary": printable(chosen.method.summary),
             }
         )
     return sorted(rows, key=lambda row: (KINDS.index(row["kind"]), row["name"]))

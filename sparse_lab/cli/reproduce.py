@@ -131,6 +131,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 def _tables(user_conf: Path | None) -> int:
     """Every table that there is: its name, its title, how many cells it has."""
+    from sparse_lab.records.atomic_io import printable
     from sparse_lab.sweep.table import Table, tables
 
     for name in tables(user_conf):
@@ -139,7 +140,7 @@ def _tables(user_conf: Path | None) -> int:
             said = f"{table.title}: {len(table.cells)} cells, {len(table.seeds)} seeds; {', '.join(table.recipes)}"
         except SparseLabError as error:
             said = str(error)
-        print(f"{name}: {said}")
+        print(printable(f"{name}: {said}"))
     return 0
 
 

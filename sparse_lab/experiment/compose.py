@@ -322,8 +322,10 @@ class ConfigSource:
             # merged here: Hydra's own merge would change what is cached
             files = [self._loader._load_single_config(one, self._repository).config for one in found.defaults]
             merged = OmegaConf.merge(*files)
-        except YAMLError as error:
+        except (YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"method {method}: {' '.join(str(error).split())}") from None
+        except RecursionError:
+            raise UserError(f"method {method}: its file is nested too deep, or asks for itself") from None
         except MissingConfigException as error:
             group, _, name = str(error.missing_cfg_file).rpartition("/")
             raise UserError(f"method {method}: {first_line(error)} {nearest(name, self.choices(group))}") from None

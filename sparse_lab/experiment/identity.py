@@ -11,12 +11,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sparse_lab.config import ALWAYS, Config, as_written
 from sparse_lab.data import fingerprint_of
+from sparse_lab.errors import UserError
 from sparse_lab.experiment import phases
 from sparse_lab.experiment.backend import resolve_backend
 from sparse_lab.experiment.components.table import unread
@@ -24,6 +26,7 @@ from sparse_lab.records.run_dir import RunDir
 
 # Goes into every hash. Raise it when what the settings mean has changed so much that no earlier result counts.
 VERSION = 1
+PLAIN_NAME = re.compile(r"[\w.+-]{1,80}")  # no slash: it would lead out of the outputs
 
 
 @dataclass(frozen=True)
@@ -147,8 +150,13 @@ def cell(config: Config) -> str:
 
 
 def run_name(config: Config) -> str:
-    """Return it readable, then unique: vgg16-cifar10-oneshot-98.85-seed1-1a2b3c4d5e."""
+    """Return it readable, then unique: vgg16-cifar10-oneshot-98.85-seed1-1a2b3c4d5e. Raises UserError for a name of
+    which no folder is made.
+    """
     sparsity = [] if config.method.prune is None else [f"{100 * phases.final_sparsity(config):.6g}"]
+    for group in ("model", "dataset", "method"):
+        if PLAIN_NAME.fullmatch(name := getattr(config, group).name) is None:
+            raise UserError(f"{group}.name={name!r} is part of a folder's name: up to 80 letters, digits and . _ + -")
     words = [config.model.name, config.dataset.name, config.method.name, *sparsity, f"seed{config.seed}"]
     return "-".join([*words, run_hash(config)])
 

@@ -54,6 +54,11 @@ def damaged(record: dict[str, Any]) -> bool:
     return CHECKSUM in record and record[CHECKSUM] != checksum(record)
 
 
+def printable_lines(text: str) -> str:
+    """Text of several lines, of whatever origin, each of which stays one on a terminal."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
 def printable(plain: Any) -> Any:
     """A record's plain values, of whatever origin, with text that stays text on a terminal and in any file.
 

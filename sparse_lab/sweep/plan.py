@@ -308,7 +308,11 @@ class Request:
             if continuous:
                 raise UserError(f"{continuous}: an interval has no list of values: add hydra/sweeper=optuna")
             return
-        self.trials = int(base.hydra.sweeper.n_trials)
+        self.trials = base.hydra.sweeper.n_trials
+        if type(self.trials) is not int or self.trials < 1:
+            raise UserError(
+                f"hydra.sweeper.n_trials={self.trials}: a search makes a whole number of trials, at least 1"
+            )
         globbed = next((one.input_line for one in self.swept if one.value_type == ValueType.GLOB_CHOICE_SWEEP), None)
         if globbed:
             raise UserError(f"{globbed}: hydra/sweeper={self.sweeper} does not know glob(): write the choices out")

@@ -31,7 +31,7 @@ from sparse_lab.experiment import phases
 from sparse_lab.experiment.components import table as components
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.security.interpolations import check_interpolations
-from sparse_lab.experiment.security.servers import KEY, check_server
+from sparse_lab.experiment.security.servers import check_server, sets_server
 from sparse_lab.experiment.validate import check_request
 from sparse_lab.records.atomic_io import printable
 from sparse_lab.records.run_dir import RunDir
@@ -149,8 +149,9 @@ def words(lines: Any, where: str) -> list[str]:
             raise UserError(f"{where}: {reprlib.repr(word)} is no override like training.epochs=3")
     check_interpolations(where, found)
     for word in found:
-        if word.lstrip("+").startswith(f"{KEY}="):
-            check_server(where, word.partition("=")[2])
+        key, _, value = word.partition("=")
+        if sets_server(key):
+            check_server(where, value)
     return found
 
 
@@ -277,7 +278,7 @@ def check_reserved(lines: Sequence[str]) -> None:
     """Raises UserError for keys that the command sets itself."""
     for line in lines:
         key = line.split("=", 1)[0].lstrip("+")
-        if key.startswith("hydra"):
+        if key.startswith("hydra") or "@" in key:
             raise UserError(f"{line}: what runs a table, and nothing else of Hydra's, is said on the command line")
         if key in RESERVED:
             raise UserError(f"{line}: {RESERVED[key]}")

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from sparse_lab.cli.main import main
 from sparse_lab.errors import UserError
 from sparse_lab.sweep.plan import Request
-from sparse_lab.sweep.table import words
+from sparse_lab.sweep.table import check_reserved, words
 
 HEAD = "# @package _global_\n"
 SLURM = "hydra/launcher=submitit_slurm"
@@ -118,6 +118,7 @@ def test_what_a_file_asks_of_hydra(text, conf):
     assert key in refused(conf, "experiment=evil", *words)
 
 
+LAUGHS = "a0: &a0 x\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
 FILES = {
     "the node itself": ({"experiment/evil": f"{HEAD}hydra: ${{model}}"}, "experiment=evil", "hydra"),
     "by a header below the top": (
@@ -130,12 +131,32 @@ FILES = {
         "experiment=evil",
         "its own folder alone",
     ),
+    "a file by its whole path": (
+        {"experiment/evil": "defaults: ['//etc/x@method']"},
+        "experiment=evil",
+        "its own folder alone",
+    ),
+    "a list": ({"experiment/evil": "[a, b]"}, "experiment=evil", "no mapping"),
+    "a number in a defaults list": ({"experiment/evil": "defaults: [{5: 6}]"}, "experiment=evil", "no text"),
+    "no launcher": ({"experiment/evil": f"{HEAD}hydra: {{launcher: null}}"}, "experiment=evil", "hydra.launcher"),
+    "no launcher by choice": (
+        {"experiment/evil": f"{HEAD}defaults: [override /hydra/launcher: null]"},
+        "experiment=evil",
+        "hydra/launcher=null",
+    ),
+    "no sweeper by choice": (
+        {"experiment/evil": f"{HEAD}defaults: [override /hydra/sweeper: null]"},
+        "experiment=evil",
+        "hydra/sweeper=null",
+    ),
+    "a billion values in ten lines": ({"experiment/evil": LAUGHS}, "experiment=evil", "aliases (*NAME) written out"),
+    "a long file": ({"experiment/evil": "#" * 200_001}, "experiment=evil", "200,001 bytes"),
     "files that ask for each other": (
         {"experiment/evil": "defaults: [/model/b]", "model/b": "defaults: [/experiment/evil]"},
         "experiment=evil",
         "asks for itself",
     ),
-    "a thousand lists in each other": ({"experiment/evil": f"a: {'[' * 5000}"}, "experiment=evil", "nested too deep"),
+    "a thousand lists in each other": ({"experiment/evil": f"a: {'[' * 5000}"}, "experiment=evil", "nest"),
     "a tag of YAML that calls": (
         {"experiment/evil": "a: !!python/object/apply:os.getcwd []"},
         "experiment=evil",
@@ -222,6 +243,32 @@ def test_ways_round(what, conf):
     assert told in refused(conf, *words.split())
 
 
+@pytest.mark.parametrize("linked", ["other.yaml", "other"])
+def test_a_link_leads_to_no_other_folder(linked, conf, tmp_path):
+    """Else a file of the reader's own, which may hold secrets, would stand in a run's config."""
+    write(tmp_path / "other", "mine", "paper: of somebody else")
+    write(conf, "method/good", "defaults: [dense]\nsummary: x")
+    write(conf, "experiment/evil", f"{HEAD}defaults: [/method/linked/mine@method]")
+    (conf / "method" / "linked").mkdir() if linked == "other.yaml" else None
+    link = conf / "method" / "linked" / "mine.yaml" if linked == "other.yaml" else conf / "method" / "linked"
+    link.symlink_to(tmp_path / "other" / "mine.yaml" if linked == "other.yaml" else tmp_path / "other")
+    assert "another folder" in refused(conf, "experiment=evil")
+    (conf / "method" / "same.yaml").symlink_to("good.yaml")
+    assert Request.read(["--config-dir", str(conf), "method=same"]).compose([]).cfg.method.summary == "x"
+
+
+@pytest.mark.parametrize("name", ["../../../x", "a/b", "x\x1b[2J", "a\nb", "x" * 81, ""])
+def test_a_name_leads_no_run_out_of_the_outputs(name, conf):
+    """method.name is part of a run's folder."""
+    from sparse_lab.experiment.identity import run_dir
+
+    write(conf, "method/evil", OmegaConf.to_yaml({"defaults": ["dense"], "name": name}))
+    config = Request.read(["--config-dir", str(conf), "method=evil"]).compose([]).config()
+    with pytest.raises(UserError, match=r"method\.name") as caught:
+        run_dir(config)
+    assert str(caught.value).isprintable()
+
+
 READS = [
     "${oc.env:WANDB_API_KEY}",
     "x-${oc.env:WANDB_API_KEY}-x",
@@ -267,6 +314,9 @@ def test_no_file_says_who_gets_a_password(conf, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", KEY)
     assert "would be sent MLFLOW_TRACKING_TOKEN" in refused(conf, "logger=evil")
     assert "would be sent MLFLOW_TRACKING_TOKEN" in refused(conf, "experiment=evil")
+    for signs in ("+", "++"):
+        write(conf, "experiment/evil", text.replace("logger.mlflow_uri", f"{signs}logger.mlflow_uri"))
+        assert "would be sent MLFLOW_TRACKING_TOKEN" in refused(conf, "experiment=evil")
     for word in ("logger.mlflow_uri=http://evil", "++logger.mlflow_uri=http://evil"):
         with pytest.raises(UserError, match="MLFLOW_TRACKING_TOKEN"):
             words([word], "cell 1")
@@ -276,6 +326,31 @@ def test_a_table_reads_no_variable():
     for word in ("logger.project='${oc.env:WANDB_API_KEY}'", "paths.data='${oc.decode:x}'"):
         with pytest.raises(UserError, match=r"cell 1: "):
             words([word], "cell 1")
+
+
+def test_a_table_puts_nothing_below_hydra():
+    for line in ("hydra.run.dir=x", "+hydra/launcher=joblib", "+model@hydra.job.env_set=vgg16"):
+        with pytest.raises(UserError, match=r"said on the command line"):
+            check_reserved([line])
+
+
+NO_METHODS = {
+    "bytes": b"\xff",
+    "nested": b"a: " + b"[" * 5000,
+    "itself": b"defaults: [evil]",
+    "a number": b"defaults: [{5: 6}]",
+}
+
+
+@pytest.mark.parametrize("what", NO_METHODS)
+def test_the_gallery_says_which_file_is_none(what, conf):
+    from sparse_lab.cli.methods import methods
+
+    write(conf, "method/evil", "")
+    (conf / "method" / "evil.yaml").write_bytes(NO_METHODS[what])
+    with pytest.raises(UserError, match=r"evil") as caught:
+        methods(conf)
+    assert str(caught.value).isprintable()
 
 
 def test_the_gallery_reads_no_variable(conf):
@@ -330,6 +405,30 @@ def test_what_is_said_of_a_file_does_not_steer_the_terminal(conf, capsys):
     write(conf, "experiment/evil", HEAD + 'defaults: ["/model/\\e]0;x\\a\\e[2J"]')
     assert main(["--config-dir", str(conf), "experiment=evil"]) == 2
     assert capsys.readouterr().err.rstrip("\n").isprintable()
+
+
+STEERS = "\x1b]0;x\x07\x1b[2J\u202e"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--config-dir", "CONF", "--help"],
+        ["--config-dir", "CONF", "--cfg", "job", "method=evil"],
+        ["--config-dir", "CONF", "--cfg", "job", "-p", "method.summary", "method=evil"],
+        ["methods", "--config-dir", "CONF"],
+        ["reproduce", "--config-dir", "CONF"],
+    ],
+)
+def test_nothing_that_is_shown_of_a_folder_steers_the_terminal(words, conf, capsys):
+    said = OmegaConf.to_yaml({"defaults": ["dense"], "summary": STEERS, "paper": STEERS})
+    write(conf, "method/evil", said)
+    if words[0] != "methods":
+        write(conf, f"model/x{STEERS}", "name: x")
+        write(conf, f"table/x{STEERS}", "title: x\nseeds: [1]\ncells: [method=dense]")
+    assert main([str(conf) if word == "CONF" else word for word in words]) == 0
+    out = capsys.readouterr().out
+    assert out and all(line.isprintable() for line in out.split("\n"))
 
 
 @pytest.mark.parametrize("name", ["a\\b", "${oc.env:WANDB_API_KEY}", "a\nb"])

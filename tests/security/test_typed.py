@@ -197,3 +197,11 @@ def test_what_is_shown_holds_no_secret(capsys, monkeypatch):
 def test_a_folder_is_given_by_its_flag_alone(tmp_path: Path):
     for words in ([f"hydra.searchpath=[file://{tmp_path}]"], [f"+hydra.searchpath=['file://{tmp_path}']"]):
         assert "--config-dir" in refused(*words)
+
+
+@pytest.mark.parametrize("trials", ["null", "0", "-1"])
+def test_a_search_makes_a_number_of_trials(trials):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    with pytest.raises(UserError, match="n_trials"):
+        request = Request.read(["-m", "hydra/sweeper=optuna", "seed=1,2", f"hydra.sweeper.n_trials={trials}"])
+        request.read_experiment_axes()

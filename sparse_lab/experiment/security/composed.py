@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from sparse_lab.errors import UserError
 from sparse_lab.experiment.security.launching import check_launching
 from sparse_lab.experiment.security.logging_setup import check_logging
 from sparse_lab.experiment.security.secrets import check_config
@@ -13,6 +14,9 @@ from sparse_lab.experiment.security.writes import check_writes
 
 def check_composed(config: DictConfig) -> None:
     """Refuse what Hydra composed where it would start, run, write or hold what it must not. Raises UserError."""
+    for part in ("launcher", "sweeper"):
+        if OmegaConf.is_missing(config.hydra, part) or config.hydra[part] is None:
+            raise UserError(f"hydra/{part}=null: jobs need one: choose another, or leave it out")
     check_targets(config)
     check_logging(config)
     check_launching(config)

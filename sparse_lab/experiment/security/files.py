@@ -10,6 +10,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -25,7 +26,8 @@ from sparse_lab.errors import UserError
 from sparse_lab.experiment.security.allowed import KeyPath, Kind, kind_of
 from sparse_lab.experiment.security.interpolations import check_interpolations
 from sparse_lab.experiment.security.leaves import DEEPEST
-from sparse_lab.experiment.security.servers import KEY, check_server
+from sparse_lab.experiment.security.reading import check_file
+from sparse_lab.experiment.security.servers import check_server, sets_server
 
 SHOWN = reprlib.Repr()
 SHOWN.maxstring = SHOWN.maxother = 80
@@ -44,10 +46,17 @@ class CheckedRepository(CachingConfigRepository):
     """Config files as Hydra reads them; one that is not ours is checked before anything in it is followed."""
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        if ".." in config_path.split("/"):
+        if ".." in config_path.split("/") or config_path.startswith("/"):
             raise UserError(f"{config_path}.yaml: a defaults list names files of its own folder alone")
         known = f"config_path={config_path}" in self.cache
-        found = super().load_config(config_path)
+        if not known:
+            for source in self.get_sources():
+                if source.scheme() == "file" and source.provider != "main":
+                    check_file(Path(source.path), config_path)
+        try:
+            found = super().load_config(config_path)
+        except AssertionError:  # Hydra's own, of a group's name
+            raise UserError(f"the defaults list of {config_path}.yaml holds a name that is no text") from None
         if found is not None and not known and is_foreign(found):
             self._check(config_path, found)
         return found
@@ -55,6 +64,8 @@ class CheckedRepository(CachingConfigRepository):
     def _check(self, file: str, found: ConfigResult) -> None:
         if self.get_schema_source().is_config(file):
             raise UserError(f"{file}.yaml would take the place of one of Hydra's or sparse_lab's own: rename it")
+        if not isinstance(found.config, DictConfig):
+            raise UserError(f"{file}.yaml is no mapping of keys to values")
         check_interpolations(f"{file}.yaml", OmegaConf.to_container(found.config, resolve=False))
         for default in found.defaults_list or []:
             check_interpolations(f"the defaults list of {file}.yaml", list(vars(default).values()))
@@ -112,7 +123,7 @@ def _checked(file: str, node: Any) -> Iterator[Setting]:
         raise _refused(file, (), node)
     for path, value in _settings(node):
         if value is None or (value in ({}, []) and path[0] == "launcher" and len(path) > 1):
-            if kind_of(path) is None and path[0] != "launcher":
+            if kind_of(path) is None and (path[0] != "launcher" or len(path) == 1):
                 raise _refused(file, path, value)
             continue
         kind = kind_of(path)
@@ -120,7 +131,7 @@ def _checked(file: str, node: Any) -> Iterator[Setting]:
             raise _refused(file, path, value)
         if not (isinstance(value, str) and "${" in value) and not kind.fits(value):
             raise _unfit(file, path, value, kind)
-        if path == ("sweeper", "params", KEY):
+        if path[:2] == ("sweeper", "params") and sets_server(path[2]):
             check_server(file, value)
         yield Setting(file, path, kind)
 

@@ -13,6 +13,11 @@ KEY = "logger.mlflow_uri"
 SENT = ("MLFLOW_TRACKING_", "DATABRICKS_")  # MLflow sends these to its server
 
 
+def sets_server(key: str) -> bool:
+    """Is an override's key, with its signs, the server's?"""
+    return key.lstrip("+") == KEY
+
+
 def check_server(where: str, uri: Any) -> None:
     """Refuse a server that a file names, where a secret would be sent to it. Raises UserError with one line."""
     sent = [name for name, value in os.environ.items() if name.startswith(SENT) and is_secret(name, value)]

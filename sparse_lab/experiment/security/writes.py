@@ -46,4 +46,4 @@ def _known(hydra: DictConfig, key: str) -> str | None:
 
 
 def _real(path: str) -> Path:
-    return Path(path).expanduser().resolve()
+    return Path(path).resolve()
