@@ -429,6 +429,8 @@ def _why(key: str, dead: dict[str, str]) -> str | None:
     found = next((why for one, why in dead.items() if f"{key}.".startswith(f"{one}.")), None)
     if found is not None or "." in key:
         return found
+    if any(one.startswith(f"{key}.") and one not in dead for one in PARTS):
+        return None
     below = [one for one in LEAVES if one.startswith(f"{key}.")]
     why = [_why(one, dead) for one in below]
     return why[0] if all(why) and why else None
