@@ -20,6 +20,8 @@ _SIGNS = {
     "†": r"\dagger",
     "‡": r"\ddagger",
     "§": r"\S",
+    "¶": r"\P",
+    "≠": r"\neq",
     "±": r"\pm",
 }
 _SPECIAL = {
