@@ -290,9 +290,7 @@ class Bare:
 class IterativeConfig:
     """Prune in rounds, with fine-tuning behind each."""
 
-    share: float = key(
-        0.2, "share of the remaining weights pruned a round", low=1e-12, high=1.0, open_high=True
-    )
+    share: float = key(0.2, "share of the remaining weights pruned a round", low=1e-12, high=1.0, open_high=True)
     round_epochs: int | None = key(None, "epochs a round; null shares training.finetune.epochs out", low=1, high=EPOCHS)
 
 

@@ -307,7 +307,11 @@ def test_runs_on_part_of_the_data_are_marked_in_their_cell_and_named(make_run: M
 
 def test_epochs_that_next_to_no_images_selected_are_named(make_run: Make, tmp_path: Path) -> None:
     """Also where they are all that there are."""
-    for method, selected_on, images in (("one", "validation", 1), ("enough", "validation", 10), ("last", "last epoch", 1)):
+    for method, selected_on, images in (
+        ("one", "validation", 1),
+        ("enough", "validation", 10),
+        ("last", "last epoch", 1),
+    ):
         make_run(method=method, selected_on=selected_on, settings={"dataset.num_classes": 10},
                  images={"validation": {"used": images, "whole": images}})  # fmt: skip
     assert [line for line in notes(read(tmp_path).results) if "selected" in line] == [
