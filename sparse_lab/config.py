@@ -41,6 +41,7 @@ def key(
     choices: tuple[str, ...] = (),
     length: int | None = None,
     rising: bool = False,
+    named: bool = False,
     identity: bool = True,
     file: bool = False,
     folder: bool = False,
@@ -50,7 +51,7 @@ def key(
     """A dataclass field with its meaning.
 
     Of a list low, high and choices hold for each element. length: how many there must be. rising: each above the one
-    before it.
+    before it. named: it is a part of a folder's name.
     identity=False: the key does not change a run's result, so not its name. file: it names a file, which counts by its
     content. folder: it names a folder. first: the default that it had at first, where that has changed: what differs
     from that one is in a run's name, so that runs which rely on the new default have other names than those that relied
@@ -66,6 +67,7 @@ def key(
         "choices": choices,
         "length": length,
         "rising": rising,
+        "named": named,
         "identity": identity,
         "file": file,
         "folder": folder,
@@ -112,6 +114,8 @@ ROUNDS = 1_000
 BATCHES = 10_000
 IMAGES = 1_000_000_000
 MANY = 1_000_000
+NAME_LENGTH = 100
+FOLDER_NAME = f"1 to {NAME_LENGTH} printable characters, no slashes, no spaces around it"
 DIGITS = 12  # of a float that count, in a name too
 # keys that had other names before 0.2
 RENAMED = {
@@ -211,10 +215,10 @@ class RecipeConfig:
     """How one phase trains: optimizer, learning rate over the phase, length."""
 
     optimizer: str = key("sgd", "optimizer", choices=OPTIMIZERS)
-    lr: float = key(0.1, "peak learning rate", low=0.0, open_low=True)
+    lr: float = key(0.1, "peak learning rate", low=0.0, open_low=True, high=MANY)
     momentum: float = key(0.9, "SGD's momentum", low=0.0, high=1.0, open_high=True)
     nesterov: bool = key(False, "SGD with Nesterov's look-ahead")
-    weight_decay: float = key(5e-4, "L2 (sgd, adam) or decoupled (adamw) decay", low=0.0)
+    weight_decay: float = key(5e-4, "L2 (sgd, adam) or decoupled (adamw) decay", low=0.0, high=MANY)
     epochs: int = key(
         160, "epochs of this phase (finetune: all rounds together; regrow: after each step)", low=1, high=EPOCHS
     )
@@ -289,9 +293,7 @@ class Bare:
 class IterativeConfig:
     """Prune in rounds, with fine-tuning behind each."""
 
-    share: float = key(
-        0.2, "share of the remaining weights pruned a round", low=0.0, high=1.0, open_low=True, open_high=True
-    )
+    share: float = key(0.2, "share of the remaining weights pruned a round", low=1e-12, high=1.0, open_high=True)
     round_epochs: int | None = key(None, "epochs a round; null shares training.finetune.epochs out", low=1, high=EPOCHS)
 
 
@@ -480,9 +482,9 @@ class CyclesConfig:
     """Cyclic sparsity: in each cycle density rises to `multiplier` times the target's and falls back."""
 
     shape: str = key("cosine", "how density moves in a cycle", choices=("cosine", "triangular"))
-    lengths: list[float] = key(lambda: [0.2, 0.4], "length of each cycle, one number a cycle", low=0.0)
+    lengths: list[float] = key(lambda: [0.2, 0.4], "length of each cycle, one number a cycle", low=0.0, high=EPOCHS)
     unit: str = key("share", "what lengths count: shares of the training, or epochs", choices=UNITS)
-    multiplier: float = key(3.0, "highest density of a cycle, in densities of the target", low=1.0)
+    multiplier: float = key(3.0, "highest density of a cycle, in densities of the target", low=1.0, high=MANY)
     every: int = key(100, "steps between two changes", low=1, high=STEPS)
     drop: str = key("magnitude", "while density falls the lowest by this score go")
     grow: str = key("gradient", "while density rises the highest pruned ones by this score come")
@@ -493,8 +495,8 @@ class CyclesConfig:
 class DyReLUConfig:
     """DyReLU phasing: DyReLU at every ReLU early in the training; when DyReLU begins to fade, and when it is ReLU."""
 
-    begin: float = key(0.25, "DyReLU in full up to here", low=0.0)
-    end: float = key(0.496, "plain ReLU from here on", low=0.0)
+    begin: float = key(0.25, "DyReLU in full up to here", low=0.0, high=EPOCHS)
+    end: float = key(0.496, "plain ReLU from here on", low=0.0, high=EPOCHS)
     unit: str = key("share", "what begin and end count: shares of the training, or epochs", choices=UNITS)
 
 
@@ -502,8 +504,8 @@ class DyReLUConfig:
 class CompactorsConfig:
     """ResRep's compactors: 1x1 convolutions behind the filters, whose rows a penalty takes to zero one by one."""
 
-    penalty: float = key(1e-4, "strength of the pull on every row", low=0.0)
-    begin: float = key(5.0, "no row is given up before this", low=0.0)
+    penalty: float = key(1e-4, "strength of the pull on every row", low=0.0, high=MANY)
+    begin: float = key(5.0, "no row is given up before this", low=0.0, high=EPOCHS)
     unit: str = key("epochs", "what begin counts: epochs, or shares of the training", choices=UNITS)
     every: int = key(200, "steps between two looks at which rows are given up", low=1, high=STEPS)
     channels: int = key(4, "how many more may be given up at each look", low=1, high=MANY)
@@ -513,7 +515,7 @@ class CompactorsConfig:
 class HypersphereConfig:
     """Hyperspherical training: filters of unit norm, and a penalty on what each has outside of its kept positions."""
 
-    penalty: float = key(1.0, "strength of the penalty at the end; it rises linearly from 0", low=0.0)
+    penalty: float = key(1.0, "strength of the penalty at the end; it rises linearly from 0", low=0.0, high=MANY)
     every: int = key(10, "steps between two looks at which positions would be kept", low=1, high=STEPS)
     recovery: bool = key(True, "what is pruned is replaced by its mean, one number a filter")
 
@@ -522,7 +524,7 @@ class HypersphereConfig:
 class MethodConfig:
     """What a method is made of: its parts, each a sub-config, or null where it is absent."""
 
-    name: str = key("dense", "the method's name in tables")
+    name: str = key("dense", "the method's name in tables", named=True)
     kind: str = key("dense to sparse", "which family it belongs to", choices=KINDS, identity=False)
     paper: str = key("", "authors, year, arXiv number", identity=False)
     summary: str = key("", "one line for the gallery", identity=False)
@@ -669,6 +671,12 @@ def _check_value(said: str, value: Any, meta: dict[str, Any]) -> None:
         _check_folder(said, value)
     if isinstance(value, str) and meta.get("choices") and value not in meta["choices"]:
         raise UserError(f"{said}: {nearest(value, meta['choices'])}")
+    if isinstance(value, str) and meta.get("named") and not _can_name_a_folder(value):
+        raise UserError(f"{said.partition('=')[0]}={value!r} is part of a folder's name: {FOLDER_NAME}")
+
+
+def _can_name_a_folder(value: str) -> bool:
+    return 0 < len(value) <= NAME_LENGTH and value == value.strip() and value.isprintable() and "/" not in value
 
 
 def _check_folder(said: str, value: str) -> None:

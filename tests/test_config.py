@@ -72,7 +72,7 @@ def test_no_number_of_any_key_may_be_nan_infinite_or_absurd():
         (schema.DatasetConfig, "mean", [0.5, 0.5], "must hold 3 numbers"),
         (schema.DatasetConfig, "std", [0.5, 0.5, 1e-30], "outside [0.0001, 1]"),
         (schema.FiltersConfig, "rates", [0.5, 1.5], "1.5 is outside [0, 1]"),
-        (schema.CyclesConfig, "lengths", [0.2, -0.1], "-0.1 is outside [0, inf)"),
+        (schema.CyclesConfig, "lengths", [0.2, -0.1], "-0.1 is outside [0, 100000]"),
         (schema.Config, "seed", 2**32, "outside [0, 4.29497e+09]"),
         (schema.AlternatingConfig, "turn", 1e-9, "outside [0.0001, 1]"),
         (schema.CubicConfig, "every", 10**9, "outside [1, 1e+07]"),

@@ -18,7 +18,8 @@ WHOLE = frozenset(
 )  # Pillow's own way is right
 DEEP = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 DEEP_IN_32 = frozenset({"PNG", "PPM"})  # some versions of Pillow give their 16 bits as mode I
-BITS, INTERPRETATION = 258, 262  # TIFF tags
+BITS, INTERPRETATION, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+SIGNED = 2  # of a TIFF's sample formats
 HEADERS, DECODED = 2000, 200  # photos looked at before training, spread evenly over the classes; one of each at least
 THUMB = 64  # pixels
 
@@ -76,12 +77,16 @@ def _thumb(photo: Image.Image, path: str) -> Image.Image:
 
 
 def _check_mode(photo: Image.Image, path: str) -> None:
-    if photo.mode in WHOLE | DEEP or (photo.mode == "I" and photo.format in DEEP_IN_32):
+    signed = SIGNED in getattr(photo, "tag_v2", {}).get(SAMPLE_FORMAT, ())  # of 8 bits Pillow takes -1 for 255
+    if not signed and (photo.mode in WHOLE | DEEP or (photo.mode == "I" and photo.format in DEEP_IN_32)):
         return
     why = {
         "F": "its values are floats, and no range of them is known",
         "I": "its values are integers of up to 32 bits, and no range of them is known",
-    }.get(photo.mode, "Pillow cannot turn it into RGB")
+    }.get(
+        photo.mode,
+        "its values are signed, and no range of them is known" if signed else "Pillow cannot turn it into RGB",
+    )
     raise UserError(
         f"{path} is a {photo.format} of mode {photo.mode}: {why}; save it with 8 bits a channel, or as grey of 16 bits"
     )

@@ -372,6 +372,8 @@ def _told() -> Iterator[None]:
         raise UserError("a config file is nested too deep, or asks for itself") from None
     except (HydraException, OmegaConfBaseException, ValueError, OverflowError) as error:
         raise UserError(first_line(error.__cause__ or error)) from None
+    except AttributeError as error:  # OmegaConf trips over a mapping for what is typed and null
+        raise UserError(f"a mapping is given for a key that is null ({' '.join(str(error).split())})") from None
 
 
 def _write_floats(cfg: DictConfig) -> None:

@@ -84,8 +84,9 @@ class RunDir:
     def foreign(self, result: dict[str, Any]) -> list[Path]:
         """The networks here that are not those that the result was measured on: it knows the seals of its own."""
         seals = result.get("networks")
-        known = seals if isinstance(seals, dict) else {}  # results before 0.3 know none
-        return [path for path in (self.best, self.small) if path.stem in known and seal_of(path) != known[path.stem]]
+        if not isinstance(seals, dict):  # results before 0.3 know none
+            return []
+        return [path for path in (self.best, self.small) if seal_of(path) != seals.get(path.stem)]
 
     def networks(self) -> dict[str, str]:
         """The seals of the networks here, by name (best, small), for a result to know them by."""

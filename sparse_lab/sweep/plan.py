@@ -240,11 +240,36 @@ class Request:
             for number, (line, key) in enumerate(zip(self.fixed, keys, strict=True))
             if key in keys[number + 1 :]
         ]
+        lines += self._choices_overruled()
         of_sweeps = ("hydra.launcher", "hydra/launcher", "hydra.sweeper", "hydra/sweeper", "hydra.sweep")
         single = (
             [] if self.multirun else [key for key in keys if any(f"{key}.".startswith(f"{one}.") for one in of_sweeps)]
         )
         return lines + [f"{key} has no effect: it is for sweeps (-m)" for key in single]
+
+    def _choices_overruled(self) -> list[str]:
+        """Choices of which every setting is replaced by one that is set by itself."""
+        lines = []
+        for line in self.fixed:
+            group = line.partition("=")[0]
+            if group.startswith("hydra") or not self.source.choices(group) or self.fixed.count(line) > 1:
+                continue
+            own = [one for one in (*self.fixed, *self.axes) if one.startswith(f"{group}.")]
+            if not own or not self._same_without(line):
+                continue
+            alone = replace(self, fixed=[one for one in self.fixed if one not in own], axes={}, _composed={})
+            if not alone._same_without(line):  # it would have changed something
+                lines.append(f"{line} has no effect: {own[-1].partition('=')[0]} takes its place")
+        return lines
+
+    def _same_without(self, line: str) -> bool:
+        """Would the command's first run be the same without this override?"""
+        first = [f"{key}={values[0]}" for key, values in self.axes.items()]
+        other = replace(self, fixed=[one for one in self.fixed if one != line], _composed={})
+        try:
+            return self.compose(first).config() == other.compose(first).config()
+        except UserError:
+            return False
 
     def _leave_out_twins(self) -> list[str]:
         """Of jobs that ask for the same run leave only the first: it is trained once and shown once."""
@@ -433,6 +458,8 @@ def _why(key: str, dead: dict[str, str]) -> str | None:
     found = next((why for one, why in dead.items() if f"{key}.".startswith(f"{one}.")), None)
     if found is not None or "." in key:
         return found
+    if any(one.startswith(f"{key}.") and one not in dead for one in PARTS):
+        return None
     below = [one for one in LEAVES if one.startswith(f"{key}.")]
     why = [_why(one, dead) for one in below]
     return why[0] if all(why) and why else None

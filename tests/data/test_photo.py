@@ -58,6 +58,12 @@ def white_is_zero(path: Path) -> None:
         assert photo.tag_v2[262] == 0
 
 
+def signed(path: Path) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[339] = 2
+    Image.fromarray(BYTES[..., 0]).save(path, tiffinfo=tags)
+
+
 def netpbm(path: Path) -> None:
     path.write_bytes(b"P5 7 6 65535\n" + GREY.astype(">u2").tobytes())
 
@@ -164,6 +170,7 @@ def _claiming(side: int) -> bytes:
 REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "float": ("a.tif", lambda path: Image.fromarray(GREY.astype(np.float32) / 65535).save(path), "mode F.*floats"),
     "32 bits": ("a.tif", lambda path: Image.fromarray(GREY.astype(np.int32)).save(path), "mode I.*32 bits"),
+    "signed bytes": ("a.tif", lambda path: signed(path), "mode L.*signed"),
     "float map": ("a.pgm", lambda path: path.write_bytes(b"Pf\n7 6\n-1.0\n" + GREY.astype("<f4").tobytes()), "mode F"),
     "Lab": ("a.tif", lambda path: Image.frombytes("LAB", (7, 6), BYTES[..., :3].tobytes()).save(path), "mode LAB"),
     "a shape in transparency": (

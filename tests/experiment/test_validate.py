@@ -10,6 +10,7 @@ from sparse_lab.sweep.plan import Request
 
 ABSURD = {
     "a share that takes forever": (["method=iterative", "schedule.iterative.share=1e-12"], "4,605,272,062,526 rounds"),
+    "a share that no float takes away": (["method=iterative", "schedule.iterative.share=1e-17"], "outside [1e-12, 1)"),
     "a share that takes all": (["method=iterative", "schedule.iterative.share=0.999999"], "in one round"),
     "a turn of nothing": (["method=acdc", "schedule.alternating.turn=1e-9"], "outside [0.0001, 1]"),
     "a turn beyond its span": (["method=acdc", "schedule.alternating.turn=0.9"], "longer than the 0.65"),
@@ -20,6 +21,12 @@ ABSURD = {
     "an infinite deviation": (["dataset.std=[inf,1,1]"], "inf is outside"),
     "an infinite rate": (["method=east", "method.cycles.lengths=[.inf]"], "method.cycles.lengths"),
     "a number that no float holds": (["training.lr=1" + "0" * 400], "training.lr: int too large"),
+    "a density beyond counting": (["method=east", "method.cycles.multiplier=1e308"], "outside [1, 1e+06]"),
+    "a begin beyond counting": (["method=resrep", "method.compactors.begin=1e308"], "outside [0, 100000]"),
+    "a rate beyond counting": (["training.lr=1e308"], "outside (0, 1e+06]"),
+    "a method without a name": (["method.name=''"], "method.name='' is part of a folder's name"),
+    "a method's name that leads elsewhere": (["method.name=../../x"], "no slashes"),
+    "a method's name of two lines": (["method.name='a\nb'"], "printable characters"),
     "a boolean": (["seed=true"], "seed"),
     "text that is a number": (["logger.project=1e3"], "is written in quotes"),
     "look-ahead along nothing": (["training.nesterov=true", "training.momentum=0"], "training.momentum above 0"),

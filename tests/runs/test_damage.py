@@ -171,6 +171,16 @@ def test_another_runs_network_is_not_taken_for_ones_own(dense, compose, wide_con
     assert all(torch.equal(network[name], value) for name, value in load_network(path).items())
 
 
+def test_a_network_that_the_result_knows_nothing_of_is_not_exported(dense, compose):
+    """small.ckpt of a run that pruned filters, in the folder of one that did not."""
+    other = compose("method=dense", "seed=7")
+    run(other, "x", Console(quiet=True))
+    shutil.copy(run_dir(other).best, run_dir(dense).small)
+    assert run_dir(dense).result() is None
+    with pytest.raises(UserError, match=r"small.ckpt is not the network that .* speaks of: nothing is exported"):
+        finished(run_dir(dense).path)
+
+
 @pytest.mark.parametrize("request_of", ["seed=7", "method=rigl"])
 def test_another_runs_checkpoint_is_set_aside_and_not_gone_on_from(
     request_of, killed, twice, compose, wide_console, capsys

@@ -10,7 +10,7 @@ from sparse_lab.report.load.published import TOLERANCE
 from sparse_lab.report.load.records import Finished, section
 from sparse_lab.report.tables.aggregate import distinct
 from sparse_lab.report.tables.cell import percent
-from sparse_lab.report.tables.data_used import computed, data_changed, data_of, partial
+from sparse_lab.report.tables.data_used import computed, data_changed, data_of, few, partial
 from sparse_lab.report.tables.labels import changing, labels
 
 
@@ -21,6 +21,7 @@ def notes(runs: Sequence[Finished]) -> list[str]:
         *left_out,
         *_unofficial(counted),
         *_selected_on_test(counted),
+        *_selected_on_few(counted),
         *_subsets(counted),
         *_other_data(counted),
         *_computed(counted),
@@ -45,6 +46,14 @@ def _unofficial(runs: Sequence[Finished]) -> list[str]:
 def _selected_on_test(runs: Sequence[Finished]) -> list[str]:
     count = sum(run.result.get("selected_on") == "test" for run in runs)
     return [f"selected on test in {_runs(count)}: these accuracies are optimistic"] if count else []
+
+
+def _selected_on_few(runs: Sequence[Finished]) -> list[str]:
+    counts: dict[tuple[str, str], int] = defaultdict(int)
+    for run in runs:
+        if (line := few(run)) is not None:
+            counts[run.result["dataset"], line] += 1
+    return [f"{name}: {line} in {_runs(count)}: next to chance" for (name, line), count in counts.items()]
 
 
 def _subsets(runs: Sequence[Finished]) -> list[str]:

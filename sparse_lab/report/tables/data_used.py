@@ -42,6 +42,16 @@ def partial(run: Finished) -> list[str]:
     return lines
 
 
+def few(run: Finished) -> str | None:
+    """Return which images selected the run's epochs, where they were fewer than there are classes."""
+    part = str(run.result.get("selected_on"))
+    used = section(section(run.result, "images"), part).get("used")
+    classes = section(run.config, "dataset").get("num_classes")
+    if not is_number(used) or not is_number(classes) or used >= classes:
+        return None
+    return f"epochs were selected by {used:,} {part} image{'' if used == 1 else 's'} of {classes:,} classes"
+
+
 def _by_config(run: Finished) -> list[str]:
     """Of a record that does not count its images: what its settings limit."""
     dataset, training = section(run.config, "dataset"), section(run.config, "training")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from sparse_lab.report import load, long, read
-from sparse_lab.report.render.latex import COLUMNS, COLUMNS_PUBLISHED, escape, latex
+from sparse_lab.report.render.latex import _SIGNS, COLUMNS, COLUMNS_PUBLISHED, escape, latex
+from sparse_lab.report.tables.cell import MARKS
 
 Make = Callable[..., Path]
 
@@ -35,6 +37,19 @@ def test_a_cell_holds_ours_the_published_number_and_the_verdict(make_run: Make, 
         ["oneshot", r"$91.10 \pm 0.14$ {\scriptsize [$91.03 \pm 0.17$] $\approx$}"],
     ]
     assert "In brackets: published. $\\approx$: within one published" in text
+
+
+def test_every_mark_has_a_sign_and_its_meaning(make_run: Make, seal: Callable[..., None], tmp_path: Path) -> None:
+    """Of all that can be wrong with a cell at once."""
+    images = {"train": {"used": 64, "whole": 45_000}}
+    make_run(method="mine", images=images, selected_on="test", data={"official": False, "changed": True}, folder="mine")
+    path = tmp_path / "runs" / "mine" / "result.json"
+    seal(path, json.loads(path.read_text().replace('"connected": true', '"connected": false')))
+    text = tabular(tmp_path)
+    assert set(MARKS) <= set(_SIGNS)
+    assert r"$^{\dagger \ddagger \P \neq \S}$" in text
+    for mark in "†‡¶≠§":
+        assert f"${_SIGNS[mark]}$: {escape(MARKS[mark])}." in text
 
 
 def test_every_environment_is_closed_and_every_row_is_full(make_run: Make, tmp_path: Path) -> None:

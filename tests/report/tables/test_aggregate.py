@@ -305,6 +305,20 @@ def test_runs_on_part_of_the_data_are_marked_in_their_cell_and_named(make_run: M
     assert any(line.startswith("¶ at least one run trained, selected or tested on part") for line in marks(table))
 
 
+def test_epochs_that_next_to_no_images_selected_are_named(make_run: Make, tmp_path: Path) -> None:
+    """Also where they are all that there are."""
+    for method, selected_on, images in (
+        ("one", "validation", 1),
+        ("enough", "validation", 10),
+        ("last", "last epoch", 1),
+    ):
+        make_run(method=method, selected_on=selected_on, settings={"dataset.num_classes": 10},
+                 images={"validation": {"used": images, "whole": images}})  # fmt: skip
+    assert [line for line in notes(read(tmp_path).results) if "selected" in line] == [
+        "cifar10: epochs were selected by 1 validation image of 10 classes in 1 run: next to chance"
+    ]
+
+
 def test_a_cell_whose_records_disagree_on_the_data_is_marked(make_run: Make, tmp_path: Path) -> None:
     for seed, fingerprint in ((1, "a"), (2, "b")):
         make_run(method="two", seed=seed, data={"md5": {}, "official": True, "fingerprint": fingerprint})
