@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -113,9 +114,9 @@ STEPS = 10_000_000
 ROUNDS = 1_000
 BATCHES = 10_000
 IMAGES = 1_000_000_000
+FLOAT32 = 3e38  # about the largest that a tensor holds
 MANY = 1_000_000
-NAME_LENGTH = 100
-FOLDER_NAME = f"1 to {NAME_LENGTH} printable characters, no slashes, no spaces around it"
+PLAIN_NAME = re.compile(r"[\w.+-]{1,80}")  # part of a folder's name: no slash, which would lead elsewhere
 DIGITS = 12  # of a float that count, in a name too
 # keys that had other names before 0.2
 RENAMED = {
@@ -215,7 +216,7 @@ class RecipeConfig:
     """How one phase trains: optimizer, learning rate over the phase, length."""
 
     optimizer: str = key("sgd", "optimizer", choices=OPTIMIZERS)
-    lr: float = key(0.1, "peak learning rate", low=0.0, open_low=True, high=MANY)
+    lr: float = key(0.1, "peak learning rate", low=0.0, open_low=True, high=FLOAT32)
     momentum: float = key(0.9, "SGD's momentum", low=0.0, high=1.0, open_high=True)
     nesterov: bool = key(False, "SGD with Nesterov's look-ahead")
     weight_decay: float = key(5e-4, "L2 (sgd, adam) or decoupled (adamw) decay", low=0.0, high=MANY)
@@ -671,12 +672,10 @@ def _check_value(said: str, value: Any, meta: dict[str, Any]) -> None:
         _check_folder(said, value)
     if isinstance(value, str) and meta.get("choices") and value not in meta["choices"]:
         raise UserError(f"{said}: {nearest(value, meta['choices'])}")
-    if isinstance(value, str) and meta.get("named") and not _can_name_a_folder(value):
-        raise UserError(f"{said.partition('=')[0]}={value!r} is part of a folder's name: {FOLDER_NAME}")
-
-
-def _can_name_a_folder(value: str) -> bool:
-    return 0 < len(value) <= NAME_LENGTH and value == value.strip() and value.isprintable() and "/" not in value
+    if isinstance(value, str) and meta.get("named") and PLAIN_NAME.fullmatch(value) is None:
+        raise UserError(
+            f"{said.partition('=')[0]}={value!r} is part of a folder's name: up to 80 letters, digits and . _ + -"
+        )
 
 
 def _check_folder(said: str, value: str) -> None:

@@ -30,18 +30,24 @@ CHUNK = 256  # files that a thread takes at a time
 Seen = tuple[str, str]
 
 
-def of_files(base: Path, files: Iterable[tuple[str, os.stat_result]], store: Path) -> str:
-    """Return the SHA-256 over the sorted (name, SHA-256 of the content) of files below `base`.
+def of_contents(contents: dict[str, str]) -> str:
+    """Return the SHA-256 over the sorted (name, digest of the content)."""
+    return _digest(f"{name}\0{contents[name]}\n" for name in sorted(contents))
+
+
+def of_files(base: Path, files: Iterable[tuple[str, os.stat_result]], store: Path, algorithm: str = "sha256") -> str:
+    """Return `of_contents` of files below `base`.
 
     Args:
         files: (name below base, its stat) of each.
         store: the folder that keeps what is known; where it cannot be written, nothing is kept.
+        algorithm: of each file's digest.
 
     Raise OSError where a file cannot be read.
     """
     seen = sorted((name, _metadata(stat)) for name, stat in files)
     listing = _digest(f"{name}\t{about}\n" for name, about in seen)
-    kept = _Kept(store, base)
+    kept = _Kept(store, base, algorithm)
     if (known := kept.fingerprint(listing)) is not None:
         return known
     with kept.locked():
@@ -50,7 +56,7 @@ def of_files(base: Path, files: Iterable[tuple[str, os.stat_result]], store: Pat
         kept.load()
         just_changed = kept.read([one for one in seen if one not in kept.contents], len(seen))
         contents = just_changed | kept.contents
-        found = _digest(f"{one[0]}\0{contents[one]}\n" for one in seen)
+        found = of_contents({one[0]: contents[one] for one in seen})
         kept.contents = {one: kept.contents[one] for one in seen if one in kept.contents}
         kept.save()
         if not just_changed:
@@ -76,14 +82,15 @@ def _digest(lines: Iterable[str]) -> str:
 
 @dataclass
 class _Kept:
-    """What is known of the files in one folder. contents: SHA-256 of each file that lay still."""
+    """What is known of the files in one folder. contents: digest of each file that lay still."""
 
     store: Path
     base: Path
+    algorithm: str
     contents: dict[Seen, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        name = _digest([str(self.base.resolve())])[:16]
+        name = _digest([self.algorithm, str(self.base.resolve())])[:16]
         self.summary, self.table, self.lock = (self.store / f"{name}{end}" for end in (".json", ".tsv", ".lock"))
 
     def fingerprint(self, listing: str) -> str | None:
@@ -144,8 +151,11 @@ class _Kept:
         digests = []
         for name, _ in chunk:
             with open(self.base / name, "rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+                digests.append(hashlib.file_digest(file, self._hash).hexdigest())
         return digests
+
+    def _hash(self) -> hashlib._Hash:
+        return hashlib.new(self.algorithm, usedforsecurity=False)
 
     def save(self) -> None:
         lines = [f"{digest}\t{json.dumps(name)}\t{about}\n" for (name, about), digest in self.contents.items()]

@@ -11,14 +11,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sparse_lab.config import ALWAYS, Config, as_written
 from sparse_lab.data import fingerprint_of
-from sparse_lab.errors import UserError
 from sparse_lab.experiment import phases
 from sparse_lab.experiment.backend import resolve_backend
 from sparse_lab.experiment.components.table import unread
@@ -26,7 +24,6 @@ from sparse_lab.records.run_dir import RunDir
 
 # Goes into every hash. Raise it when what the settings mean has changed so much that no earlier result counts.
 VERSION = 1
-PLAIN_NAME = re.compile(r"[\w.+-]{1,80}")  # no slash: it would lead out of the outputs
 
 
 @dataclass(frozen=True)
@@ -154,9 +151,6 @@ def run_name(config: Config) -> str:
     which no folder is made.
     """
     sparsity = [] if config.method.prune is None else [f"{100 * phases.final_sparsity(config):.6g}"]
-    for group in ("model", "dataset", "method"):
-        if PLAIN_NAME.fullmatch(name := getattr(config, group).name) is None:
-            raise UserError(f"{group}.name={name!r} is part of a folder's name: up to 80 letters, digits and . _ + -")
     words = [config.model.name, config.dataset.name, config.method.name, *sparsity, f"seed{config.seed}"]
     return "-".join([*words, run_hash(config)])
 

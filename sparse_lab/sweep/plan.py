@@ -213,7 +213,9 @@ class Request:
             for key in _keys_set(override):
                 why = [_why(key, one) for one in dead]
                 if all(why):
-                    lines.append(f"{key} has no effect: no run that is asked for {why[0]}")
+                    # of a run that has the part, where there is one
+                    said = next((one for one in why if one is not None and one.startswith("reads")), why[0])
+                    lines.append(f"{key} has no effect: no run that is asked for {said}")
         taken_out = [line for line in self.fixed if part_of(key := line.partition("=")[0]) == key and _is_null(line)]
         lines += [
             f"{line} has no effect: no run that is asked for has it to take out"

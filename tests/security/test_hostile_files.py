@@ -260,12 +260,10 @@ def test_a_link_leads_to_no_other_folder(linked, conf, tmp_path):
 @pytest.mark.parametrize("name", ["../../../x", "a/b", "x\x1b[2J", "a\nb", "x" * 81, ""])
 def test_a_name_leads_no_run_out_of_the_outputs(name, conf):
     """method.name is part of a run's folder."""
-    from sparse_lab.experiment.identity import run_dir
-
     write(conf, "method/evil", OmegaConf.to_yaml({"defaults": ["dense"], "name": name}))
-    config = Request.read(["--config-dir", str(conf), "method=evil"]).compose([]).config()
+    composed = Request.read(["--config-dir", str(conf), "method=evil"]).compose([])
     with pytest.raises(UserError, match=r"method\.name") as caught:
-        run_dir(config)
+        composed.config()
     assert str(caught.value).isprintable()
 
 

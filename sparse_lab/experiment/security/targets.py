@@ -56,7 +56,9 @@ def _check_target(path: str, value: Any, interpolated: bool) -> None:
     raise UserError(f"{path}={value} is not among what sparse_lab starts; the nearest that is: {close}")
 
 
-def _check_sweeper(sweeper: DictConfig) -> None:
+def _check_sweeper(sweeper: DictConfig | None) -> None:
+    if sweeper is None:
+        raise UserError("hydra.sweeper is null: choose one, as in hydra/sweeper=basic")
     if sweeper.get("custom_search_space"):
         raise UserError(
             "hydra.sweeper.custom_search_space names a function to call: put the search into hydra.sweeper.params"
