@@ -258,6 +258,14 @@ class ConfigSource:
             self._choices[group] = sorted(found)
         return list(self._choices[group])
 
+    def sets(self, group: str, name: str) -> list[str]:
+        """The keys that a choice's own file sets, as sparsity.target; none where it stands on other files."""
+        for folder in (self.conf, self.user_conf):
+            if folder is not None and (folder / group / f"{name}.yaml").is_file():
+                own = OmegaConf.to_container(OmegaConf.load(folder / group / f"{name}.yaml"))
+                return [] if not isinstance(own, dict) or "defaults" in own else list(_keys_below(own, group))
+        return []
+
     def check_names(self, override: Override) -> None:
         """Unknown groups, choices and keys, each with the nearest known name."""
         key = override.key_or_group
@@ -374,6 +382,14 @@ def _told() -> Iterator[None]:
         raise UserError(first_line(error.__cause__ or error)) from None
     except AttributeError as error:  # OmegaConf trips over a mapping for what is typed and null
         raise UserError(f"a mapping is given for a key that is null ({' '.join(str(error).split())})") from None
+
+
+def _keys_below(node: dict[Any, Any], path: str) -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _keys_below(value, f"{path}.{key}")
+        else:
+            yield f"{path}.{key}"
 
 
 def _write_floats(cfg: DictConfig) -> None:

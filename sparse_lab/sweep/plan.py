@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sparse_lab.config import Config, as_written, conf_dir, present
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment.compose import (
+    GROUPS,
     LEAVES,
     NO_GROUPS,
     OWN_CHOICES,
@@ -251,27 +252,14 @@ class Request:
 
     def _choices_overruled(self) -> list[str]:
         """Choices of which every setting is replaced by one that is set by itself."""
+        keys = [*(line.partition("=")[0] for line in self.fixed), *self.axes]
         lines = []
         for line in self.fixed:
-            group = line.partition("=")[0]
-            if group.startswith("hydra") or not self.source.choices(group) or self.fixed.count(line) > 1:
-                continue
-            own = [one for one in (*self.fixed, *self.axes) if one.startswith(f"{group}.")]
-            if not own or not self._same_without(line):
-                continue
-            alone = replace(self, fixed=[one for one in self.fixed if one not in own], axes={}, _composed={})
-            if not alone._same_without(line):  # it would have changed something
-                lines.append(f"{line} has no effect: {own[-1].partition('=')[0]} takes its place")
+            group, _, name = line.partition("=")
+            sets = self.source.sets(group, name) if group in GROUPS and self.fixed.count(line) == 1 else []
+            if sets and all(key in keys for key in sets):
+                lines.append(f"{line} has no effect: {sets[-1]} takes its place")
         return lines
-
-    def _same_without(self, line: str) -> bool:
-        """Would the command's first run be the same without this override?"""
-        first = [f"{key}={values[0]}" for key, values in self.axes.items()]
-        other = replace(self, fixed=[one for one in self.fixed if one != line], _composed={})
-        try:
-            return self.compose(first).config() == other.compose(first).config()
-        except UserError:
-            return False
 
     def _leave_out_twins(self) -> list[str]:
         """Of jobs that ask for the same run leave only the first: it is trained once and shown once."""
