@@ -84,7 +84,7 @@ class RunDir:
     def foreign(self, result: dict[str, Any]) -> list[Path]:
         """The networks here that are not those that the result was measured on: it knows the seals of its own."""
         seals = result.get("networks")
-        if not isinstance(seals, dict):  # results before 0.3 know none
+        if not isinstance(seals, dict):  # results from before there were seals
             return []
         return [path for path in (self.best, self.small) if seal_of(path) != seals.get(path.stem)]
 
