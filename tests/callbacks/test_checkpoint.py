@@ -13,7 +13,7 @@ from sparse_lab.errors import SparseLabError
 
 
 def test_it_stands_last_or_nothing_trains():
-    save = Checkpoint(Mock(), 1, lambda: False, lambda: False, Mock())
+    save = Checkpoint(Mock(), 1, lambda: False, lambda: False, Mock(), {})
     module = BoringModel()
     trainer = pl.Trainer(
         max_steps=1, accelerator="cpu", callbacks=[save, pl.Callback()], logger=False, enable_checkpointing=False,
