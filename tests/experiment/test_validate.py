@@ -26,7 +26,7 @@ ABSURD = {
     "a rate beyond counting": (["training.lr=1e308"], "outside (0, 3e+38]"),
     "a method without a name": (["method.name=''"], "method.name='' is part of a folder's name"),
     "a method's name that leads elsewhere": (["method.name=../../x"], "is part of a folder's name"),
-    "a method's name of two lines": (["method.name='a\nb'"], "printable characters"),
+    "a method's name of two lines": (["method.name='a\nb'"], "is part of a folder's name"),
     "a boolean": (["seed=true"], "seed"),
     "text that is a number": (["logger.project=1e3"], "is written in quotes"),
     "look-ahead along nothing": (["training.nesterov=true", "training.momentum=0"], "training.momentum above 0"),

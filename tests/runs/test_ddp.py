@@ -24,7 +24,7 @@ def test_a_run_in_two_processes_ends_like_any_other(compose, small, tmp_path):
         [part for part in command if part != "trainer=cpu"], capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    name = run_name(compose(*REGROW))
+    name = run_name(compose(*REGROW, "trainer.devices=2"))
     result = json.loads((tmp_path / "runs" / name / "result.json").read_text())
     assert result["kept"] == round(0.1 * result["total"])
     # one step of all 128 images in each of two epochs, three passes an image

@@ -70,7 +70,7 @@ def test_every_key_that_is_not_in_a_name_has_been_decided_on():
 
 
 @pytest.mark.parametrize("request_of", [("method=rigl", "sparsity.target=0.9"),
-                                        ("method=east", "sparsity.target=0.99", "model=resnet18")],
+                                        ("method=east", "sparsity.target=0.99", "model=resnet34")],
                          ids=["rigl", "east"])  # fmt: skip
 @pytest.mark.every(2)
 def test_what_is_said_to_change_no_bit_changes_none(request_of, compose_under, tmp_path, quiet):

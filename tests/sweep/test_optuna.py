@@ -30,7 +30,8 @@ def test_an_interval_stands_for_both_its_ends():
         ([*SEARCH, *REGROW, "method.regrow.steps=range(0,3)"], "outside [1, 1000]"),
         ([*SEARCH, "method=glob(one*)"], "does not know glob()"),
         ([*SEARCH, "seed=1"], "has nothing to search"),
-        ([*SEARCH, "seed=1,2", "hydra.sweeper.storage='sqlite:///x.db'"], "hydra.sweeper.storage does not work"),
+        ([*SEARCH, "seed=1,2", "hydra.sweeper.storage='sqlite:///x.db'"], "Hydra writes below paths.outputs"),
+        ([*SEARCH, "seed=1,2", "hydra.sweeper.storage='sqlite:///${paths.outputs}/x.db'"], "storage does not work"),
         (["-m", "training.lr=interval(0.01,0.1)"], "add hydra/sweeper=optuna"),
     ],
 )

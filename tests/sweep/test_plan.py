@@ -139,7 +139,7 @@ BAD = {
         "method.cycles.lengths=[100.0, 100.0] (epochs)",
     ),
     "no cycles": (["method=east", "model=resnet34", "method.cycles.lengths=[]"], "give the length of each cycle"),
-    "multiplier below 1": (["method=east", "model=resnet34", "method.cycles.multiplier=0.9"], "outside [1, inf)"),
+    "multiplier below 1": (["method=east", "model=resnet34", "method.cycles.multiplier=0.9"], "outside [1, 1e+06]"),
     "density above 1": (
         ["method=east", "model=resnet34", "sparsity.target=0.8"],
         "density would pass 1.0 (12,759,053 weights of 11,164,352): use at most 2.625",
