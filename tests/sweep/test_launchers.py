@@ -86,8 +86,11 @@ def ended(pid: int) -> bool:
         return True
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("launcher", ["basic", "joblib", "ray"])
+@pytest.mark.parametrize(
+    "launcher",
+    [*(pytest.param(name, marks=pytest.mark.full) for name in ("basic", "joblib")),
+     pytest.param("ray", marks=pytest.mark.nightly)],
+)  # fmt: skip
 def test_sigterm_saves_what_runs_and_the_second_start_goes_on(launcher, tmp_path, small, command, outcomes, results):
     if launcher != "basic":
         pytest.importorskip(launcher)
