@@ -31,9 +31,8 @@ from typing import Any
 from sparse_lab.cli.methods import MEMORY
 from sparse_lab.config import Config, MethodConfig
 from sparse_lab.errors import UserError, nearest
-from sparse_lab.experiment import phases
-from sparse_lab.experiment.components import table
 from sparse_lab.experiment.identity import run_dir
+from sparse_lab.methods import phases, table
 from sparse_lab.records.atomic_io import write_text_atomic
 from sparse_lab.sweep.plan import Request
 

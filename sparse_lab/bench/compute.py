@@ -48,7 +48,7 @@ def run(settings: Settings, out: Path) -> int:
 
 def _check(model: str, settings: Settings) -> None:
     """Raises UserError for a network that cannot be built, or whose layers do not all keep a weight."""
-    from sparse_lab.experiment.networks import meta_network
+    from sparse_lab.methods.networks import meta_network
 
     network = meta_network((model, 10, settings.width, IMAGE_SIZE))
     for sparsity in settings.sparsities:

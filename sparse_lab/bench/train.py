@@ -32,9 +32,9 @@ from sparse_lab.errors import UserError
 from sparse_lab.experiment.backend import resolve_backend
 from sparse_lab.experiment.build import assemble
 from sparse_lab.experiment.identity import run_dir
-from sparse_lab.experiment.networks import build_model
-from sparse_lab.experiment.timeline import recipe_of
 from sparse_lab.experiment.trainer import make_trainer
+from sparse_lab.methods.networks import build_model
+from sparse_lab.methods.recipes import recipe_of
 from sparse_lab.records.system import peak_memory, reset_peak_memory
 from sparse_lab.sweep.plan import Request
 from sparse_lab.training.device import device_of, layout_of

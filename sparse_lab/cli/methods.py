@@ -19,9 +19,9 @@ from rich.text import Text
 
 from sparse_lab.config import KINDS, MethodConfig, ScheduleConfig, check_ranges, conf_dir, renamed
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.components import table
-from sparse_lab.experiment.components.schedules import kind_of
 from sparse_lab.experiment.compose import ConfigSource, schema
+from sparse_lab.methods import table
+from sparse_lab.methods.schedules import kind_of
 from sparse_lab.records.atomic_io import printable
 
 MEMORY = Path(__file__).with_name("memory.csv")

@@ -26,12 +26,11 @@ from sparse_lab.callbacks.rounds import Rounds
 from sparse_lab.callbacks.sparsify import Sparsify
 from sparse_lab.config import Config
 from sparse_lab.data import Data
-from sparse_lab.experiment import phases
-from sparse_lab.experiment.components import table
-from sparse_lab.experiment.components.base import Site
 from sparse_lab.experiment.identity import run_hash, settings
-from sparse_lab.experiment.networks import build_model
-from sparse_lab.experiment.timeline import clock_of, recipe_of
+from sparse_lab.methods import phases, table
+from sparse_lab.methods.base import Site
+from sparse_lab.methods.networks import build_model
+from sparse_lab.methods.recipes import clock_of, recipe_of
 from sparse_lab.models import dyrelu
 from sparse_lab.records.redaction import redact
 from sparse_lab.records.run_dir import RunDir

@@ -17,9 +17,9 @@ from typing import Any
 
 from sparse_lab.config import ALWAYS, Config, as_written
 from sparse_lab.data import fingerprint_of
-from sparse_lab.experiment import phases
 from sparse_lab.experiment.backend import resolve_backend
-from sparse_lab.experiment.components.table import unread
+from sparse_lab.experiment.settings_read import unread
+from sparse_lab.methods import phases
 from sparse_lab.records.run_dir import RunDir
 
 # Goes into every hash. Raise it when what the settings mean has changed so much that no earlier result counts.

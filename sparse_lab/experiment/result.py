@@ -12,10 +12,10 @@ from torch import nn
 
 from sparse_lab.config import Config
 from sparse_lab.data import Data
-from sparse_lab.experiment import phases
 from sparse_lab.experiment.build import Parts
 from sparse_lab.experiment.identity import cell, request_hash, run_hash, settings, surroundings
 from sparse_lab.experiment.selection import SELECTED_ON
+from sparse_lab.methods import phases
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.records.system import PACKAGES, commit, device_name, peak_memory, version
 from sparse_lab.sparsity.flops import LayerCost, layer_costs

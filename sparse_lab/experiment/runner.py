@@ -17,8 +17,8 @@ from sparse_lab import data
 from sparse_lab.config import Config
 from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.experiment import backend
-from sparse_lab.experiment.components import table
 from sparse_lab.experiment.identity import run_dir
+from sparse_lab.methods import table
 from sparse_lab.records.redaction import redact
 from sparse_lab.records.run_dir import RunDir, zeros_among
 from sparse_lab.sparsity.processes import broadcast_from_rank0, rank

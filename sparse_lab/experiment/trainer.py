@@ -10,7 +10,7 @@ import torch
 
 from sparse_lab.config import Config
 from sparse_lab.experiment.build import Parts
-from sparse_lab.experiment.components.table import present
+from sparse_lab.methods.table import present
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.training.device import device_of
 from sparse_lab.training.step import resolve_compile_mode

@@ -14,10 +14,11 @@ from sparse_lab.config import Config, LoggerConfig, check_ranges
 from sparse_lab.config import present as config_parts
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment import backend
-from sparse_lab.experiment.components import schedules, table
-from sparse_lab.experiment.components.base import Component
-from sparse_lab.experiment.networks import meta_network, spec_of
-from sparse_lab.experiment.timeline import clock_of, recipes_of, steps_an_epoch
+from sparse_lab.experiment.timeline import steps_an_epoch
+from sparse_lab.methods import schedules, table
+from sparse_lab.methods.base import Component
+from sparse_lab.methods.networks import meta_network, spec_of
+from sparse_lab.methods.recipes import clock_of, recipes_of
 from sparse_lab.training.checkpoint_io import load_checkpoint
 from sparse_lab.training.device import device_of
 

@@ -206,7 +206,7 @@ class Request:
 
     def _without_effect(self) -> list[str]:
         """What is set and read by no run, a line each."""
-        from sparse_lab.experiment.components.table import without_effect
+        from sparse_lab.experiment.settings_read import without_effect
 
         dead = [{**without_effect(config), **_absent(config)} for config in self.configs]
         lines = []

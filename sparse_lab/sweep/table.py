@@ -27,12 +27,12 @@ import yaml
 
 from sparse_lab.config import Config, conf_dir
 from sparse_lab.errors import SparseLabError, UserError, nearest
-from sparse_lab.experiment import phases
-from sparse_lab.experiment.components import table as components
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.security.interpolations import check_interpolations
 from sparse_lab.experiment.security.servers import check_server, sets_server
 from sparse_lab.experiment.validate import check_request
+from sparse_lab.methods import phases
+from sparse_lab.methods import table as components
 from sparse_lab.records.atomic_io import printable
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.sweep.plan import Request

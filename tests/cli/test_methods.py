@@ -20,8 +20,8 @@ from sparse_lab.cli.main import main
 from sparse_lab.cli.methods import MEMORY, grid, markdown, memory, methods, read
 from sparse_lab.config import KINDS, conf_dir
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.components.base import FROM_GRADIENTS
 from sparse_lab.experiment.compose import ConfigSource, schema
+from sparse_lab.methods.base import FROM_GRADIENTS
 from sparse_lab.sparsity.scores import SCORES, View
 from sparse_lab.sparsity.structured.filter_scores import FILTER_SCORES
 from sparse_lab.sweep.plan import Request

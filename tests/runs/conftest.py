@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from sparse_lab.config import Config
-from sparse_lab.experiment.components import table
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
+from sparse_lab.methods import table
 
 
 @pytest.fixture(scope="session")

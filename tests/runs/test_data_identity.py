@@ -14,9 +14,9 @@ from PIL import Image
 from sparse_lab.callbacks.nan_guard import NanGuard
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.components import table
 from sparse_lab.experiment.identity import cell, run_dir
 from sparse_lab.experiment.runner import run
+from sparse_lab.methods import table
 
 PHOTOS = ("dataset=imagenet", "dataset.num_classes=2", "dataset.image_size=32", "dataset.workers=0",
           "dataset.validation=0.5", "dataset.train_limit=null", "dataset.eval_limit=null",

@@ -20,11 +20,11 @@ from sparse_lab.algorithms.structured.compaction import Compaction
 from sparse_lab.cli import export as command
 from sparse_lab.cli.main import main
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.components.table import starts
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
 from sparse_lab.experiment.validate import check
 from sparse_lab.export import state_dict
+from sparse_lab.methods.table import starts
 from sparse_lab.models import compactors, registry
 from sparse_lab.sparsity.structured.remove_channels import rebuild
 from sparse_lab.training.checkpoint_io import load_checkpoint, load_network

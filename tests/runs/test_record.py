@@ -12,10 +12,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from sparse_lab.experiment import phases
-from sparse_lab.experiment.components.table import starts
 from sparse_lab.experiment.identity import cell, run_dir, run_name
 from sparse_lab.experiment.runner import run
+from sparse_lab.methods import phases
+from sparse_lab.methods.table import starts
 
 
 @pytest.mark.every(2)

@@ -12,10 +12,10 @@ from sparse_lab.callbacks.checkpoint import Checkpoint
 from sparse_lab.callbacks.nan_guard import NanGuard
 from sparse_lab.errors import UserError
 from sparse_lab.experiment import backend
-from sparse_lab.experiment.components.table import starts
 from sparse_lab.experiment.identity import run_dir, run_name
 from sparse_lab.experiment.runner import run
 from sparse_lab.experiment.validate import check, check_request
+from sparse_lab.methods.table import starts
 from sparse_lab.sparse_cpu.optimizer import LiveOptimizer
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sweep.plan import Request

@@ -413,7 +413,7 @@ def test_sparsity_presets(preset, target):
 
 
 def test_the_papers_points():
-    from sparse_lab.experiment.phases import regrowth_start
+    from sparse_lab.methods.phases import regrowth_start
 
     config = composed("experiment=paper/bidirectional_iterative", "method=iterative_regrow")
     assert (regrowth_start(config), config.sparsity.target) == (0.9885, 0.9685)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from sparse_lab.config import ROUNDS, Config, ScheduleConfig, as_written, present
 from sparse_lab.errors import UserError, nearest
-from sparse_lab.experiment import phases
+from sparse_lab.methods import phases
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.schedules import (
     Alternating,
@@ -76,7 +76,7 @@ class KindIterative(Kind):
         return config.schedule.iterative.round_epochs
 
     def check(self, config: Config) -> None:
-        from sparse_lab.experiment.networks import counted
+        from sparse_lab.methods.networks import counted
         from sparse_lab.sparsity.masks import num_kept
 
         chosen, start = config.schedule.iterative, phases.regrowth_start(config)

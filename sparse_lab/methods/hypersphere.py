@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from sparse_lab.config import Config
-from sparse_lab.experiment.components.base import Component, Site, When
-from sparse_lab.experiment.components.prune import weight_selector
+from sparse_lab.methods.base import Component, Site, When
+from sparse_lab.methods.prune import weight_selector
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.schedules import EpochEnds
 

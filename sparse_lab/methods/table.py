@@ -5,25 +5,24 @@ They stand in the order in which they change a network and are built.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sparse_lab import config as schema
 from sparse_lab.config import Config, MethodConfig
-from sparse_lab.experiment.components.base import Component, Site
-from sparse_lab.experiment.components.compactors import Compactors
-from sparse_lab.experiment.components.cycles import Cycles
-from sparse_lab.experiment.components.dct import DCT
-from sparse_lab.experiment.components.drop_and_grow import DropAndGrow
-from sparse_lab.experiment.components.dyrelu import DyReLU
-from sparse_lab.experiment.components.elastic_mutation import ElasticMutation
-from sparse_lab.experiment.components.filters import Filters
-from sparse_lab.experiment.components.hypersphere import Hypersphere
-from sparse_lab.experiment.components.prune import Prune
-from sparse_lab.experiment.components.regrow import Regrow
-from sparse_lab.experiment.components.schedules import kind_of
-from sparse_lab.experiment.components.settings import READ_WHEN
-from sparse_lab.experiment.components.sharing import Sharing
+from sparse_lab.methods.base import Component, Site
+from sparse_lab.methods.compactors import Compactors
+from sparse_lab.methods.cycles import Cycles
+from sparse_lab.methods.dct import DCT
+from sparse_lab.methods.drop_and_grow import DropAndGrow
+from sparse_lab.methods.dyrelu import DyReLU
+from sparse_lab.methods.elastic_mutation import ElasticMutation
+from sparse_lab.methods.filters import Filters
+from sparse_lab.methods.hypersphere import Hypersphere
+from sparse_lab.methods.prune import Prune
+from sparse_lab.methods.regrow import Regrow
+from sparse_lab.methods.schedules import kind_of
+from sparse_lab.methods.sharing import Sharing
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.schedules import Schedule
 
@@ -48,48 +47,12 @@ COMPONENTS: dict[str, Component] = {
         Regrow(),
     )
 }
-READ_BY_PARTS = ("sparsity", "schedule", "training.finetune", "training.regrow")
-# what our own files set for methods that do not read it: it stays in their runs' names
-IN_NAMES = (
-    "dataset.mirror",
-    "training.augment.flip",
-    "training.finetune",
-    "schedule.cubic.every",
-    "method.prune.distribution",
-    "method.regrow",
-)
 
 
 def present(method: MethodConfig) -> list[Component]:
     """Return the components of the parts that are there, in the order of the table."""
     there = schema.present(method)
     return [one for part, one in COMPONENTS.items() if part in there]
-
-
-def unread(config: Config) -> list[str]:
-    """Return the groups and keys of the config that this run does not read, and that have no say in its name."""
-    read = {group for one in present(config.method) for group in one.reads(config)}
-    groups = [group for group in READ_BY_PARTS if group not in read]
-    return groups + [key for key in without_effect(config) if not lies_in(key, (*groups, *IN_NAMES))]
-
-
-def without_effect(config: Config) -> dict[str, str]:
-    """Return the keys that this run, with those that it starts from, does not read, each with what it would take; but
-    for those of parts that are not there.
-    """
-    of_parts = {
-        f"method.{one.part}.{name}": when for one in present(config.method) for name, when in one.read_when.items()
-    }
-    return {
-        key: f"reads it; it takes {when.words}"
-        for key, when in (READ_WHEN | of_parts).items()
-        if not when.reads(config)
-    }
-
-
-def lies_in(key: str, groups: Iterable[str]) -> bool:
-    """Is a key one of these, or does it lie in one?"""
-    return any(f"{key}.".startswith(f"{group}.") for group in groups)
 
 
 def starts(config: Config) -> dict[str, Config]:
@@ -150,7 +113,7 @@ def altered_meta_network(config: Config) -> nn.Module:
     import torch
 
     from sparse_lab import models
-    from sparse_lab.experiment.networks import spec_of
+    from sparse_lab.methods.networks import spec_of
 
     with torch.device("meta"):
         return alter(models.build(*spec_of(config)), config)

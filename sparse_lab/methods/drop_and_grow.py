@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparse_lab.config import Config, DropAndGrowConfig, MethodConfig
-from sparse_lab.experiment.components.base import (
+from sparse_lab.methods.base import (
     FROM_GRADIENTS,
     Component,
     Site,
@@ -14,7 +14,7 @@ from sparse_lab.experiment.components.base import (
     check_scores,
     with_clipping,
 )
-from sparse_lab.experiment.components.cycles import cycles_of
+from sparse_lab.methods.cycles import cycles_of
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.schedules import Constant, Cubic, DropFraction, Schedule
 

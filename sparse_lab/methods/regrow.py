@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sparse_lab.config import Config, MethodConfig, RegrowConfig
 from sparse_lab.errors import UserError, nearest
-from sparse_lab.experiment import phases
-from sparse_lab.experiment.components.base import FROM_GRADIENTS, WITHOUT_DATA, Component, Site, When, often
+from sparse_lab.methods import phases
+from sparse_lab.methods.base import FROM_GRADIENTS, WITHOUT_DATA, Component, Site, When, often
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.schedules import Regrowth, Schedule
 
@@ -85,7 +85,7 @@ class Regrow(Component):
 
     def build(self, site: Site) -> list[Algorithm]:
         from sparse_lab.algorithms import regrow
-        from sparse_lab.experiment.networks import build_model
+        from sparse_lab.methods.networks import build_model
         from sparse_lab.training.checkpoint_io import load_into, load_network
 
         settings, starts = _settings(site.config), dict(site.starts)
@@ -145,7 +145,7 @@ def _check_start(config: Config, settings: RegrowConfig) -> None:
 
 
 def _check_growth(config: Config, settings: RegrowConfig) -> None:
-    from sparse_lab.experiment.networks import counted
+    from sparse_lab.methods.networks import counted
     from sparse_lab.sparsity.masks import num_kept
 
     total = counted(config).total
@@ -173,7 +173,7 @@ def _check_score(settings: RegrowConfig) -> None:
 
 
 def _check_given(config: Config, settings: RegrowConfig) -> None:
-    from sparse_lab.experiment.networks import meta_network, spec_of
+    from sparse_lab.methods.networks import meta_network, spec_of
     from sparse_lab.sparsity.masks import layers, num_kept
 
     sizes = {name: module.weight.numel() for name, module in layers(meta_network(spec_of(config))).items()}

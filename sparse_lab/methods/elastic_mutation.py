@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sparse_lab.config import Config, ElasticMutationConfig, MethodConfig
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.components.base import FROM_GRADIENTS, Component, Site, check_scores, with_clipping
-from sparse_lab.experiment.components.drop_and_grow import too_short
+from sparse_lab.methods.base import FROM_GRADIENTS, Component, Site, check_scores, with_clipping
+from sparse_lab.methods.drop_and_grow import too_short
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.schedules import Bounds, Constant, Schedule
 
@@ -100,7 +100,7 @@ def _check_stages(settings: ElasticMutationConfig) -> None:
 
 
 def _check_densities(config: Config, settings: ElasticMutationConfig) -> None:
-    from sparse_lab.experiment.networks import counted
+    from sparse_lab.methods.networks import counted
     from sparse_lab.sparsity.masks import num_kept
 
     size, density = counted(config), 1.0 - config.sparsity.target

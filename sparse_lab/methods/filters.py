@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 from sparse_lab.config import Config, MethodConfig
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.components.base import Component, Site
-from sparse_lab.experiment.components.prune import batches, plain_pruning
+from sparse_lab.methods.base import Component, Site
+from sparse_lab.methods.prune import batches, plain_pruning
 
 if TYPE_CHECKING:
     import torch
 
     from sparse_lab.algorithms.base import Algorithm
     from sparse_lab.algorithms.structured.selector import FilterSelector
-    from sparse_lab.experiment.networks import Spec
+    from sparse_lab.methods.networks import Spec
 
 
 class Filters(Component):
@@ -41,7 +41,7 @@ class Filters(Component):
 def filter_selector(site: Site) -> FilterSelector:
     """Return what chooses the filters that stay."""
     from sparse_lab.algorithms.structured.selector import FilterSelector
-    from sparse_lab.experiment.networks import filter_groups
+    from sparse_lab.methods.networks import filter_groups
     from sparse_lab.sparsity.flops import layer_costs
 
     prune, filters = site.config.method.prune, site.config.method.filters
@@ -103,7 +103,7 @@ def _check_channels(config: Config) -> None:
     """Would the rates, or what sparsity.target and method.filters.flops ask, take a layer's last filter?"""
     import torch
 
-    from sparse_lab.experiment.networks import filter_groups, spec_of
+    from sparse_lab.methods.networks import filter_groups, spec_of
     from sparse_lab.sparsity.masks import num_kept
     from sparse_lab.sparsity.structured import channels
 
@@ -149,7 +149,7 @@ def _check_channels(config: Config) -> None:
 @cache
 def _costs(spec: Spec) -> dict[str, tuple[torch.Size, int]]:
     """Shape and multiply-adds of every counted layer of a plain network."""
-    from sparse_lab.experiment.networks import meta_network
+    from sparse_lab.methods.networks import meta_network
     from sparse_lab.sparsity.flops import layer_costs
     from sparse_lab.sparsity.masks import layers
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.components.base import Component, Site
-from sparse_lab.experiment.components.filters import filter_selector
-from sparse_lab.experiment.timeline import recipe_of
+from sparse_lab.methods.base import Component, Site
+from sparse_lab.methods.filters import filter_selector
+from sparse_lab.methods.recipes import recipe_of
 from sparse_lab.sparsity.clock import Clock
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Compactors(Component):
             raise UserError("compactors stand behind single layers: method.filters.coupled=false")
 
     def alter(self, model: nn.Module, config: Config) -> None:
-        from sparse_lab.experiment.networks import filter_groups
+        from sparse_lab.methods.networks import filter_groups
         from sparse_lab.models import compactors
 
         try:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparse_lab.config import Config, MethodConfig, PruneConfig
 from sparse_lab.errors import UserError
-from sparse_lab.experiment import phases
-from sparse_lab.experiment.components.base import FROM_GRADIENTS, WITHOUT_DATA, Component, Site, When, often
-from sparse_lab.experiment.timeline import clock_of
+from sparse_lab.methods import phases
+from sparse_lab.methods.base import FROM_GRADIENTS, WITHOUT_DATA, Component, Site, When, often
+from sparse_lab.methods.recipes import clock_of
 
 if TYPE_CHECKING:
     from sparse_lab.algorithms.base import Algorithm
@@ -164,7 +164,7 @@ def _check_connected(config: Config, settings: PruneConfig) -> None:
 
 def _check_counts(config: Config) -> None:
     """Would a sparsity on the way empty a layer?"""
-    from sparse_lab.experiment.networks import counted
+    from sparse_lab.methods.networks import counted
     from sparse_lab.sparsity.masks import num_kept
 
     size, start = counted(config), phases.regrowth_start(config)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.components.base import Component
+from sparse_lab.methods.base import Component
 
 if TYPE_CHECKING:
     from torch import nn

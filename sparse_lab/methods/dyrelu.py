@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.components.base import Component, Site
-from sparse_lab.experiment.timeline import recipe_of
+from sparse_lab.methods.base import Component, Site
+from sparse_lab.methods.recipes import recipe_of
 from sparse_lab.sparsity.clock import Clock
 
 if TYPE_CHECKING:

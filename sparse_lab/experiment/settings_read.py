@@ -4,13 +4,14 @@ a part stand with the part.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from sparse_lab.config import Config, RecipeConfig
-from sparse_lab.experiment.components.base import When
-from sparse_lab.experiment.components.schedules import kind_of
 from sparse_lab.experiment.selection import selects
-from sparse_lab.experiment.timeline import recipes_of
+from sparse_lab.methods import table
+from sparse_lab.methods.base import When
+from sparse_lab.methods.recipes import recipes_of
+from sparse_lab.methods.schedules import kind_of
 
 MADE = ("digits", "synthetic")  # data sets without files below dataset.root
 IN_MEMORY = (*MADE, "cifar10", "cifar100", "fashion_mnist")
@@ -112,3 +113,42 @@ READ_WHEN: dict[str, When] = {
         lambda config: _pruned(config) or config.compute != "sparse", "a method that prunes (method.prune)"
     ),
 }
+
+READ_BY_PARTS = ("sparsity", "schedule", "training.finetune", "training.regrow")
+# what our own files set for methods that do not read it: it stays in their runs' names
+IN_NAMES = (
+    "dataset.mirror",
+    "training.augment.flip",
+    "training.finetune",
+    "schedule.cubic.every",
+    "method.prune.distribution",
+    "method.regrow",
+)
+
+
+def unread(config: Config) -> list[str]:
+    """Return the groups and keys of the config that this run does not read, and that have no say in its name."""
+    read = {group for one in table.present(config.method) for group in one.reads(config)}
+    groups = [group for group in READ_BY_PARTS if group not in read]
+    return groups + [key for key in without_effect(config) if not lies_in(key, (*groups, *IN_NAMES))]
+
+
+def without_effect(config: Config) -> dict[str, str]:
+    """Return the keys that this run, with those that it starts from, does not read, each with what it would take; but
+    for those of parts that are not there.
+    """
+    of_parts = {
+        f"method.{one.part}.{name}": when
+        for one in table.present(config.method)
+        for name, when in one.read_when.items()
+    }
+    return {
+        key: f"reads it; it takes {when.words}"
+        for key, when in (READ_WHEN | of_parts).items()
+        if not when.reads(config)
+    }
+
+
+def lies_in(key: str, groups: Iterable[str]) -> bool:
+    """Is a key one of these, or does it lie in one?"""
+    return any(f"{key}.".startswith(f"{group}.") for group in groups)

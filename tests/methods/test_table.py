@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparse_lab.experiment.components import base, table
-from sparse_lab.experiment.components.settings import READ_WHEN
+from sparse_lab.experiment import settings_read
 from sparse_lab.experiment.compose import LEAVES
 from sparse_lab.experiment.identity import run_dir, run_name
 from sparse_lab.experiment.runner import run
+from sparse_lab.experiment.settings_read import READ_WHEN
+from sparse_lab.methods import base, table
 from sparse_lab.sparsity import scores
 from sparse_lab.sparsity.structured import filter_scores
 from sparse_lab.training.checkpoint_io import load_network
@@ -43,7 +44,7 @@ schedule.alternating: begin turn last_dense end
 
 
 def test_every_key_of_the_schema_is_decided():
-    """A key that is new stands in ALWAYS, in components/settings.py or in `read_when` of its part."""
+    """A key that is new stands in ALWAYS, in experiment/settings_read.py or in `read_when` of its part."""
     always = {
         f"{group}.{name}".lstrip(".")
         for line in ALWAYS.strip().splitlines()
@@ -93,7 +94,7 @@ def test_scores_look_at_what_the_table_says():
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_is_read_with_what(compose, words, dead, alive):
-    found = table.without_effect(compose(*words))
+    found = settings_read.without_effect(compose(*words))
     assert not set(alive) & found.keys()
     assert [key for key in dead if key in LEAVES or key == "schedule"] == [key for key in dead if key in found]
 
@@ -127,8 +128,8 @@ def test_what_is_unread_changes_no_bit_and_no_name_and_what_is_read_does(compose
     before = compose_under(tmp_path / "before", *own)
     same = compose_under(tmp_path / "same", *own, *unread.split())
     other = compose_under(tmp_path / "other", *own, read)
-    dead = table.without_effect(before)
-    assert all(table.lies_in(word.partition("=")[0], dead) for word in unread.split())
+    dead = settings_read.without_effect(before)
+    assert all(settings_read.lies_in(word.partition("=")[0], dead) for word in unread.split())
     assert run_name(before) == run_name(same) != run_name(other)
     first, second, third = (weights(one, quiet) for one in (before, same, other))
     assert all(torch.equal(first[name], second[name]) for name in first)

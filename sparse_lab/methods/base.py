@@ -87,7 +87,7 @@ class Component:
     read_when: ClassVar[dict[str, When]] = {}  # of the part's settings those that not every run with the part reads
 
     def reads(self, config: Config) -> tuple[str, ...]:
-        """Return the groups of the config that only runs with this part read, among `components.READ_BY_PARTS`."""
+        """Return the groups of the config that only runs with this part read, among experiment/settings_read.py's."""
         return ()
 
     def starts(self, config: Config) -> dict[str, Config]:
@@ -152,7 +152,7 @@ def often(times: int) -> str:
 
 def check_moves(said: str, config: Config, share: float) -> None:
     """Raise UserError where this share of the weights that the target keeps is less than one weight."""
-    from sparse_lab.experiment.networks import counted
+    from sparse_lab.methods.networks import counted
     from sparse_lab.sparsity.masks import num_kept
 
     kept = num_kept(config.sparsity.target, counted(config).total)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sparse_lab.config import Config, MethodConfig
 from sparse_lab.errors import UserError
-from sparse_lab.experiment.components.base import (
+from sparse_lab.methods.base import (
     FROM_GRADIENTS,
     Component,
     Site,
@@ -16,7 +16,7 @@ from sparse_lab.experiment.components.base import (
     check_scores,
     with_clipping,
 )
-from sparse_lab.experiment.timeline import recipe_of
+from sparse_lab.methods.recipes import recipe_of
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.schedules import Constant, Cyclic, Schedule
 
@@ -35,7 +35,7 @@ class Cycles(Component):
     read_when: ClassVar = {"gradients": with_clipping(part)}
 
     def check(self, config: Config) -> None:
-        from sparse_lab.experiment.networks import counted
+        from sparse_lab.methods.networks import counted
         from sparse_lab.sparsity.distributions import DISTRIBUTIONS
         from sparse_lab.sparsity.masks import num_kept
 
