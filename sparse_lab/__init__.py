@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,23 @@ __version__ = "0.2.0"
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
+# what a plugin, or anybody's program, makes known under a name; each lives with its noun
+REGISTERING = {
+    "register_algorithm": "sparse_lab.methods.table",
+    "register_choices": "sparse_lab.config",
+    "register_column": "sparse_lab.report.tables.columns",
+    "register_dataset": "sparse_lab.data.registry",
+    "register_distribution": "sparse_lab.sparsity.distributions",
+    "register_filter_score": "sparse_lab.sparsity.structured.filter_scores",
+    "register_network": "sparse_lab.models.registry",
+    "register_schedule": "sparse_lab.methods.schedules",
+    "register_score": "sparse_lab.sparsity.scores",
+}
+
+
 def __getattr__(name: str) -> Any:
+    if name in REGISTERING:
+        return getattr(importlib.import_module(REGISTERING[name]), name)
     if name == "load":  # the one thing that is wanted without the command line; it brings torch
         from sparse_lab.export.packed import load
 
