@@ -75,7 +75,7 @@ def register_dataset(name: str, load: Callable[[DatasetConfig, int], Arrays], *,
     that sets at least `name: NAME`, `root: ${paths.data}`, `num_classes`, `image_size`, `mean` and `std`.
 
     load: takes the config group `dataset` and the run's seed, and returns images, labels, test images and test labels:
-    uint8 [N, 3, image_size, image_size] and int64 [N] tensors. Splitting, augmentation and normalising are not its work.
+    uint8 [N, 3, image_size, image_size] and int64 [N] tensors. It neither splits, augments nor normalises them.
     files: takes `dataset` and returns the names below dataset.root of all files that load reads: a run is known by what
     they hold. None: the data set is made, and no file below dataset.root is read.
 

@@ -7,7 +7,7 @@ by its own name: `method.prune.score=lamp` runs `lamp`. Gradients are computed o
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
@@ -20,6 +20,7 @@ from torch.nn import functional
 from sparse_lab.errors import SparseLabError, nearest
 from sparse_lab.registering import check_function, enter
 from sparse_lab.sparsity import names
+from sparse_lab.sparsity.images import Shape, image_like
 from sparse_lab.sparsity.masks import layers
 
 Scores = dict[str, Tensor]
@@ -60,13 +61,52 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
                 norm.track_running_stats = flag
 
 
+@contextmanager
+def requiring_gradients(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Gradients of frozen weights too, for a while."""
+    frozen = [weight for weight in weights if not weight.requires_grad]
+    for weight in frozen:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
+
+
+def gradients_of(scalar: Tensor, weights: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
+    """The gradient of each weight; zero for one that has no part in it."""
+    found = torch.autograd.grad(scalar, weights, create_graph=create_graph, allow_unused=True)
+    return tuple(
+        torch.zeros_like(weight) if grad is None else grad for weight, grad in zip(weights, found, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How a score runs the network. `shape` gives that of one input, for scores that make an image of their own;
+    `loss`: of (outputs, targets) of a batch, a scalar; the mean over the batch.
+    """
+
+    shape: Callable[[], Shape] = lambda: 32
+    loss: Callable[[Any, Any], Tensor] = functional.cross_entropy
+
+
+USUAL = Probe()  # images of CIFAR, classified
+
+
+def as_input(images: Tensor, weight: Tensor) -> Tensor:
+    """`images` where `weight` lies, in its type unless they are whole numbers (tokens)."""
+    return images.to(weight) if images.is_floating_point() else images.to(weight.device)
+
+
 @dataclass
 class View:
     """What a score may look at: the network, batches of (images, labels), and a random generator (on the CPU).
 
     `batches` may be a function that makes them: decoding photos for a score of weights alone would be for nothing.
     `grads`: dense gradients that are at hand already (those of a training step); then no batch is looked at.
-    `image_size`: H = W in pixels, for scores that make an image of their own.
+    `probe`: how the network is run, see there.
     """
 
     model: nn.Module
@@ -74,7 +114,7 @@ class View:
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
     reference: Scores | None = None
     grads: Scores | None = None
-    image_size: int = 32
+    probe: Probe = USUAL
 
     def weights(self) -> Scores:
         return {name: module.weight.detach() for name, module in layers(self.model).items()}
@@ -86,18 +126,19 @@ class View:
         return self.batches
 
     def losses(self, temperature: float = 1.0) -> Iterator[Tensor]:
-        """Cross-entropy of logits / temperature, one a batch, each with its graph."""
+        """The loss of outputs / temperature, one a batch, each with its graph."""
         weight = next(iter(layers(self.model).values())).weight
         for images, labels in self.seen():
             with torch.enable_grad():
-                loss = functional.cross_entropy(self.model(images.to(weight)) / temperature, labels.to(weight.device))
+                output = self.model(as_input(images, weight))
+                loss = self.probe.loss(output if temperature == 1.0 else output / temperature, labels.to(weight.device))
             yield loss
 
     def gradients(self, power: int = 1, mode: Mode = evaluating, temperature: float = 1.0) -> Scores:
         """Mean over batches of gradient ** power, dense: pruned positions too. Leaves the network as it was.
 
         mode: `evaluating` uses BatchNorm's running statistics, `batch_statistics` each batch's own; neither moves them.
-        temperature: the loss is the cross-entropy of logits / temperature. Raises ValueError without batches.
+        temperature: the loss is that of outputs / temperature. Raises ValueError without batches.
         """
         if self.grads is not None:
             return {name: grad.pow(power) for name, grad in self.grads.items()}
@@ -105,9 +146,9 @@ class View:
             raise ValueError("this score needs batches")
         weights = [module.weight for module in layers(self.model).values()]
         sums = [torch.zeros_like(weight) for weight in weights]
-        with mode(self.model):
+        with mode(self.model), requiring_gradients(weights):
             for loss in self.losses(temperature):
-                for total, grad in zip(sums, torch.autograd.grad(loss, weights), strict=True):
+                for total, grad in zip(sums, gradients_of(loss, weights), strict=True):
                     total += grad.pow(power)
         return {name: total / len(self.seen()) for name, total in zip(layers(self.model), sums, strict=True)}
 
@@ -265,11 +306,11 @@ def grasp(view: View) -> Scores:
     weights = [module.weight for module in layers(view.model).values()]
     along = view.gradients(mode=batch_statistics, temperature=GRASP_TEMPERATURE)
     products = {name: torch.zeros_like(direction) for name, direction in along.items()}
-    with batch_statistics(view.model), torch.enable_grad():
+    with batch_statistics(view.model), requiring_gradients(weights), torch.enable_grad():
         for loss in view.losses(GRASP_TEMPERATURE):
-            grads = torch.autograd.grad(loss, weights, create_graph=True)
+            grads = gradients_of(loss, weights, create_graph=True)
             flow = torch.stack([(g * d).sum() for g, d in zip(grads, along.values(), strict=True)]).sum()
-            for total, product in zip(products.values(), torch.autograd.grad(flow, weights), strict=True):
+            for total, product in zip(products.values(), gradients_of(flow, weights), strict=True):
                 total += product / len(view.seen())
     return {name: weight * products[name] for name, weight in view.weights().items()}
 
@@ -290,10 +331,9 @@ def synflow(view: View) -> Scores:
         elif isinstance(value, nn.Parameter):
             value.data.abs_()
     weights = {name: module.weight for name, module in layers(probe).items()}
-    device = next(iter(weights.values())).device
-    image = torch.ones(1, 3, view.image_size, view.image_size, dtype=torch.float64, device=device)
-    with torch.enable_grad():
-        grads = torch.autograd.grad(probe(image).sum(), list(weights.values()))
+    ones = image_like(probe, view.probe.shape(), 1.0)
+    with requiring_gradients(weights.values()), torch.enable_grad():
+        grads = gradients_of(probe(ones).sum(), list(weights.values()))
     return {name: weight.detach() * grad for (name, weight), grad in zip(weights.items(), grads, strict=True)}
 
 

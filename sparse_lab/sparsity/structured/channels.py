@@ -8,7 +8,6 @@ a dead channel meets masked columns alone.
 from __future__ import annotations
 
 import bisect
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_lab.errors import SparseLabError
+from sparse_lab.sparsity.images import Shape, hollow, image_like
 from sparse_lab.sparsity.masks import layers, tied_layers
 from sparse_lab.sparsity.topk import top_k
 
@@ -36,7 +36,7 @@ class Group:
     columns: tuple[tuple[str, int], ...]
 
 
-def groups(model: nn.Module, image_size: int, coupled: bool) -> list[Group]:
+def groups(model: nn.Module, shape: Shape, coupled: bool) -> list[Group]:
     """All groups in network order, found by following one image through an empty copy on the device "meta".
 
     coupled=False leaves out those that more than one layer makes (depthwise ones aside): the trunks of residual
@@ -46,9 +46,9 @@ def groups(model: nn.Module, image_size: int, coupled: bool) -> list[Group]:
     tied = [name for name, several in tied_layers(model).items() if len(several) > 1]
     if tied:
         raise ValueError(f"other layers are tied to the weight of {tied[0]}, and its filters cannot go from them alone")
-    hollow = _hollow(model)
-    found = layers(hollow)
-    graph = trace(hollow, image_size)
+    empty = hollow(model)
+    found = layers(empty)
+    graph = trace(empty, shape)
     result = [_group(found, members) for members in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear])]
     result = [group for group in result if group.columns and (coupled or _makers(found, group) == 1)]
     if not result:
@@ -57,15 +57,13 @@ def groups(model: nn.Module, image_size: int, coupled: bool) -> list[Group]:
     return sorted(result, key=lambda group: order[group.name])
 
 
-def trace(model: nn.Module, image_size: int) -> Any:
+def trace(model: nn.Module, shape: Shape) -> Any:
     """torch-pruning's dependency graph of `model` (Fang et al., CVPR 2023), which is left in evaluation mode."""
     import torch_pruning
 
     # the graph is read from autograd's: also where the caller has gradients off, or every weight is frozen
     with torch.inference_mode(False), torch.enable_grad():
-        like = next(model.parameters())
-        size = (1, 3, image_size, image_size)
-        image = torch.zeros(size, device=like.device, dtype=like.dtype, requires_grad=True)
+        image = image_like(model, shape).requires_grad_()
         return torch_pruning.DependencyGraph().build_dependency(model, (image,))
 
 
@@ -156,18 +154,6 @@ def by_rates(groups: Sequence[Group], scores: Mapping[str, Tensor], rates: Seque
         group.name: top_k(scores[group.name], max(1, int(group.channels * (1.0 - rate) + 1e-9)))
         for group, rate in zip(groups, gone, strict=True)
     }
-
-
-def _hollow(model: nn.Module) -> nn.Module:
-    """A copy of the structure on the device "meta": no weight is copied, and the original is not touched."""
-    with torch.inference_mode(False):
-        empty: dict[int, Any] = {
-            id(parameter): nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device="meta"))
-            for parameter in model.parameters()
-        }
-        for buffer in model.buffers():
-            empty[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device="meta")
-        return copy.deepcopy(model, empty)
 
 
 def _group(found: Mapping[str, nn.Module], members: Any) -> Group:
