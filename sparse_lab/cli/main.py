@@ -76,7 +76,10 @@ def _answer(argv: list[str]) -> int:
 
         argv = plugins.start(argv)  # before anything is composed
         if any(word.startswith("query=") for word in argv) and "COMP_LINE" in os.environ:
-            os.environ["COMP_LINE"] = plugins.start_completing(os.environ["COMP_LINE"])
+            typed = plugins.start_completing(os.environ["COMP_LINE"])
+            if typed is None:
+                return 0
+            os.environ["COMP_LINE"] = typed
         if argv and argv[0] in VERBS:
             module, function = VERBS[argv[0]].split(":")
             return getattr(importlib.import_module(module), function)(argv[1:])

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 from sparse_lab.config import CHOICES, choice_files
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.experiment.security.flags import PLUGIN as FLAG
 from sparse_lab.registering import REGISTERED, Registration, take_out
 
@@ -87,15 +87,17 @@ def start(argv: Sequence[str]) -> list[str]:
     return left
 
 
-def start_completing(line: str) -> str:
-    """Load what a line names that a shell asks to complete, as far as it is typed, and return it without that."""
+def start_completing(line: str) -> str | None:
+    """Load what a line names that a shell asks to complete, and return it without that; None where what is being typed
+    is the name of a plugin itself.
+    """
     words, typing = line.split(), not line.endswith(" ")
     try:
         named, left = take(words)
     except UserError:  # its value is to come
-        return line
-    if typing and words[-1:] != left[-1:]:  # the value itself is being typed
-        return line
+        return None
+    if typing and words[-1:] != left[-1:]:
+        return None
     for one in named:
         with suppress(UserError):
             load(one)
@@ -113,9 +115,7 @@ def load(asked: str, distribution: str = "") -> Plugin:
     if place in LOADED:
         return LOADED[place]
     name = asked if file is None else (file.parent.name if file.name == "__init__.py" else file.stem)
-    module = name if file is None else PREFIX + re.sub(r"\W", "_", name)
-    if twin := next((one for one in LOADED.values() if module == one.module or name == one.name), None):
-        raise UserError(f"{said} has the name of {twin.place}, which is loaded already: rename one of them")
+    module = name if file is None else _module_name(file, name)
     before, choices, known = len(REGISTERED), len(CHOICES), set(sys.modules)
     try:
         found = _import(module, file)
@@ -141,8 +141,14 @@ def forget() -> None:
 
 
 def hashes() -> dict[str, str]:
-    """Return the hash of each plugin's content by its name."""
-    return {plugin.name: plugin.hash for plugin in LOADED.values()}
+    """Return the hash of each plugin's content by its name; several of one name are numbered, in whatever order they
+    came.
+    """
+    found: dict[str, str] = {}
+    for plugin in sorted(LOADED.values(), key=lambda one: (one.name, one.hash)):
+        same = sum(name == plugin.name or name.startswith(f"{plugin.name} (") for name in found)
+        found[f"{plugin.name} ({same + 1})" if same else plugin.name] = plugin.hash
+    return found
 
 
 def words(whole: bool = False) -> list[str]:
@@ -165,6 +171,12 @@ def _file(asked: str) -> Path | None:
     if path.suffix != ".py":
         raise UserError(f"plugin {asked} is no .py file")
     return path.resolve()
+
+
+def _module_name(file: Path, name: str) -> str:
+    """One that no other module has, and the same in every process."""
+    place = hashlib.sha256(str(file).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return PREFIX + re.sub(r"\W", "_", name) + f"_{place}"
 
 
 class _FromSource(SourceFileLoader):
@@ -205,7 +217,8 @@ def _cause(error: BaseException, module: str, file: Path | None) -> str:
     if isinstance(error, UserError):
         return str(error)
     first = " ".join(str(error).split())
-    said = f"{type(error).__name__}: {first}" if first else type(error).__name__
+    named = "" if isinstance(error, SparseLabError) else type(error).__name__
+    said = ": ".join(word for word in (named, first) if word)
     if isinstance(error, SyntaxError):
         return said  # names file and line itself
     walked, line = error.__traceback__, 0

@@ -39,7 +39,7 @@ class DropAndGrow(Component):
 
     part = "drop_and_grow"
     needs = ("prune",)
-    not_with = ("filters", "hypersphere", "elastic_mutation", "regrow")
+    not_with: ClassVar[tuple[str, ...]] = ("filters", "hypersphere", "elastic_mutation", "regrow")
     schedules = ("constant", "cubic", "one_shot")
     from_scratch = True
     explores = True

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from sparse_lab.config import conf_dir
 from sparse_lab.errors import UserError
 from sparse_lab.experiment import plugins
-from sparse_lab.experiment.compose import ConfigSource
+from sparse_lab.experiment.compose import ConfigSource, leave_out_plugins_own
 from sparse_lab.experiment.plugins import Handed
 from sparse_lab.experiment.security.composed import check_composed
 from sparse_lab.experiment.security.launching import check_batch
@@ -332,4 +332,5 @@ def _elsewhere(brought: Handed, task: Task, state: dict[Any, Any], job: Job, go:
         return JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
     setup_globals()
     Singleton.set_state(state)
+    leave_out_plugins_own()
     return go()
