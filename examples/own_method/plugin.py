@@ -70,13 +70,14 @@ class Stairs:
 
     target: float
     stairs: int
-    every: int
+    last: int
 
     def due(self, step: int) -> bool:
-        return step > 0 and step % self.every == 0 and step // self.every <= self.stairs
+        return self.sparsity(step) > self.sparsity(step - 1)
 
     def sparsity(self, step: int) -> float:
-        return self.target * min(1.0, step // self.every / self.stairs)
+        climbed = max(0, min(step, self.last)) * self.stairs // self.last
+        return self.target * (climbed / self.stairs)
 
 
 class StairsKind(Kind):
@@ -84,8 +85,7 @@ class StairsKind(Kind):
 
     def build(self, config: Config, clock: Clock) -> Stairs:
         chosen = config.schedule.stairs  # type: ignore[attr-defined]
-        every = max(1, int(chosen.end * clock.steps_a_round) // chosen.stairs)
-        return Stairs(config.sparsity.target, chosen.stairs, every)
+        return Stairs(config.sparsity.target, chosen.stairs, max(1, clock.steps(chosen.end, "share")))
 
 
 sparse_lab.register_schedule("stairs", StairsKind(), StairsConfig)

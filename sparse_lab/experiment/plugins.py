@@ -119,6 +119,8 @@ def load(asked: str, distribution: str = "") -> Plugin:
     before, choices, known = len(REGISTERED), len(CHOICES), set(sys.modules)
     try:
         found = _import(module, file)
+        if file is not None:
+            _check_neighbours(module, file)
         if len(REGISTERED) == before:
             raise UserError("it registers nothing; see docs/add_a_method.md")
         brought = tuple(CHOICES[choices:])
@@ -137,6 +139,7 @@ def forget() -> None:
     for plugin in reversed(list(LOADED.values())):
         take_out(plugin.registered)
         _drop(plugin.module)
+        sys.path[:] = [place for place in sys.path if place != str(Path(plugin.place).parent)]
     LOADED.clear()
 
 
@@ -203,6 +206,17 @@ def _import(module: str, file: Path | None) -> ModuleType:
         return found
     finally:
         sys.dont_write_bytecode = before
+
+
+def _check_neighbours(module: str, file: Path) -> None:
+    """Raise UserError where another plugin's module was taken for one beside this file."""
+    others = {Path(one.place).parent for one in LOADED.values()} - {file.parent}
+    for path in sorted(file.parent.glob("*.py")):
+        found = getattr(sys.modules.get(path.stem), "__file__", None)
+        if found and Path(found).resolve().parent in others and f"{module}.{path.stem}" not in sys.modules:
+            raise UserError(
+                f"its {path.name} and {found} have one name: write `from . import {path.stem}`, or rename one of them"
+            )
 
 
 def _drop(module: str, but: Container[str] = ()) -> None:
