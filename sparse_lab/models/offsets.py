@@ -132,7 +132,13 @@ def folded(model: nn.Module) -> nn.Module:
     dense and without a mask. A network without such layers comes back as a plain copy.
     """
     plain = copy.deepcopy(model)
-    for module in plain.modules():
+    fold(plain)
+    return plain
+
+
+def fold(model: nn.Module) -> None:
+    """The same in place: weights stay the tensors that they were."""
+    for module in model.modules():
         if isinstance(module, _DCT | _Recovered):
             weight = module.get_parameter("weight")
             weight.data = (weight + module.offset).detach()
@@ -140,7 +146,6 @@ def folded(model: nn.Module) -> nn.Module:
                 if hasattr(module, part):
                     delattr(module, part)
             module.__class__ = PLAIN[type(module)]  # type: ignore[assignment]
-    return plain
 
 
 def dct_matrix(size: int, rows: int, columns: int) -> Tensor:
