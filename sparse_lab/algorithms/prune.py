@@ -60,7 +60,7 @@ class Prune(MaskAlgorithm):
                 self._open()
                 reset_state(optimizer)  # as AC/DC's authors do
             else:
-                self.to(sparsity)
+                self.to(sparsity, optimizer)
 
     def scores_next(self) -> bool:
         return self.selector.passes and not isinstance(self.schedule, EpochEnds) and self.schedule.due(self.step)

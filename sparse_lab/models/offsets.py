@@ -179,6 +179,12 @@ def _counted(model: nn.Module) -> dict[str, nn.Module]:
     return {name: part for name, part in model.named_modules() if isinstance(part, COUNTED) and part not in inside}
 
 
+def check_plain(model: nn.Module, names: Iterable[str]) -> None:
+    """Raise ValueError where one of these layers is of a kind that no offset fits."""
+    for name in names:
+        _check_plain(name, model.get_submodule(name))
+
+
 def _check_plain(name: str, module: nn.Module) -> None:
     if type(module) not in PLAIN.values():
         raise ValueError(f"{name} is a {type(module).__name__}, and an offset fits a plain Conv2d or Linear")

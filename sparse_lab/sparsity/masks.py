@@ -207,8 +207,7 @@ class Masks:
                 layer.register_buffer("mask", mask)
 
     def remove(self) -> None:
-        """Take the masks off: what they prune is zero from then on as long as nothing moves it."""
-        self.enforce()
+        """Take the masks off. What they prune is as it was left: zero where they were enforced."""
         for tied in self._tied.values():
             for layer in tied:
                 layer._buffers.pop("mask", None)
