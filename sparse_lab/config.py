@@ -252,7 +252,14 @@ class RecipeConfig:
 class TrainingConfig(RecipeConfig):
     """The dense recipe, with the fine-tuning recipes after pruning and after regrowth beside it."""
 
-    batch_size: int = key(128, "images a step", low=1, high=MANY)
+    batch_size: int = key(128, "images a batch", low=1, high=MANY)
+    accumulate: int = key(
+        1,
+        "batches whose gradients add up to one optimizer step, which then sees batch_size * accumulate images; an "
+        "epoch's last step those that are left",
+        low=1,
+        high=BATCHES,
+    )
     label_smoothing: float = key(0.0, "share of the target spread over all classes", low=0.0, high=1.0, open_high=True)
     select: str = key(
         "validation_best", "which epoch's weights a level ends with; test_best marks the record", choices=SELECTIONS

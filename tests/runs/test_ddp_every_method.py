@@ -31,10 +31,12 @@ PAIR = ("trainer.devices=2", "trainer.accelerator=cpu", "training.batch_size=32"
 LEVEL = ("kept", "best_epoch", "test_accuracy", "validation_accuracy")
 SELECTED_ON_TEST = "oneshot, selected on the test set"  # which each process reads by itself
 RUNS = {name: (f"method={name}", *length(name), *own) for name, own in METHODS.items()}
+IN_GROUPS = "rigl, two batches a step"
+RUNS[IN_GROUPS] = (*RUNS["rigl"], "training.accumulate=2")
 RUNS[SELECTED_ON_TEST] = ("method=oneshot", *length("oneshot"), "training.select=test_best", "seed=2")
 # one of each kind of algorithm (pruning and regrowth, drop and grow by gradients and at random, cycles, whole filters,
 # the sphere); the others are for the night
-FAMILIES = {"oneshot_regrow", "rigl", "mest", "east", "sfp", "prune_on_the_fly", SELECTED_ON_TEST}
+FAMILIES = {"oneshot_regrow", "rigl", "mest", "east", "sfp", "prune_on_the_fly", IN_GROUPS, SELECTED_ON_TEST}
 
 
 @pytest.fixture(scope="module")
