@@ -14,7 +14,7 @@ from sparse_lab.errors import SparseLabError, nearest
 from sparse_lab.sparsity.mask_updates import grow_to
 from sparse_lab.sparsity.masks import Masks, layers, num_kept
 from sparse_lab.sparsity.schedules import Schedule
-from sparse_lab.sparsity.scores import WITHOUT_PASSES, Batches, Scores, View, find_score
+from sparse_lab.sparsity.scores import USUAL, WITHOUT_PASSES, Batches, Probe, Scores, View, find_score
 from sparse_lab.sparsity.similarity import attention_maps, least_similar
 
 SCORE_ON = ("dense", "sparse")
@@ -47,7 +47,7 @@ class Regrow(MaskAlgorithm):
         value: str = "zero",
         reference: Scores | None = None,
         batches: Batches | Callable[[], Batches] = (),
-        image_size: int = 32,
+        probe: Probe = USUAL,
         seed: int = 0,
         changed: Changed = nobody,
     ) -> None:
@@ -65,7 +65,7 @@ class Regrow(MaskAlgorithm):
         self.value = value
         self.reference = reference
         self.batches = batches
-        self.image_size = image_size
+        self.probe = probe
         self._passes = score not in WITHOUT_PASSES or distribution == "ssim"
         self._anew = score == "random"  # each time
         self._dense_scores: Scores | None = None
@@ -97,7 +97,7 @@ class Regrow(MaskAlgorithm):
         return self._dense_scores
 
     def _view(self, model: nn.Module, generator: torch.Generator) -> View:
-        return View(model, self.batches, generator, self.reference, image_size=self.image_size)
+        return View(model, self.batches, generator, self.reference, probe=self.probe)
 
     def _order(self) -> list[list[str]]:
         """Groups of layers, the first to grow first."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparse_lab.sparsity.mask_updates import prune_to
 from sparse_lab.sparsity.masks import Masks, num_kept
-from sparse_lab.sparsity.scores import WITHOUT_PASSES, Batches, Scores, View, find_score
+from sparse_lab.sparsity.scores import USUAL, WITHOUT_PASSES, Batches, Probe, Scores, View, find_score
 
 Reserve = Callable[[torch.Generator, Mapping[str, int]], Mapping[str, Tensor]]
 
@@ -38,7 +38,7 @@ class WeightSelector:
     """The best weights by `score`, split over layers by `distribution`.
 
     batches: made only for a score that asks. reserve: may name positions that come first, given the layers' counts.
-    image_size: H = W in pixels, for scores that make an image of their own.
+    probe: how scores run the network.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class WeightSelector:
         distribution: str = "global",
         *,
         batches: Batches | Callable[[], Batches] = (),
-        image_size: int = 32,
+        probe: Probe = USUAL,
         reserve: Reserve | None = None,
     ) -> None:
         self.masks = masks
@@ -56,13 +56,13 @@ class WeightSelector:
         self.passes = score not in WITHOUT_PASSES
         self.distribution = distribution
         self.batches = batches
-        self.image_size = image_size
+        self.probe = probe
         self.reserve = reserve
 
     def __call__(
         self, sparsity: float, model: nn.Module, generator: torch.Generator, change: int, soft: bool
     ) -> tuple[int, Scores]:
         kept = num_kept(sparsity, self.masks.total())
-        view = View(model, self.batches, generator, image_size=self.image_size)
+        view = View(model, self.batches, generator, probe=self.probe)
         first = None if self.reserve is None else partial(self.reserve, generator)
         return kept, prune_to(self.masks, kept, self.score(view), self.distribution, first)

@@ -48,9 +48,12 @@ def run(settings: Settings, out: Path) -> int:
 
 def _check(model: str, settings: Settings) -> None:
     """Raises UserError for a network that cannot be built, or whose layers do not all keep a weight."""
-    from sparse_lab.methods.networks import meta_network
+    import torch
 
-    network = meta_network((model, 10, settings.width, IMAGE_SIZE))
+    from sparse_lab import models
+
+    with torch.device("meta"):
+        network = models.build(model, 10, settings.width, IMAGE_SIZE)
     for sparsity in settings.sparsities:
         kept, needed = num_kept(sparsity / 100.0, count(network)), len(layers(network))
         if kept < needed:

@@ -12,7 +12,7 @@ from sparse_lab import models
 from sparse_lab.bench.cells import IMAGE_SIZE
 from sparse_lab.sparsity.mask_updates import prune_to
 from sparse_lab.sparsity.masks import Masks, num_kept
-from sparse_lab.sparsity.scores import View, find_score
+from sparse_lab.sparsity.scores import Probe, View, find_score
 
 SEED = 0
 STEP = 0.5  # SynFlow keeps at least this share of the weights from one scoring to the next: over 90% then lie on paths
@@ -80,7 +80,7 @@ def synflow(model: nn.Module, sparsities: Sequence[float]) -> dict[float, Patter
     found: dict[float, Pattern] = {}
     for sparsity in _way(sparsities):
         kept = num_kept(sparsity / 100.0, masks.total())
-        masks.set(prune_to(masks, kept, find_score("synflow")(View(model, image_size=IMAGE_SIZE)), "global"))
+        masks.set(prune_to(masks, kept, find_score("synflow")(View(model, probe=Probe(lambda: IMAGE_SIZE))), "global"))
         if sparsity in sparsities:
             found[sparsity] = {name: mask.clone() for name, mask in masks.masks().items()}
     return found

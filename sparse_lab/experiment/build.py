@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from sparse_lab.data import Data
 from sparse_lab.experiment.identity import run_hash, settings
 from sparse_lab.methods import phases, table
 from sparse_lab.methods.base import Site
-from sparse_lab.methods.networks import build_model
+from sparse_lab.methods.networks import build_model, structure_of
 from sparse_lab.methods.recipes import clock_of, recipe_of
 from sparse_lab.models import dyrelu
 from sparse_lab.records.redaction import redact
@@ -39,6 +40,7 @@ from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.masks import Masks, count, count_nonzero, num_kept, tell_uncounted
 from sparse_lab.sparsity.processes import rank
 from sparse_lab.sparsity.schedules import EpochEnds
+from sparse_lab.sparsity.scores import Probe
 from sparse_lab.training.accumulation import steps_of
 from sparse_lab.training.checkpoint_io import load_into, load_network
 from sparse_lab.training.device import layout_of
@@ -88,7 +90,24 @@ def assemble(
     log = _log(config, model, masks, module, folder, device, say)
     recompile = (lambda: None) if step is None else step.renew
     schedule, begins = table.sparsity(config, clock), table.begins(config, clock)
-    site = Site(config, data, model, masks, clock, schedule, begins, starts, rewind, log, say, recompile)
+    structure, network = structure_of(config), partial(_start, config, starts)
+    probe = Probe(shape=lambda: structure.shape)
+    site = Site(
+        config,
+        structure,
+        data.train,
+        probe,
+        model,
+        masks,
+        clock,
+        schedule,
+        begins,
+        network,
+        rewind,
+        log,
+        say,
+        recompile,
+    )
     algorithms = [*([] if masks is None else [EnforceMasks(masks)]), *table.build(site)]
     rounds = Rounds(
         model,
@@ -155,7 +174,19 @@ def _network(
     if "parent" in starts:
         Masks(model)  # the parent may be pruned already: its masks are loaded with it
         load_into(model, load_network(starts["parent"]), starts["parent"])
-    return table.alter(model, config).to(memory_format=layout_of(device)), rewind  # type: ignore[call-overload]
+    return table.alter(model, config, structure_of(config)).to(memory_format=layout_of(device)), rewind  # type: ignore[call-overload]
+
+
+def _start(config: Config, starts: dict[str, Path], name: str) -> nn.Module:
+    """The network of one of the runs that this one starts from, or of a file that it names."""
+    regrow = config.method.regrow
+    named = name == "reference" and regrow is not None and regrow.reference is not None
+    path = Path(str(regrow.reference)) if named and regrow is not None else starts[name]
+    state, network = load_network(path), build_model(config)
+    if any(key.endswith("mask") for key in state):
+        Masks(network)
+    load_into(network, state, path)
+    return network
 
 
 def _log(

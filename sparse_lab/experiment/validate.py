@@ -16,8 +16,7 @@ from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment import backend
 from sparse_lab.experiment.timeline import steps_an_epoch
 from sparse_lab.methods import schedules, table
-from sparse_lab.methods.base import Component
-from sparse_lab.methods.networks import meta_network, spec_of
+from sparse_lab.methods.networks import spec_of, structure_of
 from sparse_lab.methods.recipes import clock_of, recipes_of
 from sparse_lab.training.checkpoint_io import load_checkpoint
 from sparse_lab.training.device import device_of
@@ -59,7 +58,7 @@ def check_device(config: Config) -> None:
 
 def _overlaps(config: Config) -> bool:
     """Does a pixel belong to two windows of a max-pooling?"""
-    pools = [module for module in meta_network(spec_of(config)).modules() if isinstance(module, torch.nn.MaxPool2d)]
+    pools = [module for module in structure_of(config).hollow.modules() if isinstance(module, torch.nn.MaxPool2d)]
     return any(pool.kernel_size != pool.stride for pool in pools)
 
 
@@ -71,8 +70,15 @@ def check_request(config: Config) -> None:
     _check_training(config)
     _check_parts(config)
     backend.check(config, here=False)
-    if config.model.weights not in (None, "torchvision"):
-        load_checkpoint(str(config.model.weights))
+    _check_files(config)
+
+
+def _check_files(config: Config) -> None:
+    """Can the checkpoints be read that a run starts from?"""
+    regrow = config.method.regrow
+    for path in (config.model.weights, None if regrow is None else regrow.reference):
+        if path not in (None, "torchvision"):
+            load_checkpoint(str(path))
 
 
 CHECKED: set[str] = set()
@@ -135,41 +141,10 @@ def _check_training(config: Config) -> None:
 
 def _check_parts(config: Config) -> None:
     """Do the parts of the method go together, with the schedule and with this network?"""
-    there = table.present(config.method)
-    for one in there:
-        _check_together(one, config)
-    if config.method.prune is not None:
-        schedules.check(config)
-        _check_schedule(there, config)
+    structure = structure_of(config)
+    table.check_together(config, structure)
     _check_surgery(config)
-    for one in there:
-        one.check(config)
-
-
-def _check_together(one: Component, config: Config) -> None:
-    """What a part says of the others, and of where the training starts."""
-    there = config_parts(config.method)
-    for needed in one.needs:
-        if needed not in there:
-            raise UserError(
-                f"method.{one.part} needs method.{needed}, which is null: method.{needed}={{}} adds it, "
-                f"method.{one.part}=null does without both"
-            )
-    for other in one.not_with:
-        if other in there:
-            raise UserError(f"method.{one.part} does not go with method.{other}: set one of them to null")
-    if one.from_scratch and config.method.init_from is not None:
-        raise UserError(
-            f"method.{one.part} is for training from scratch: method.init_from={config.method.init_from}, not null"
-        )
-
-
-def _check_schedule(there: list[Component], config: Config) -> None:
-    for one in there:
-        if one.schedules and config.schedule.name not in one.schedules:
-            raise UserError(
-                f"method.{one.part} works with schedule={' or '.join(one.schedules)}, not {config.schedule.name}"
-            )
+    table.check(config, structure)
 
 
 ALTERED: set[str] = set()

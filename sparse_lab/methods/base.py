@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from sparse_lab.config import Config, MethodConfig
 from sparse_lab.errors import UserError
@@ -21,8 +20,9 @@ if TYPE_CHECKING:
 
     from sparse_lab.algorithms.base import Algorithm
     from sparse_lab.algorithms.enforce import Changed
-    from sparse_lab.data import Data
+    from sparse_lab.methods.networks import Structure
     from sparse_lab.sparsity.masks import Masks
+    from sparse_lab.sparsity.scores import Batches, Probe
 
 FROM_GRADIENTS = ("gradient", "taylor", "snip", "grasp", "synflow", "mest")
 # scores, of weights and of filters, that look at no training images
@@ -36,22 +36,37 @@ class When(NamedTuple):
     words: str
 
 
+class Images(Protocol):
+    """Where scores get the batches that they look at."""
+
+    def fixed(self, count: int) -> Batches:
+        """Return so many batches, the same each time."""
+        ...
+
+    def balanced(self, per_class: int) -> Batches:
+        """Return batches that hold so many images of each class together."""
+        ...
+
+
 @dataclass
 class Site:
-    """Where algorithms are built. `masks`: None where nothing is pruned; `schedule`: how sparse the run is when;
-    `begins`: the same of the pruning alone, where another part changes the sparsity afterwards; `starts`: the networks
-    of `Component.starts`; `rewind`: the weights that each round goes back to; `changed` is told of mask changes,
-    `removed` of parameters that are gone.
+    """Where algorithms are built. `structure`: of the plain network; `model`: that network, changed by the parts;
+    `masks`: None where nothing is pruned; `schedule`: how sparse the run is when; `begins`: the same of the pruning
+    alone, where another part changes the sparsity afterwards; `network` gives a network of `Component.starts`, a copy
+    of its own; `rewind`: the weights that each round goes back to; `changed` is told of mask changes, `removed` of
+    parameters that are gone; `probe`: how scores run the network.
     """
 
     config: Config
-    data: Data
+    structure: Structure
+    images: Images
+    probe: Probe
     model: nn.Module
     masks: Masks | None
     clock: Clock
     schedule: Schedule
     begins: Schedule
-    starts: dict[str, Path]
+    network: Callable[[str], nn.Module]
     rewind: dict[str, Tensor] | None
     changed: Changed
     say: Callable[[str], None]
@@ -94,14 +109,14 @@ class Component:
         """Return the runs that are needed first, by what their networks are for: parent, dense, reference, rewound."""
         return {}
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Config, structure: Structure) -> None:
         """Raise UserError for what this part cannot do in this run, in one line that says what to do."""
 
     def hindrance(self, config: Config) -> str | None:
         """Return why compute=sparse cannot train this, and what else to ask for; None where it can."""
         return None
 
-    def alter(self, model: nn.Module, config: Config) -> None:
+    def alter(self, model: nn.Module, config: Config, structure: Structure) -> None:
         """Change the plain network, in place. Raise UserError where that does not fit."""
 
     def sparsity(self, config: Config, clock: Clock) -> Schedule | None:
@@ -150,12 +165,11 @@ def often(times: int) -> str:
     return "once" if times == 1 else f"{times} times"
 
 
-def check_moves(said: str, config: Config, share: float) -> None:
+def check_moves(said: str, config: Config, structure: Structure, share: float) -> None:
     """Raise UserError where this share of the weights that the target keeps is less than one weight."""
-    from sparse_lab.methods.networks import counted
     from sparse_lab.sparsity.masks import num_kept
 
-    kept = num_kept(config.sparsity.target, counted(config).total)
+    kept = num_kept(config.sparsity.target, structure.size(config).total)
     if share * kept < 1.0:
         raise UserError(f"{said} of {kept:,} kept weights is less than one: nothing would ever move")
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sparse_lab.algorithms.base import Algorithm
+    from sparse_lab.methods.networks import Structure
 
 SHORT = 1e-2  # a row of this norm adds a hundredth of what it did; ResRep's paper cuts at 1e-5, after 180 epochs
 
@@ -26,7 +27,7 @@ class Compactors(Component):
     in_place_of = ("prune", "filters")
     paced_by = ("begin", "unit", "every")
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Config, structure: Structure) -> None:
         method, optimizer = config.method, recipe_of(config).optimizer
         assert method.prune is not None and method.filters is not None
         if method.prune.score != "compactor":
@@ -47,15 +48,14 @@ class Compactors(Component):
         if method.filters.coupled:
             raise UserError("compactors stand behind single layers: method.filters.coupled=false")
 
-    def alter(self, model: nn.Module, config: Config) -> None:
-        from sparse_lab.methods.networks import filter_groups
+    def alter(self, model: nn.Module, config: Config, structure: Structure) -> None:
         from sparse_lab.models import compactors
 
         try:
-            compactors.install(model, [group.name for group in filter_groups(config)])
+            compactors.install(model, [group.name for group in structure.filter_groups(config)])
         except ValueError as error:
             raise UserError(
-                f"method.compactors does not fit {config.model.name}: {error}: use another model or method"
+                f"method.compactors does not fit {structure.name}: {error}: use another model or method"
             ) from None
 
     def build(self, site: Site) -> list[Algorithm]:

@@ -22,6 +22,7 @@ from sparse_lab.sparsity.schedules import Constant, Cyclic, Schedule
 
 if TYPE_CHECKING:
     from sparse_lab.algorithms.base import Algorithm
+    from sparse_lab.methods.networks import Structure
 
 
 class Cycles(Component):
@@ -34,8 +35,7 @@ class Cycles(Component):
     paced_by = ("every", "lengths", "unit")
     read_when: ClassVar = {"gradients": with_clipping(part)}
 
-    def check(self, config: Config) -> None:
-        from sparse_lab.methods.networks import counted
+    def check(self, config: Config, structure: Structure) -> None:
         from sparse_lab.sparsity.distributions import DISTRIBUTIONS
         from sparse_lab.sparsity.masks import num_kept
 
@@ -55,8 +55,8 @@ class Cycles(Component):
                 "method.cycles split each density anew: "
                 f"method.prune.distribution={prune.distribution} must be one of {', '.join(DISTRIBUTIONS)}"
             )
-        check_moves(f"method.cycles.multiplier={cycles.multiplier:.12g}", config, cycles.multiplier - 1.0)
-        size, density = counted(config), 1.0 - config.sparsity.target
+        check_moves(f"method.cycles.multiplier={cycles.multiplier:.12g}", config, structure, cycles.multiplier - 1.0)
+        size, density = structure.size(config), 1.0 - config.sparsity.target
         most = num_kept(1.0 - cycles.multiplier * density, size.total)
         if most > size.unique:
             highest = math.floor(1000 * size.unique / (density * size.total)) / 1000

@@ -11,6 +11,8 @@ from sparse_lab.methods.base import Component
 if TYPE_CHECKING:
     from torch import nn
 
+    from sparse_lab.methods.networks import Structure
+
 
 class DCT(Component):
     part = "dct"
@@ -19,7 +21,7 @@ class DCT(Component):
     schedules = ("constant", "cubic", "one_shot")
     from_scratch = True
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Config, structure: Structure) -> None:
         from sparse_lab.sparsity.scores import OF_WEIGHTS
 
         assert config.method.prune is not None
@@ -33,7 +35,7 @@ class DCT(Component):
     def hindrance(self, config: Config) -> str | None:
         return f"method {config.method.name} adds a dense matrix to its sparse weights (method.dct): use another method"
 
-    def alter(self, model: nn.Module, config: Config) -> None:
+    def alter(self, model: nn.Module, config: Config, structure: Structure) -> None:
         from sparse_lab.models import offsets
 
         offsets.install_dct(model)

@@ -20,6 +20,7 @@ from sparse_lab.sparsity.schedules import Constant, Cubic, DropFraction, Schedul
 
 if TYPE_CHECKING:
     from sparse_lab.algorithms.base import Algorithm
+    from sparse_lab.methods.networks import Structure
 
 
 class DropAndGrow(Component):
@@ -47,10 +48,12 @@ class DropAndGrow(Component):
 
         return drop_and_grow.DropAndGrow(*network, **how)
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Config, structure: Structure) -> None:
         settings = getattr(config.method, self.part)
         check_scores(f"method.{self.part}", settings.drop, settings.grow)
-        check_moves(f"method.{self.part}.drop_fraction={settings.drop_fraction:g}", config, settings.drop_fraction)
+        check_moves(
+            f"method.{self.part}.drop_fraction={settings.drop_fraction:g}", config, structure, settings.drop_fraction
+        )
 
     def begins(self, config: Config, clock: Clock) -> Schedule | None:
         cubic = config.schedule.cubic  # prunes before each update

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sparse_lab.algorithms.base import Algorithm
+    from sparse_lab.methods.networks import Structure
 
 
 class DyReLU(Component):
@@ -24,7 +25,7 @@ class DyReLU(Component):
     removes_parameters = True
     paced_by = ("begin", "end", "unit")
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Config, structure: Structure) -> None:
         phasing, epochs = config.method.dyrelu, recipe_of(config).epochs
         assert phasing is not None
         if phasing.begin >= phasing.end:
@@ -35,15 +36,14 @@ class DyReLU(Component):
                 f"({epochs} epochs)"
             )
 
-    def alter(self, model: nn.Module, config: Config) -> None:
+    def alter(self, model: nn.Module, config: Config, structure: Structure) -> None:
         from sparse_lab.models import dyrelu
 
         try:
-            dyrelu.install(model, config.dataset.image_size)
+            dyrelu.install(model, structure.shape)
         except ValueError as error:
             raise UserError(
-                f"method.dyrelu does not fit {config.model.name}: {error}: use a network with ReLU, or "
-                "method.dyrelu=null"
+                f"method.dyrelu does not fit {structure.name}: {error}: use a network with ReLU, or method.dyrelu=null"
             ) from None
 
     def idle(self, config: Config, clock: Clock) -> list[str]:

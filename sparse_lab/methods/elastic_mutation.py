@@ -13,6 +13,7 @@ from sparse_lab.sparsity.schedules import Bounds, Constant, Schedule
 
 if TYPE_CHECKING:
     from sparse_lab.algorithms.base import Algorithm
+    from sparse_lab.methods.networks import Structure
 
 
 class ElasticMutation(Component):
@@ -25,11 +26,11 @@ class ElasticMutation(Component):
     paced_by = ("update_every", "unit", "milestones")
     read_when: ClassVar = {"gradients": with_clipping(part)}
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Config, structure: Structure) -> None:
         settings = _settings(config)
         check_scores("method.elastic_mutation", settings.drop, settings.grow)
         _check_stages(settings)
-        _check_densities(config, settings)
+        _check_densities(config, structure, settings)
 
     def begins(self, config: Config, clock: Clock) -> Schedule | None:
         return Constant(1.0 - _settings(config).high[0] * (1.0 - config.sparsity.target))
@@ -99,11 +100,10 @@ def _check_stages(settings: ElasticMutationConfig) -> None:
         raise UserError(f"{part}.distribution={settings.distribution}: one of {', '.join(DISTRIBUTIONS)}")
 
 
-def _check_densities(config: Config, settings: ElasticMutationConfig) -> None:
-    from sparse_lab.methods.networks import counted
+def _check_densities(config: Config, structure: Structure, settings: ElasticMutationConfig) -> None:
     from sparse_lab.sparsity.masks import num_kept
 
-    size, density = counted(config), 1.0 - config.sparsity.target
+    size, density = structure.size(config), 1.0 - config.sparsity.target
     for times, word in ((min(settings.low), "empties a layer"), (max(settings.high), "is more than there is")):
         kept = num_kept(1.0 - times * density, size.total)
         if not size.layers <= kept <= size.unique:

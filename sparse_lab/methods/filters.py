@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import TYPE_CHECKING
 
 from sparse_lab.config import Config, MethodConfig
@@ -12,11 +11,9 @@ from sparse_lab.methods.base import Component, Site
 from sparse_lab.methods.prune import batches, plain_pruning
 
 if TYPE_CHECKING:
-    import torch
-
     from sparse_lab.algorithms.base import Algorithm
     from sparse_lab.algorithms.structured.selector import FilterSelector
-    from sparse_lab.methods.networks import Spec
+    from sparse_lab.methods.networks import Structure
 
 
 class Filters(Component):
@@ -26,10 +23,10 @@ class Filters(Component):
     schedules = ("one_shot", "iterative", "cubic", "soft", "layerwise", "at_end")
     in_place_of = ("prune",)
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Config, structure: Structure) -> None:
         _check_pruning(config)
         _check_rates(config)
-        _check_channels(config)
+        _check_channels(config, structure)
 
     def build(self, site: Site) -> list[Algorithm]:
         return [plain_pruning(site, filter_selector(site))]
@@ -41,15 +38,14 @@ class Filters(Component):
 def filter_selector(site: Site) -> FilterSelector:
     """Return what chooses the filters that stay."""
     from sparse_lab.algorithms.structured.selector import FilterSelector
-    from sparse_lab.methods.networks import filter_groups
     from sparse_lab.sparsity.flops import layer_costs
 
     prune, filters = site.config.method.prune, site.config.method.filters
     assert prune is not None and filters is not None and site.masks is not None
     return FilterSelector(
         site.masks,
-        filter_groups(site.config),
-        {cost.name: cost.macs // cost.total for cost in layer_costs(site.model, site.config.dataset.image_size)},
+        site.structure.filter_groups(site.config),
+        {cost.name: cost.macs // cost.total for cost in layer_costs(site.model, site.structure.shape)},
         prune.score,
         prune.distribution,
         rates=filters.rates,
@@ -99,19 +95,17 @@ def _check_rates(config: Config) -> None:
         )
 
 
-def _check_channels(config: Config) -> None:
+def _check_channels(config: Config, structure: Structure) -> None:
     """Would the rates, or what sparsity.target and method.filters.flops ask, take a layer's last filter?"""
     import torch
 
-    from sparse_lab.methods.networks import filter_groups, spec_of
     from sparse_lab.sparsity.masks import num_kept
     from sparse_lab.sparsity.structured import channels
 
     chosen = config.method.filters
     assert chosen is not None
-    groups = filter_groups(config)
-    costs = _costs(spec_of(config))
-    shapes = {name: shape for name, (shape, _) in costs.items()}
+    groups = structure.filter_groups(config)
+    shapes, costs = structure.weights, structure.costs
     total = sum(shape.numel() for shape in shapes.values())
     if chosen.rates:
         nothing = {group.name: torch.zeros(group.channels) for group in groups}
@@ -137,22 +131,10 @@ def _check_channels(config: Config) -> None:
             f"sparsity.target={config.sparsity.target:g} takes the last filter of a layer: by filters the highest "
             f"sparsity here is {highest:.6f}{more}"
         )
-    macs = sum(cost for _, cost in costs.values())
-    least = sum(cost * fewest[name] / shape.numel() for name, (shape, cost) in costs.items())
+    macs = sum(costs.values())
+    least = sum(costs[name] * fewest[name] / shape.numel() for name, shape in shapes.items())
     if chosen.flops is not None and (1.0 - chosen.flops) * macs < least:
         raise UserError(
             f"method.filters.flops={chosen.flops:g} takes the last filter of a layer: at most "
             f"{math.floor(1e6 * (1 - least / macs)) / 1e6:.6f} of the multiply-adds can go here{more}"
         )
-
-
-@cache
-def _costs(spec: Spec) -> dict[str, tuple[torch.Size, int]]:
-    """Shape and multiply-adds of every counted layer of a plain network."""
-    from sparse_lab.methods.networks import meta_network
-    from sparse_lab.sparsity.flops import layer_costs
-    from sparse_lab.sparsity.masks import layers
-
-    model = meta_network(spec)
-    found = layers(model)
-    return {cost.name: (found[cost.name].weight.shape, cost.macs) for cost in layer_costs(model, spec[3])}

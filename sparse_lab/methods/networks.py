@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+import copy
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,8 @@ from sparse_lab.config import Config
 from sparse_lab.errors import UserError
 from sparse_lab.models import weight_sharing
 from sparse_lab.sparsity import masks
+from sparse_lab.sparsity.flops import layer_costs
+from sparse_lab.sparsity.images import Shape
 from sparse_lab.sparsity.structured import channels
 
 
@@ -29,18 +32,6 @@ def spec_of(config: Config) -> Spec:
     return config.model.name, config.dataset.num_classes, config.model.width, config.dataset.image_size
 
 
-@lru_cache(maxsize=8)
-def meta_network(spec: Spec, sharing: bool = False) -> nn.Module:
-    """The plain network on the device "meta", to ask for its structure; it is not the caller's to change. sharing: with
-    shared weights.
-    """
-    with torch.device("meta"):
-        network = models.build(*spec)
-        if sharing:
-            weight_sharing.share(network)
-        return network
-
-
 class Size(NamedTuple):
     """Counted weights before sharing, those that exist, and the layers that hold them."""
 
@@ -49,42 +40,81 @@ class Size(NamedTuple):
     layers: int
 
 
-def counted(config: Config) -> Size:
-    """The size of the network that the method trains, without its memory."""
-    return _size(spec_of(config), config.method.sharing is not None)
+class Structure:
+    """What the parts of a method ask of the plain network that they are for, before any of them changes it.
+
+    name: the network's, for messages. hollow: it on the device "meta", not the caller's to change. shape: of one input;
+    None where nobody has said it.
+    """
+
+    def __init__(self, name: str, hollow: nn.Module, shape: Shape | None) -> None:
+        self.name = name
+        self.hollow = hollow
+        self._shape = shape
+        self._groups: dict[bool, list[channels.Group]] = {}
+
+    @property
+    def shape(self) -> Shape:
+        if self._shape is None:
+            raise UserError(
+                f"an input has to go through {self.name} for this method: give input_shape=(C, H, W), or batches="
+            )
+        return self._shape
+
+    @cached_property
+    def weights(self) -> dict[str, torch.Size]:
+        """The shape of every counted weight, by layer."""
+        return {name: layer.weight.shape for name, layer in masks.layers(self.hollow).items()}
+
+    @cached_property
+    def costs(self) -> dict[str, int]:
+        """Multiply-adds of one input, by layer."""
+        return {cost.name: cost.macs for cost in layer_costs(self.hollow, self.shape)}
+
+    def size(self, config: Config) -> Size:
+        """The size of the network that the method of `config` trains."""
+        return self._shared if config.method.sharing is not None else _size(self.hollow)
+
+    @cached_property
+    def _shared(self) -> Size:
+        shared = copy.deepcopy(self.hollow)
+        weight_sharing.share(shared)
+        return _size(shared)
+
+    def filter_groups(self, config: Config) -> list[channels.Group]:
+        """The channels that can go. Raises UserError when there are none."""
+        filters, method = config.method.filters, config.method.name
+        assert filters is not None
+        try:
+            if filters.coupled not in self._groups:
+                self._groups[filters.coupled] = channels.groups(self.hollow, self.shape, filters.coupled)
+        except ValueError as error:
+            raise UserError(
+                f"method {method} prunes filters, and {self.name} has none that can go: {error}: "
+                "use another model, or method.filters.coupled=true"
+            ) from None
+        found = self._groups[filters.coupled]
+        convs = [group for group in found if isinstance(self.hollow.get_submodule(group.name), nn.Conv2d)]
+        if not convs:
+            raise UserError(
+                f"method {method} prunes filters, and {self.name} has no convolution: use a model with "
+                "convolutions, or a method that prunes weights"
+            )
+        # behind a compactor stands one convolution, and nothing else may make what it shrinks
+        return [group for group in convs if len(group.producers) == 1] if config.method.compactors else found
 
 
-@cache
-def _size(spec: Spec, sharing: bool) -> Size:
-    model = meta_network(spec, sharing)
+def _size(model: nn.Module) -> Size:
     found = masks.layers(model).values()
     return Size(masks.count(model), sum(module.weight.numel() for module in found), len(found))
 
 
-def filter_groups(config: Config) -> list[channels.Group]:
-    """The channels of the plain network that can go. Raises UserError when there are none."""
-    chosen, filters = config.model.name, config.method.filters
-    assert filters is not None
-    spec = spec_of(config)
-    plain = meta_network(spec)
-    try:
-        found = list(_filter_groups(spec, filters.coupled))
-    except ValueError as error:
-        raise UserError(
-            f"method {config.method.name} prunes filters, and {chosen} has none that can go: {error}: "
-            "use another model, or method.filters.coupled=true"
-        ) from None
-    convs = [group for group in found if isinstance(plain.get_submodule(group.name), nn.Conv2d)]
-    if not convs:
-        raise UserError(
-            f"method {config.method.name} prunes filters, and {chosen} has no convolution: use a model with "
-            "convolutions, or a method that prunes weights"
-        )
-    # behind a compactor stands one convolution, and nothing else may make what it shrinks
-    return [group for group in convs if len(group.producers) == 1] if config.method.compactors else found
+def structure_of(config: Config) -> Structure:
+    """The structure of the plain network of `config`; a sweep's jobs all ask for the same few."""
+    return _structure(spec_of(config))
 
 
 @lru_cache(maxsize=8)
-def _filter_groups(spec: Spec, coupled: bool) -> tuple[channels.Group, ...]:
-    """An image's way through the network is followed once: a sweep's jobs all ask."""
-    return tuple(channels.groups(meta_network(spec), spec[3], coupled))
+def _structure(spec: Spec) -> Structure:
+    with torch.device("meta"):
+        return Structure(spec[0], models.build(*spec), spec[3])

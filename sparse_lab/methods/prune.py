@@ -17,6 +17,7 @@ from sparse_lab.methods.recipes import clock_of
 if TYPE_CHECKING:
     from sparse_lab.algorithms.base import Algorithm
     from sparse_lab.algorithms.selectors import Selector, WeightSelector
+    from sparse_lab.methods.networks import Structure
 
 
 def _looks_at_data(config: Config) -> bool:
@@ -49,10 +50,10 @@ class Prune(Component):
         rewound = _rewound(config)
         return {"parent": phases.dense(config)} | ({} if rewound is None else {"rewound": rewound})
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Config, structure: Structure) -> None:
         settings = _settings(config)
         _check_rewinding(config, settings)
-        _check_counts(config)
+        _check_counts(config, structure)
         if config.method.regrow is None and config.method.init_from not in (None, "dense"):
             raise UserError(
                 f"method.init_from={config.method.init_from}: pruning starts from dense, or from scratch (null)"
@@ -104,25 +105,26 @@ def weight_selector(site: Site) -> WeightSelector:
     from sparse_lab.algorithms.selectors import WeightSelector
     from sparse_lab.sparsity.paths import connected_init
 
-    settings, image_size = _settings(site.config), site.config.dataset.image_size
+    settings = _settings(site.config)
     assert site.masks is not None
-    reserve = partial(connected_init, site.model, image_size) if site.config.sparsity.connected_init else None
+    connected = site.config.sparsity.connected_init
+    reserve = partial(connected_init, site.model, site.structure.shape) if connected else None
     return WeightSelector(
         site.masks,
         settings.score,
         settings.distribution,
         batches=batches(site),
-        image_size=image_size,
+        probe=site.probe,
         reserve=reserve,
     )
 
 
 def batches(site: Site) -> Callable[[], Any]:
     """Return what fetches the training batches that a score looks at."""
-    settings, train = _settings(site.config), site.data.train
+    settings, images = _settings(site.config), site.images
     if settings.per_class is None:
-        return partial(train.fixed, settings.batches)
-    return partial(train.balanced, settings.per_class)
+        return partial(images.fixed, settings.batches)
+    return partial(images.balanced, settings.per_class)
 
 
 def _rewound(config: Config) -> Config | None:
@@ -162,12 +164,11 @@ def _check_connected(config: Config, settings: PruneConfig) -> None:
         raise UserError(f"method.prune.iterations={settings.iterations} does not go with sparsity.connected_init=true")
 
 
-def _check_counts(config: Config) -> None:
+def _check_counts(config: Config, structure: Structure) -> None:
     """Would a sparsity on the way empty a layer?"""
-    from sparse_lab.methods.networks import counted
     from sparse_lab.sparsity.masks import num_kept
 
-    size, start = counted(config), phases.regrowth_start(config)
+    size, start = structure.size(config), phases.regrowth_start(config)
     if start >= 1.0:  # what regrows is too much, and its component says so
         return
     kept = num_kept(start, size.total)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from sparse_lab.config import Config, MethodConfig, RegrowConfig
@@ -15,6 +14,7 @@ from sparse_lab.sparsity.schedules import Regrowth, Schedule
 
 if TYPE_CHECKING:
     from sparse_lab.algorithms.base import Algorithm
+    from sparse_lab.methods.networks import Structure
 
 
 def _grows(config: Config) -> bool:
@@ -66,18 +66,14 @@ class Regrow(Component):
             found["reference"] = phases.one_way(config, config.sparsity.target)
         return found if settings.score == "none" else found | {"dense": phases.dense(config)}
 
-    def check(self, config: Config) -> None:
-        from sparse_lab.training.checkpoint_io import load_checkpoint
-
+    def check(self, config: Config, structure: Structure) -> None:
         settings = _settings(config)
         if config.method.init_from in (None, "dense"):
             raise UserError(f"method {config.method.name!r}: method.init_from must name the pruning method before it")
-        _check_start(config, settings)
+        _check_start(config, structure, settings)
         _check_score(settings)
-        if settings.reference is not None:
-            load_checkpoint(settings.reference)
         if settings.distribution == "given":
-            _check_given(config, settings)
+            _check_given(config, structure, settings)
 
     def sparsity(self, config: Config, clock: Clock) -> Schedule | None:
         start, end = phases.regrowth_start(config), phases.final_sparsity(config)
@@ -85,35 +81,29 @@ class Regrow(Component):
 
     def build(self, site: Site) -> list[Algorithm]:
         from sparse_lab.algorithms import regrow
-        from sparse_lab.methods.networks import build_model
-        from sparse_lab.training.checkpoint_io import load_into, load_network
+        from sparse_lab.sparsity.masks import layers
 
-        settings, starts = _settings(site.config), dict(site.starts)
+        settings = _settings(site.config)
         if settings.score == "none":
             return []
         assert site.masks is not None
-        dense = build_model(site.config)
-        load_into(dense, load_network(starts["dense"]), starts["dense"])
-        if settings.reference is not None:
-            starts["reference"] = Path(settings.reference)
         reference = None
-        if "reference" in starts:
-            state = load_network(starts["reference"])
-            reference = {name: state[f"{name}.weight"] for name in site.masks.layers}
+        if settings.score == "reference":
+            reference = {name: layer.weight.detach() for name, layer in layers(site.network("reference")).items()}
         return [
             regrow.Regrow(
                 site.model,
                 site.masks,
                 site.schedule,
-                dense,
+                site.network("dense"),
                 score=settings.score,
                 score_on=settings.score_on,
                 distribution=settings.given if settings.distribution == "given" else settings.distribution,
                 ssim_layers=settings.ssim_layers,
                 value=settings.value,
                 reference=reference,
-                batches=partial(site.data.train.fixed, settings.batches),
-                image_size=site.config.dataset.image_size,
+                batches=partial(site.images.fixed, settings.batches),
+                probe=site.probe,
                 seed=site.config.seed,
                 changed=site.changed,
             )
@@ -129,7 +119,7 @@ def _settings(config: Config) -> RegrowConfig:
     return config.method.regrow
 
 
-def _check_start(config: Config, settings: RegrowConfig) -> None:
+def _check_start(config: Config, structure: Structure, settings: RegrowConfig) -> None:
     target, start = config.sparsity.target, phases.regrowth_start(config)
     if start >= 1.0:
         raise UserError(
@@ -137,18 +127,17 @@ def _check_start(config: Config, settings: RegrowConfig) -> None:
             f"would have to start at {start:g}: use a smaller method.regrow.budget or a lower sparsity.target"
         )
     if settings.score != "none" and settings.start != "target":
-        _check_growth(config, settings)
+        _check_growth(config, structure, settings)
     if settings.start == "target" and settings.score != "none":
         raise UserError(
             f"method.regrow.start=target leaves nothing to regrow: method.regrow.score=none, not {settings.score}"
         )
 
 
-def _check_growth(config: Config, settings: RegrowConfig) -> None:
-    from sparse_lab.methods.networks import counted
+def _check_growth(config: Config, structure: Structure, settings: RegrowConfig) -> None:
     from sparse_lab.sparsity.masks import num_kept
 
-    total = counted(config).total
+    total = structure.size(config).total
     growth = num_kept(config.sparsity.target, total) - num_kept(phases.regrowth_start(config), total)
     if growth < settings.steps:
         raise UserError(
@@ -172,11 +161,10 @@ def _check_score(settings: RegrowConfig) -> None:
         )
 
 
-def _check_given(config: Config, settings: RegrowConfig) -> None:
-    from sparse_lab.methods.networks import meta_network, spec_of
-    from sparse_lab.sparsity.masks import layers, num_kept
+def _check_given(config: Config, structure: Structure, settings: RegrowConfig) -> None:
+    from sparse_lab.sparsity.masks import num_kept
 
-    sizes = {name: module.weight.numel() for name, module in layers(meta_network(spec_of(config))).items()}
+    sizes = {name: shape.numel() for name, shape in structure.weights.items()}
     if not settings.given:
         raise UserError("method.regrow.distribution=given needs method.regrow.given=[LAYER, ...]")
     if len(set(settings.given)) < len(settings.given):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from sparse_lab.config import ROUNDS, Config, ScheduleConfig, as_written, present
 from sparse_lab.errors import UserError, nearest
@@ -20,6 +20,9 @@ from sparse_lab.sparsity.schedules import (
     Regrowth,
     Schedule,
 )
+
+if TYPE_CHECKING:
+    from sparse_lab.methods.networks import Structure
 
 
 class Kind:
@@ -44,7 +47,7 @@ class Kind:
         """Return the epochs of a round where they are given."""
         return None
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Config, structure: Structure) -> None:
         """Raise UserError for settings that do not go together."""
 
     def idle(self, config: Config, clock: Clock) -> list[str]:
@@ -75,8 +78,7 @@ class KindIterative(Kind):
         assert config.schedule.iterative is not None
         return config.schedule.iterative.round_epochs
 
-    def check(self, config: Config) -> None:
-        from sparse_lab.methods.networks import counted
+    def check(self, config: Config, structure: Structure) -> None:
         from sparse_lab.sparsity.masks import num_kept
 
         chosen, start = config.schedule.iterative, phases.regrowth_start(config)
@@ -87,7 +89,7 @@ class KindIterative(Kind):
                 f"schedule.iterative.share={chosen.share:.12g} takes all of sparsity {start:g} in one round: lower it, "
                 "or use schedule=one_shot"
             )
-        total = counted(config).total
+        total = structure.size(config).total
         most = min(ROUNDS, max(1, total - num_kept(min(start, 1.0), total)))
         if rounds > most:
             raise UserError(
@@ -136,7 +138,7 @@ class KindCubic(Kind):
         end = min(math.floor(chosen.end * steps), steps - 1)
         return Cubic(config.sparsity.target, math.floor(chosen.begin * steps), end, chosen.every, chosen.initial)
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Config, structure: Structure) -> None:
         chosen = config.schedule.cubic
         assert chosen is not None
         if chosen.begin >= chosen.end:
@@ -166,7 +168,7 @@ class KindAlternating(Kind):
         )
         return Alternating(config.sparsity.target, begin, max(1, turn), dense_from, end)
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Config, structure: Structure) -> None:
         chosen = config.schedule.alternating
         assert chosen is not None
         if not chosen.begin < chosen.end - chosen.last_dense <= chosen.end < 1.0:
@@ -229,10 +231,10 @@ def kind_of(schedule: ScheduleConfig) -> Kind:
     return KINDS[there[0]]
 
 
-def check(config: Config) -> None:
+def check(config: Config, structure: Structure) -> None:
     """Raise UserError where the schedule that is there cannot do what this run asks."""
     kind, name = kind_of(config.schedule), config.schedule.name
-    kind.check(config)
+    kind.check(config, structure)
     if kind.whole_filters and config.method.filters is None:
         raise UserError(
             f"schedule={name} is for whole filters: use method=sfp or hrank, or method.filters={{}}, or another "

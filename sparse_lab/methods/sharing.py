@@ -11,6 +11,8 @@ from sparse_lab.methods.base import Component
 if TYPE_CHECKING:
     from torch import nn
 
+    from sparse_lab.methods.networks import Structure
+
 
 class Sharing(Component):
     part = "sharing"
@@ -19,12 +21,12 @@ class Sharing(Component):
     schedules = ("constant",)
     from_scratch = True
 
-    def alter(self, model: nn.Module, config: Config) -> None:
+    def alter(self, model: nn.Module, config: Config, structure: Structure) -> None:
         from sparse_lab.models import weight_sharing
 
         try:
             weight_sharing.share(model)
         except ValueError as error:
             raise UserError(
-                f"method.sharing does not fit {config.model.name}: {error}: use model=resnet34, or method.sharing=null"
+                f"method.sharing does not fit {structure.name}: {error}: use model=resnet34, or method.sharing=null"
             ) from None

@@ -5,11 +5,14 @@ They stand in the order in which they change a network and are built.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sparse_lab import config as schema
 from sparse_lab.config import Config, MethodConfig
+from sparse_lab.errors import UserError
+from sparse_lab.methods import schedules
 from sparse_lab.methods.base import Component, Site
 from sparse_lab.methods.compactors import Compactors
 from sparse_lab.methods.cycles import Cycles
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sparse_lab.algorithms.base import Algorithm
+    from sparse_lab.methods.networks import Structure
 
 COMPONENTS: dict[str, Component] = {
     one.part: one
@@ -101,22 +105,64 @@ def too_long(config: Config, clock: Clock) -> Iterator[tuple[str, tuple[str, ...
             yield line, tuple(f"schedule.{config.schedule.name}.{name}" for name in kind.paced_by)
 
 
-def alter(model: nn.Module, config: Config) -> nn.Module:
+def alter(model: nn.Module, config: Config, structure: Structure) -> nn.Module:
     """Let every part change the plain network, in place. Raise UserError when the two do not go together."""
     for one in present(config.method):
-        one.alter(model, config)
+        one.alter(model, config, structure)
     return model
+
+
+def check_together(config: Config, structure: Structure) -> None:
+    """Raise UserError where the parts of the method do not go together, or not with the schedule."""
+    there = present(config.method)
+    for one in there:
+        _check_parts(one, config)
+    if config.method.prune is not None:
+        schedules.check(config, structure)
+        _check_schedule(there, config)
+
+
+def check(config: Config, structure: Structure) -> None:
+    """Raise UserError for what a part of the method cannot do in this run."""
+    for one in present(config.method):
+        one.check(config, structure)
+
+
+def _check_parts(one: Component, config: Config) -> None:
+    """What a part says of the others, and of where the training starts."""
+    there = schema.present(config.method)
+    for needed in one.needs:
+        if needed not in there:
+            raise UserError(
+                f"method.{one.part} needs method.{needed}, which is null: method.{needed}={{}} adds it, "
+                f"method.{one.part}=null does without both"
+            )
+    for other in one.not_with:
+        if other in there:
+            raise UserError(f"method.{one.part} does not go with method.{other}: set one of them to null")
+    if one.from_scratch and config.method.init_from is not None:
+        raise UserError(
+            f"method.{one.part} is for training from scratch: method.init_from={config.method.init_from}, not null"
+        )
+
+
+def _check_schedule(there: list[Component], config: Config) -> None:
+    for one in there:
+        if one.schedules and config.schedule.name not in one.schedules:
+            raise UserError(
+                f"method.{one.part} works with schedule={' or '.join(one.schedules)}, not {config.schedule.name}"
+            )
 
 
 def altered_meta_network(config: Config) -> nn.Module:
     """Return the network that the method trains, on the device "meta". Raise UserError where the two do not fit."""
     import torch
 
-    from sparse_lab import models
-    from sparse_lab.methods.networks import spec_of
+    from sparse_lab.methods.networks import structure_of
 
+    structure = structure_of(config)
     with torch.device("meta"):
-        return alter(models.build(*spec_of(config)), config)
+        return alter(copy.deepcopy(structure.hollow), config, structure)
 
 
 def build(site: Site) -> list[Algorithm]:

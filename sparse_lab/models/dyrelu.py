@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import handle_torch_function, has_torch_function
 
+from sparse_lab.sparsity.images import Shape, image_like
+
 PIECES = 2
 REDUCTION = 4
 SPANS = (1.0, 1.0, 0.5, 0.5)  # how far theta in (-1, 1) moves a1, a2, b1 and b2
@@ -65,7 +67,7 @@ def dynamic_relu(x: Tensor, coefficients: Tensor) -> Tensor:
     return a2 * x + b2 + functional.relu((a1 - a2) * x + (b1 - b2))
 
 
-def install(model: nn.Module, image_size: int) -> None:
+def install(model: nn.Module, shape: Shape) -> None:
     """A DyReLU with parameters of its own in place of every ReLU of `model`, in the order of the network.
 
     One image of zeros goes through the network to learn each ReLU's channels. Raises ValueError when the network has no
@@ -73,7 +75,7 @@ def install(model: nn.Module, image_size: int) -> None:
     """
     if any(isinstance(module, nn.ReLU6) for module in model.modules()):
         raise ValueError("its activations are ReLU6, and DyReLU fades into ReLU")
-    channels = _channels(model, image_size)
+    channels = _channels(model, shape)
     if not channels:
         raise ValueError("it has no ReLU")
     for name, number in channels.items():
@@ -107,18 +109,17 @@ def rebuild_structure(model: nn.Module, names: Iterable[str]) -> None:
         remove(model)
 
 
-def _channels(model: nn.Module, image_size: int) -> dict[str, int]:
+def _channels(model: nn.Module, shape: Shape) -> dict[str, int]:
     seen: dict[str, int] = {}
     hooks = [
         module.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0].shape[1]}))
         for name, module in model.named_modules()
         if isinstance(module, nn.ReLU)
     ]
-    weight = next(model.parameters())
     modes = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype))
+            model.eval()(image_like(model, shape))
     finally:
         for hook in hooks:
             hook.remove()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_lab.sparsity.images import Shape, image_like
 from sparse_lab.sparsity.masks import COUNTED, Counted, count_kept, layers, tied_layers
 
 # replaced for the sweep: on non-negative numbers, only these could stop or redirect a path
@@ -39,12 +40,12 @@ class Connectivity:
         return {key: value for key, value in asdict(self).items() if key != "effective_by_layer"}
 
 
-def connectivity(model: nn.Module, image_size: int) -> Connectivity:
+def connectivity(model: nn.Module, shape: Shape) -> Connectivity:
     """How much of what the masks of `model` keep has an effect. A channel (of a conv) is dead when none of its weights
     is on a path; a layer is dead when none of its weights is. A path through a layer's dense offset keeps alive too.
     """
     masks = {name: _kept(module) for name, module in layers(model).items()}
-    crossed, links, logits = _sweep(model, image_size, masks)
+    crossed, links, logits = _sweep(model, shape, masks)
     alive = {name: mask | links[name] if name in links else mask for name, mask in crossed.items()}
     convs = [mask.flatten(1).any(1) for mask in alive.values() if mask.dim() > 2]
     effective = count_kept(crossed)
@@ -62,7 +63,7 @@ def connectivity(model: nn.Module, image_size: int) -> Connectivity:
     )
 
 
-def on_paths(model: nn.Module, image_size: int, masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+def on_paths(model: nn.Module, shape: Shape, masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
     """Which weights of `masks` lie on a path from an input pixel to a logit, and which logits a path reaches.
 
     `masks` holds a bool tensor of the weight's shape for every counted layer; both answers are bool, on the CPU. A path
@@ -74,12 +75,12 @@ def on_paths(model: nn.Module, image_size: int, masks: Mapping[str, Tensor]) -> 
     summed logits is positive exactly at the weights that lie on one. Taps that only ever see padding are on none. The
     product of 50 fan-ins is far from float64's limits.
     """
-    crossed, _, logits = _sweep(model, image_size, masks)
+    crossed, _, logits = _sweep(model, shape, masks)
     return {name: mask.cpu() for name, mask in crossed.items()}, logits.cpu()
 
 
 def _sweep(
-    model: nn.Module, image_size: int, masks: Mapping[str, Tensor]
+    model: nn.Module, shape: Shape, masks: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """What `on_paths` returns, and between the two the places in which a path crosses a layer through its offset."""
     probe = copy.deepcopy(model).double().eval()
@@ -92,9 +93,8 @@ def _sweep(
     for module in (one for tied in tied_layers(probe).values() for one in tied):
         if module.bias is not None:
             module.bias.data.zero_()
-    image = torch.ones(1, 3, image_size, image_size, dtype=torch.float64, device=next(probe.parameters()).device)
     with torch.enable_grad():
-        logits = probe(image).flatten()
+        logits = probe(image_like(probe, shape, 1.0)).flatten()
         grads = torch.autograd.grad(logits.sum(), [module.weight for module in counted.values()], allow_unused=True)
     # an offset has the gradient of the weight in its place
     on_path = {

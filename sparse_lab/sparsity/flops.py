@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse_lab.sparsity.images import Shape, image_like
 from sparse_lab.sparsity.masks import Counted, tied_layers
 from sparse_lab.sparsity.scores import evaluating
 
@@ -26,7 +27,7 @@ class LayerCost:
     sparse_macs: int
 
 
-def layer_costs(model: nn.Module, image_size: int) -> list[LayerCost]:
+def layer_costs(model: nn.Module, shape: Shape) -> list[LayerCost]:
     """One entry a counted layer, in the model's order; runs one image through the network in evaluation mode."""
     found = tied_layers(model)
     uses: dict[str, int] = dict.fromkeys(found, 0)
@@ -37,8 +38,7 @@ def layer_costs(model: nn.Module, image_size: int) -> list[LayerCost]:
     hooks += [one.register_forward_hook(_count_uses(uses, names[one.out_proj])) for one in attentions]
     try:
         with torch.no_grad(), evaluating(model):
-            weight = next(model.parameters())
-            model(torch.zeros(1, 3, image_size, image_size, device=weight.device, dtype=weight.dtype))
+            model(image_like(model, shape))
     finally:
         for hook in hooks:
             hook.remove()

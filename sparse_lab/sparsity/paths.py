@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from sparse_lab.errors import SparseLabError
 from sparse_lab.sparsity.connectivity import on_paths
+from sparse_lab.sparsity.images import Shape
 from sparse_lab.sparsity.masks import Counted, layers
 
 IMAGE = 3  # channels of an image
 
 
 def connected_init(
-    model: nn.Module, image_size: int, generator: torch.Generator, counts: Mapping[str, int]
+    model: nn.Module, shape: Shape, generator: torch.Generator, counts: Mapping[str, int]
 ) -> dict[str, Tensor]:
     """Bool masks (shape of each counted weight) of positions to keep first: at most `counts` in a layer, at least one,
     every one on a path from an input pixel to a logit. Raises SparseLabError where none can be laid.
@@ -43,7 +44,7 @@ def connected_init(
     centre = {name: place.shape[2] // 2 for name, place in places.items()}
     while True:
         laid = {name: place.mask(taps[name]).reshape(found[name].weight.shape) for name, place in places.items()}
-        crossed, _ = on_paths(model, image_size, laid)
+        crossed, _ = on_paths(model, shape, laid)
         missed = {name: ~place.at(crossed[name], taps[name]) for name, place in places.items()}
         if not any(bool(one.any()) for one in missed.values()):
             return {name: mask.to(found[name].weight.device) for name, mask in laid.items()}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparse_lab.errors import SparseLabError, nearest
+from sparse_lab.sparsity.images import Shape, image_like
 from sparse_lab.sparsity.masks import layers
 
 Scores = dict[str, Tensor]
@@ -58,13 +59,31 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
                 norm.track_running_stats = flag
 
 
+@dataclass(frozen=True)
+class Probe:
+    """How a score runs the network. `shape` gives that of one input, for scores that make an image of their own;
+    `loss`: of (outputs, targets) of a batch, a scalar; the mean over the batch.
+    """
+
+    shape: Callable[[], Shape] = lambda: 32
+    loss: Callable[[Any, Any], Tensor] = functional.cross_entropy
+
+
+USUAL = Probe()  # images of CIFAR, classified
+
+
+def as_input(images: Tensor, weight: Tensor) -> Tensor:
+    """`images` where `weight` lies, in its type unless they are whole numbers (tokens)."""
+    return images.to(weight) if images.is_floating_point() else images.to(weight.device)
+
+
 @dataclass
 class View:
     """What a score may look at: the network, batches of (images, labels), and a random generator (on the CPU).
 
     `batches` may be a function that makes them: decoding photos for a score of weights alone would be for nothing.
     `grads`: dense gradients that are at hand already (those of a training step); then no batch is looked at.
-    `image_size`: H = W in pixels, for scores that make an image of their own.
+    `probe`: how the network is run, see there.
     """
 
     model: nn.Module
@@ -72,7 +91,7 @@ class View:
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
     reference: Scores | None = None
     grads: Scores | None = None
-    image_size: int = 32
+    probe: Probe = USUAL
 
     def weights(self) -> Scores:
         return {name: module.weight.detach() for name, module in layers(self.model).items()}
@@ -84,18 +103,19 @@ class View:
         return self.batches
 
     def losses(self, temperature: float = 1.0) -> Iterator[Tensor]:
-        """Cross-entropy of logits / temperature, one a batch, each with its graph."""
+        """The loss of outputs / temperature, one a batch, each with its graph."""
         weight = next(iter(layers(self.model).values())).weight
         for images, labels in self.seen():
             with torch.enable_grad():
-                loss = functional.cross_entropy(self.model(images.to(weight)) / temperature, labels.to(weight.device))
+                output = self.model(as_input(images, weight))
+                loss = self.probe.loss(output if temperature == 1.0 else output / temperature, labels.to(weight.device))
             yield loss
 
     def gradients(self, power: int = 1, mode: Mode = evaluating, temperature: float = 1.0) -> Scores:
         """Mean over batches of gradient ** power, dense: pruned positions too. Leaves the network as it was.
 
         mode: `evaluating` uses BatchNorm's running statistics, `batch_statistics` each batch's own; neither moves them.
-        temperature: the loss is the cross-entropy of logits / temperature. Raises ValueError without batches.
+        temperature: the loss is that of outputs / temperature. Raises ValueError without batches.
         """
         if self.grads is not None:
             return {name: grad.pow(power) for name, grad in self.grads.items()}
@@ -234,10 +254,8 @@ def synflow(view: View) -> Scores:
         elif isinstance(value, nn.Parameter):
             value.data.abs_()
     weights = {name: module.weight for name, module in layers(probe).items()}
-    device = next(iter(weights.values())).device
-    image = torch.ones(1, 3, view.image_size, view.image_size, dtype=torch.float64, device=device)
     with torch.enable_grad():
-        grads = torch.autograd.grad(probe(image).sum(), list(weights.values()))
+        grads = torch.autograd.grad(probe(image_like(probe, view.probe.shape(), 1.0)).sum(), list(weights.values()))
     return {name: weight.detach() * grad for (name, weight), grad in zip(weights.items(), grads, strict=True)}
 
 

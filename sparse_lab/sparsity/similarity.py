@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparse_lab.sparsity.masks import layers
-from sparse_lab.sparsity.scores import evaluating
+from sparse_lab.sparsity.scores import as_input, evaluating
 
 SMALLEST_MAP = 3  # an SSIM window of 3x3 is the smallest that has a variance worth the name
 WINDOW = 7
@@ -35,7 +35,7 @@ def attention_maps(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -
     try:
         with torch.no_grad(), evaluating(model):
             for images, _ in batches:
-                model(images.to(weight))
+                model(as_input(images, weight))
                 seen += len(images)
     finally:
         for hook in hooks:

@@ -22,7 +22,7 @@ from sparse_lab.config import KINDS, conf_dir
 from sparse_lab.errors import UserError
 from sparse_lab.experiment.compose import ConfigSource, schema
 from sparse_lab.methods.base import FROM_GRADIENTS
-from sparse_lab.sparsity.scores import SCORES, View
+from sparse_lab.sparsity.scores import SCORES, Probe, View
 from sparse_lab.sparsity.structured.filter_scores import FILTER_SCORES
 from sparse_lab.sweep.plan import Request
 
@@ -150,7 +150,7 @@ def test_scores_from_gradients_are_those_that_differentiate(monkeypatch):
     batch = (torch.randn(2, 3, 4, 4), torch.tensor([0, 1]))
     reference = {"0": model[0].weight, "3": model[3].weight}
     for name in (*SCORES, *FILTER_SCORES):
-        {**SCORES, **FILTER_SCORES}[name](View(model, [batch], reference=reference, image_size=4))
+        {**SCORES, **FILTER_SCORES}[name](View(model, [batch], reference=reference, probe=Probe(lambda: 4)))
     assert asked == set(FROM_GRADIENTS)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparse_lab.errors import SparseLabError
-from sparse_lab.sparsity.scores import SCORES, View, find_score, lamp_of
+from sparse_lab.sparsity.scores import SCORES, Probe, View, find_score, lamp_of
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -251,7 +251,7 @@ def test_unknown_score_names_the_nearest_and_all() -> None:
 def test_every_score_has_the_weights_names_shapes_and_no_nan(name: str) -> None:
     net = _net().float()
     reference = {"conv": net.conv.weight.detach() * 2, "fc": net.fc.weight.detach() * 2}
-    scores = find_score(name)(View(net, _batches(), reference=reference, image_size=4))
+    scores = find_score(name)(View(net, _batches(), reference=reference, probe=Probe(lambda: 4)))
     assert {layer: score.shape for layer, score in scores.items()} == {
         "conv": net.conv.weight.shape,
         "fc": net.fc.weight.shape,

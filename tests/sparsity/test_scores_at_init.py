@@ -15,7 +15,7 @@ from sparse_lab.errors import SparseLabError
 from sparse_lab.models import dyrelu, weight_sharing
 from sparse_lab.sparsity.connectivity import connectivity
 from sparse_lab.sparsity.masks import Masks, layers
-from sparse_lab.sparsity.scores import Batches, View, batch_statistics, find_score
+from sparse_lab.sparsity.scores import Batches, Probe, View, batch_statistics, find_score
 from sparse_lab.sparsity.topk import global_counts
 
 
@@ -229,7 +229,7 @@ def test_scores_leave_the_network_as_it_was(name: str) -> None:
     net.bn1.eval()
     before = _remember(net)
     with torch.no_grad():
-        scores = find_score(name)(View(net, _batches(), image_size=8))
+        scores = find_score(name)(View(net, _batches(), probe=Probe(lambda: 8)))
     _assert_untouched(net, before)
     assert not any(score.requires_grad for score in scores.values())
 
@@ -246,7 +246,7 @@ def test_synflow_of_two_layers_is_the_closed_form() -> None:
     nn.init.uniform_(norm.running_var, 0.5, 2.0)
     w1, w2 = first.weight.detach().double().abs(), second.weight.detach().double().abs()
     gain = norm.weight.detach().double().abs() / (norm.running_var.double() + norm.eps).sqrt()
-    scores = find_score("synflow")(View(net, image_size=2))
+    scores = find_score("synflow")(View(net, probe=Probe(lambda: 2)))
     torch.testing.assert_close(scores["1"], w1 * (gain * w2.sum(0))[:, None], rtol=1e-12, atol=0.0)
     torch.testing.assert_close(scores["4"], w2 * (gain * w1.sum(1)), rtol=1e-12, atol=0.0)
 

@@ -18,7 +18,7 @@ from sparse_lab.sparsity.distributions import DISTRIBUTIONS
 from sparse_lab.sparsity.flops import layer_costs
 from sparse_lab.sparsity.masks import Masks, count, layers, num_kept
 from sparse_lab.sparsity.schedules import Constant, DropFraction
-from sparse_lab.sparsity.scores import SCORES, View
+from sparse_lab.sparsity.scores import SCORES, Probe, View
 from sparse_lab.sparsity.structured.channels import groups
 
 
@@ -150,7 +150,7 @@ def test_filters_of_tied_layers_are_refused(tied):
 def test_scores_and_paths_follow_a_tied_weight_through_all_its_uses(tied):
     images, labels = torch.randn(6, 3, 8, 8), torch.arange(6) % 4
     for name in ("gradient", "taylor", "snip", "synflow", "lamp"):
-        assert list(SCORES[name](View(tied, [(images, labels)], image_size=8))) == list(layers(tied)), name
+        assert list(SCORES[name](View(tied, [(images, labels)], probe=Probe(lambda: 8)))) == list(layers(tied)), name
     assert connectivity(tied, 8).effective == sum(Tied.SIZES)
     masks = Masks(tied)
     with torch.no_grad():

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_lab.errors import SparseLabError
+from sparse_lab.sparsity.images import Shape, image_like
 from sparse_lab.sparsity.masks import layers, tied_layers
 from sparse_lab.sparsity.topk import top_k
 
@@ -36,7 +37,7 @@ class Group:
     columns: tuple[tuple[str, int], ...]
 
 
-def groups(model: nn.Module, image_size: int, coupled: bool) -> list[Group]:
+def groups(model: nn.Module, shape: Shape, coupled: bool) -> list[Group]:
     """All groups in network order, found by following one image through an empty copy on the device "meta".
 
     coupled=False leaves out those that more than one layer makes (depthwise ones aside): the trunks of residual
@@ -48,7 +49,7 @@ def groups(model: nn.Module, image_size: int, coupled: bool) -> list[Group]:
         raise ValueError(f"other layers are tied to the weight of {tied[0]}, and its filters cannot go from them alone")
     hollow = _hollow(model)
     found = layers(hollow)
-    graph = trace(hollow, image_size)
+    graph = trace(hollow, shape)
     result = [_group(found, members) for members in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear])]
     result = [group for group in result if group.columns and (coupled or _makers(found, group) == 1)]
     if not result:
@@ -57,15 +58,13 @@ def groups(model: nn.Module, image_size: int, coupled: bool) -> list[Group]:
     return sorted(result, key=lambda group: order[group.name])
 
 
-def trace(model: nn.Module, image_size: int) -> Any:
+def trace(model: nn.Module, shape: Shape) -> Any:
     """torch-pruning's dependency graph of `model` (Fang et al., CVPR 2023), which is left in evaluation mode."""
     import torch_pruning
 
     # the graph is read from autograd's: also where the caller has gradients off, or every weight is frozen
     with torch.inference_mode(False), torch.enable_grad():
-        like = next(model.parameters())
-        size = (1, 3, image_size, image_size)
-        image = torch.zeros(size, device=like.device, dtype=like.dtype, requires_grad=True)
+        image = image_like(model, shape).requires_grad_()
         return torch_pruning.DependencyGraph().build_dependency(model, (image,))
 
 

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from sparse_lab.sparsity.images import Shape
 from sparse_lab.sparsity.masks import layers
 from sparse_lab.sparsity.scores import evaluating
 from sparse_lab.sparsity.structured.channels import Group, groups, trace
 
 
-def thin(model: nn.Module, image_size: int) -> nn.Module:
+def thin(model: nn.Module, shape: Shape) -> nn.Module:
     """A smaller copy of a plain network, without masks, whose outputs in evaluation mode are those of `model`.
 
     A channel goes (filters, biases, its BatchNorm, the inputs of whatever reads it) when all weights that read it are
@@ -27,10 +28,10 @@ def thin(model: nn.Module, image_size: int) -> nn.Module:
     for module in found.values():
         if hasattr(module, "mask"):
             del module.mask
-    parts = groups(smaller, image_size, coupled=True)
+    parts = groups(smaller, shape, coupled=True)
     unread = _unread(parts, {name: module.weight.detach() != 0 for name, module in found.items()})
     with evaluating(smaller):
-        graph = trace(smaller, image_size)
+        graph = trace(smaller, shape)
         for part in parts:
             gone = torch.nonzero(unread[part.name]).flatten().tolist()
             if gone:
