@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
+import torch
 from torch.optim import Optimizer
 
 from sparse_lab.errors import SparseLabError
@@ -91,7 +92,8 @@ class StepHooks:
 
     What torch's optimizers have no hook for, a loop says: `begin` before the forward pass, `gradients_ready` where it
     clips, `end_epoch`. Each may be said more than once in a step; it counts once. Of the first two a loop may say
-    nothing: then the moment before the optimizer moves will do.
+    nothing: then the moment before the optimizer moves will do. For a loop that says nothing at all there is
+    `begin_each_step`.
     """
 
     _known: ClassVar[WeakKeyDictionary[Optimizer, StepHooks]] = WeakKeyDictionary()
@@ -105,6 +107,9 @@ class StepHooks:
     def __init__(self, optimizer: Optimizer) -> None:
         self.algorithms: list[Algorithm] = []
         self._ready = False
+        self._skipped = False
+        self._itself = False
+        self._steps_an_epoch: int | None = None
         optimizer.register_step_pre_hook(self._before)
         optimizer.register_step_post_hook(self._after)
 
@@ -118,6 +123,13 @@ class StepHooks:
     def gradients_are_read(self) -> bool:
         """Will anything look at the gradients of pruned weights after the next step?"""
         return any(one.reads_gradients() for one in self.algorithms)
+
+    def begin_each_step(self, optimizer: Optimizer, steps_an_epoch: int | None = None) -> None:
+        """Begin the first step now and each other as soon as the one before has happened; end an epoch after so many
+        steps.
+        """
+        self._itself, self._steps_an_epoch = True, steps_an_epoch
+        self._begin(optimizer)
 
     def begin(self, optimizer: Optimizer) -> None:
         """Before the forward pass of a step. A step that was skipped is begun once."""
@@ -148,7 +160,12 @@ class StepHooks:
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """A closure computes the gradients within the step (as in Lightning): then its end is the moment."""
+        # a fused optimizer is called by the gradient scaler in any case, and skips the step by itself
+        found = getattr(optimizer, "found_inf", None)
+        self._skipped = found is not None and bool(found.item())
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if self._skipped:
+            return None
         if closure is None:
             self._ask_before(optimizer)
             return None
@@ -162,13 +179,35 @@ class StepHooks:
 
     def _ask_before(self, optimizer: Optimizer) -> None:
         self._begin(optimizer)
+        if self.gradients_are_read():
+            _unscale(optimizer)
         self.gradients_ready(optimizer)
         for one in self.algorithms:
             one.before_step(optimizer)
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._ready = False
+        if self._skipped:
+            return
         for one in self.algorithms:
             one.step += 1
         for one in self.algorithms:
             one.after_step(optimizer)
+        if self._steps_an_epoch is not None and self.algorithms[0].step % self._steps_an_epoch == 0:
+            self.end_epoch(optimizer)
+        if self._itself:
+            self._begin(optimizer)
+
+
+def _unscale(optimizer: Optimizer) -> None:
+    """Do what a fused optimizer would do with the scale that a gradient scaler has handed it, before it moves: scores
+    read gradients as the step uses them.
+    """
+    scale = getattr(optimizer, "grad_scale", None)
+    if scale is None:
+        return
+    gradients = [one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
+    with torch.no_grad():
+        for gradient in gradients:
+            gradient.mul_(scale.to(gradient.device).double().reciprocal().to(gradient.dtype))
+    optimizer.grad_scale = None  # type: ignore[attr-defined]

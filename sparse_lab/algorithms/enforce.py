@@ -13,6 +13,17 @@ from sparse_lab.algorithms.base import Algorithm, StepHooks
 from sparse_lab.sparsity.masks import Masks
 
 Changed = Callable[[str, int], None]
+# where gradient, weight and state are zero these leave all three at zero; of other optimizers nothing is taken for
+# granted (Rprop's state starts above zero, Muon mixes positions)
+ELEMENTWISE = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+    torch.optim.Adadelta,
+)
 
 
 def nobody(change: str, asked: int) -> None:
@@ -42,9 +53,8 @@ class EnforceMasks(Algorithm):
         self.masks.enforce()
 
     def before_step(self, optimizer: Optimizer) -> None:
-        # sparse arithmetic has no others than live gradients, but where dense ones are read
-        live_alone = hasattr(optimizer, "stepped")
-        self._cut = not live_alone and not StepHooks.of(optimizer).gradients_are_read()
+        # sparse_cpu's optimizer, which is none of these, has live gradients alone, but where dense ones are read
+        self._cut = type(optimizer) in ELEMENTWISE and not StepHooks.of(optimizer).gradients_are_read()
         if self._cut:
             self.masks.cut_gradients()
 

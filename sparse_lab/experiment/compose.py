@@ -25,7 +25,6 @@ from typing import Any
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
@@ -52,6 +51,7 @@ from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment.security.composed import check_composed
 from sparse_lab.experiment.security.files import CheckedRepository, Setting, check_files, check_settings
 from sparse_lab.experiment.security.interpolations import check_interpolations
+from sparse_lab.methods.read import put_together
 
 PARTS = {
     f"{group}.{part}": kind
@@ -79,8 +79,6 @@ def schema(in_place: bool) -> DictConfig:
 
 
 ConfigStore.instance().store(name="schema", node=schema(in_place=True))
-# what a method's and a schedule's own files say, and no other
-ConfigStore.instance().store(name="chosen", node={"defaults": [{"schedule": "one_shot"}, {"method": "dense"}]})
 
 # what Hydra and its plugins offer beside the choices in conf/
 OWN_CHOICES = {
@@ -326,10 +324,7 @@ class ConfigSource:
         self._repository = self._repository or CheckedRepository(self._loader.repository)
         lines = [f"method={method}"] + ([] if schedule is None else [f"schedule={schedule}"])
         try:
-            found = create_defaults_list(self._repository, "chosen", self.parse(lines), False, skip_missing=False)
-            # merged here: Hydra's own merge would change what is cached
-            files = [self._loader._load_single_config(one, self._repository).config for one in found.defaults]
-            merged = OmegaConf.merge(*files)
+            return put_together(self._loader, self._repository, self.parse(lines))
         except (YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"method {method}: {' '.join(str(error).split())}") from None
         except RecursionError:
@@ -339,8 +334,6 @@ class ConfigSource:
             raise UserError(f"method {method}: {first_line(error)} {nearest(name, self.choices(group))}") from None
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(f"method {method}: {first_line(error.__cause__ or error)}") from None
-        assert isinstance(merged, DictConfig)
-        return merged, str(found.overrides.known_choices["schedule"])
 
     def _put_together(self, choices: tuple[str, ...]) -> Composed:
         if self.user_conf is not None:  # whose files may change

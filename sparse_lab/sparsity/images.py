@@ -1,6 +1,9 @@
-"""The shape of what a network reads, and an image of that shape to send through it."""
+"""What a network reads: the shape of one input, an image to send through it, and the network without its memory."""
 
 from __future__ import annotations
+
+import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,3 +21,15 @@ def image_like(model: nn.Module, shape: Shape, value: float = 0.0) -> Tensor:
     """Return one input that holds `value` everywhere, [1, *shape], on the device and in the type of the network."""
     like = next(model.parameters())
     return torch.full((1, *full_shape(shape)), value, device=like.device, dtype=like.dtype)
+
+
+def hollow(model: nn.Module) -> nn.Module:
+    """A copy of the structure on the device "meta": no weight is copied, and the original is not touched."""
+    with torch.inference_mode(False):
+        empty: dict[int, Any] = {
+            id(parameter): nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device="meta"))
+            for parameter in model.parameters()
+        }
+        for buffer in model.buffers():
+            empty[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device="meta")
+        return copy.deepcopy(model, empty)

@@ -147,6 +147,7 @@ class Masks:
                 module.register_buffer("mask", torch.ones_like(module.weight, dtype=torch.bool))
         self._tie()
         self._factors: list[Tensor] = []
+        self._seen: list[tuple[int, int]] = []  # of each mask that the factors were made of: which one, and its version
         self._enforced: dict[str, int] = {}  # version of each mask when it was last enforced on an optimizer too
         self._uses = uses(model)
 
@@ -191,6 +192,16 @@ class Masks:
         """1 - kept / total."""
         return 1.0 - self.kept() / self.total()
 
+    def copy_to(self, other: nn.Module) -> None:
+        """Give `other`, a network with the same layers (an average of this one's weights, say), these masks; what they
+        prune becomes zero there. Raise SparseLabError where its layers are others.
+        """
+        theirs = Masks.of(other)
+        shapes = {name: mask.shape for name, mask in theirs.masks().items()}
+        if shapes != {name: mask.shape for name, mask in self.masks().items()}:
+            raise SparseLabError("the other network has other layers: give one that was made in the same way")
+        theirs.set(self.masks())
+
     def set(self, new: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:
         """Take new masks (by layer name, shape of the weight). Weights outside them become zero at once, and so does
         their state in `optimizer`.
@@ -205,6 +216,16 @@ class Masks:
         self._tie()
         self._enforced = {}
         self._factors = [self[name].to(module.weight.dtype) for name, module in self.layers.items()]
+        self._seen = self._versions()
+
+    def _versions(self) -> list[tuple[int, int]]:
+        masks = [module._buffers["mask"] for module in self.layers.values()]
+        return [(id(mask), mask._version) for mask in masks]  # type: ignore[union-attr]
+
+    def _follow(self) -> None:
+        """Masks that were loaded, moved or changed behind our back hold too."""
+        if self._seen != self._versions():
+            self.refresh()
 
     def _tie(self) -> None:
         """The mask of a layer is that of all that are tied to it: a move to a device has made them several."""
@@ -217,8 +238,7 @@ class Masks:
         """Zero the gradient of every masked weight, in place. With weight and state zero there, SGD and Adam, with
         momentum and with either kind of weight decay, leave all three at zero.
         """
-        if not self._factors:
-            self.refresh()
+        self._follow()
         pairs = zip(self.layers.values(), self._factors, strict=True)
         there = [(module.weight.grad, factor) for module, factor in pairs if module.weight.grad is not None]
         if there:
@@ -233,8 +253,7 @@ class Masks:
         but: weights of which nothing has moved outside of the mask; they are left out, unless the mask itself has
         changed since it was enforced on the optimizer.
         """
-        if not self._factors:
-            self.refresh()
+        self._follow()
         values: list[Tensor] = []
         factors: list[Tensor] = []
         for (name, module), factor in zip(self.layers.items(), self._factors, strict=True):
@@ -253,7 +272,16 @@ def _check(found: Mapping[str, Counted]) -> None:
     if not found:
         raise SparseLabError("this network has no conv or linear weights, so no weights that a mask could be for")
     for name, layer in found.items():
-        if layer._parameters.get("weight") is None:
+        weight = layer._parameters.get("weight")
+        if isinstance(weight, nn.parameter.UninitializedParameter):
+            raise SparseLabError(
+                f"the layer {name!r} is not built yet ({type(layer).__name__}): send a batch through the network first"
+            )
+        if hasattr(weight, "device_mesh"):  # torch's DTensor
+            raise SparseLabError(
+                f"the weight of {name!r} is shared out over processes (FSDP), so a mask would see a part of it: use DDP"
+            )
+        if weight is None:
             raise SparseLabError(
                 f"the weight of {name!r} is computed from others (by a parametrization, weight_norm or torch's own "
                 "pruning), so no mask would hold on it: remove that first"

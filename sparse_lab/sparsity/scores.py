@@ -7,7 +7,7 @@ by its own name: `method.prune.score=lamp` runs `lamp`. Gradients are computed o
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -57,6 +57,27 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
         finally:
             for norm, flag in zip(norms, tracked, strict=True):
                 norm.track_running_stats = flag
+
+
+@contextmanager
+def requiring_gradients(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Gradients of frozen weights too, for a while."""
+    frozen = [weight for weight in weights if not weight.requires_grad]
+    for weight in frozen:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
+
+
+def gradients_of(scalar: Tensor, weights: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
+    """The gradient of each weight; zero for one that has no part in it."""
+    found = torch.autograd.grad(scalar, weights, create_graph=create_graph, allow_unused=True)
+    return tuple(
+        torch.zeros_like(weight) if grad is None else grad for weight, grad in zip(weights, found, strict=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -123,9 +144,9 @@ class View:
             raise ValueError("this score needs batches")
         weights = [module.weight for module in layers(self.model).values()]
         sums = [torch.zeros_like(weight) for weight in weights]
-        with mode(self.model):
+        with mode(self.model), requiring_gradients(weights):
             for loss in self.losses(temperature):
-                for total, grad in zip(sums, torch.autograd.grad(loss, weights), strict=True):
+                for total, grad in zip(sums, gradients_of(loss, weights), strict=True):
                     total += grad.pow(power)
         return {name: total / len(self.seen()) for name, total in zip(layers(self.model), sums, strict=True)}
 
@@ -229,11 +250,11 @@ def grasp(view: View) -> Scores:
     weights = [module.weight for module in layers(view.model).values()]
     along = view.gradients(mode=batch_statistics, temperature=GRASP_TEMPERATURE)
     products = {name: torch.zeros_like(direction) for name, direction in along.items()}
-    with batch_statistics(view.model), torch.enable_grad():
+    with batch_statistics(view.model), requiring_gradients(weights), torch.enable_grad():
         for loss in view.losses(GRASP_TEMPERATURE):
-            grads = torch.autograd.grad(loss, weights, create_graph=True)
+            grads = gradients_of(loss, weights, create_graph=True)
             flow = torch.stack([(g * d).sum() for g, d in zip(grads, along.values(), strict=True)]).sum()
-            for total, product in zip(products.values(), torch.autograd.grad(flow, weights), strict=True):
+            for total, product in zip(products.values(), gradients_of(flow, weights), strict=True):
                 total += product / len(view.seen())
     return {name: weight * products[name] for name, weight in view.weights().items()}
 
@@ -254,8 +275,9 @@ def synflow(view: View) -> Scores:
         elif isinstance(value, nn.Parameter):
             value.data.abs_()
     weights = {name: module.weight for name, module in layers(probe).items()}
-    with torch.enable_grad():
-        grads = torch.autograd.grad(probe(image_like(probe, view.probe.shape(), 1.0)).sum(), list(weights.values()))
+    ones = image_like(probe, view.probe.shape(), 1.0)
+    with requiring_gradients(weights.values()), torch.enable_grad():
+        grads = gradients_of(probe(ones).sum(), list(weights.values()))
     return {name: weight.detach() * grad for (name, weight), grad in zip(weights.items(), grads, strict=True)}
 
 

@@ -8,7 +8,6 @@ a dead channel meets masked columns alone.
 from __future__ import annotations
 
 import bisect
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_lab.errors import SparseLabError
-from sparse_lab.sparsity.images import Shape, image_like
+from sparse_lab.sparsity.images import Shape, hollow, image_like
 from sparse_lab.sparsity.masks import layers, tied_layers
 from sparse_lab.sparsity.topk import top_k
 
@@ -47,9 +46,9 @@ def groups(model: nn.Module, shape: Shape, coupled: bool) -> list[Group]:
     tied = [name for name, several in tied_layers(model).items() if len(several) > 1]
     if tied:
         raise ValueError(f"other layers are tied to the weight of {tied[0]}, and its filters cannot go from them alone")
-    hollow = _hollow(model)
-    found = layers(hollow)
-    graph = trace(hollow, shape)
+    empty = hollow(model)
+    found = layers(empty)
+    graph = trace(empty, shape)
     result = [_group(found, members) for members in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear])]
     result = [group for group in result if group.columns and (coupled or _makers(found, group) == 1)]
     if not result:
@@ -155,18 +154,6 @@ def by_rates(groups: Sequence[Group], scores: Mapping[str, Tensor], rates: Seque
         group.name: top_k(scores[group.name], max(1, int(group.channels * (1.0 - rate) + 1e-9)))
         for group, rate in zip(groups, gone, strict=True)
     }
-
-
-def _hollow(model: nn.Module) -> nn.Module:
-    """A copy of the structure on the device "meta": no weight is copied, and the original is not touched."""
-    with torch.inference_mode(False):
-        empty: dict[int, Any] = {
-            id(parameter): nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device="meta"))
-            for parameter in model.parameters()
-        }
-        for buffer in model.buffers():
-            empty[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device="meta")
-        return copy.deepcopy(model, empty)
 
 
 def _group(found: Mapping[str, nn.Module], members: Any) -> Group:
