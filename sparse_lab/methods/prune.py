@@ -54,6 +54,7 @@ class Prune(Component):
         settings = _settings(config)
         _check_rewinding(config, settings)
         _check_counts(config, structure)
+        structure.check_own(config)
         if config.method.regrow is None and config.method.init_from not in (None, "dense"):
             raise UserError(
                 f"method.init_from={config.method.init_from}: pruning starts from dense, or from scratch (null)"

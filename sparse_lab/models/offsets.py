@@ -80,8 +80,8 @@ PLAIN: dict[type[nn.Module], type[nn.Module]] = {
 def install_dct(model: nn.Module) -> None:
     """Make every counted convolution and linear layer of `model` a DCT layer, in place; their weights become zero.
 
-    Counted are those outside modules that say `counted = False`. alpha starts at 1; biases stay. Raises ValueError, and
-    changes nothing, when a counted layer is not a plain Conv2d or Linear, or when there is none.
+    Counted are those outside modules that say `counted = False`, and not `excluded`. alpha starts at 1; biases stay.
+    Raises ValueError, and changes nothing, when a counted layer is not a plain Conv2d or Linear, or when there is none.
     """
     found = _counted(model)
     if not found:
@@ -176,7 +176,11 @@ def _basis(weight: Tensor) -> Tensor:
 
 def _counted(model: nn.Module) -> dict[str, nn.Module]:
     inside = {part for module in model.modules() if not getattr(module, "counted", True) for part in module.modules()}
-    return {name: part for name, part in model.named_modules() if isinstance(part, COUNTED) and part not in inside}
+    return {
+        name: part
+        for name, part in model.named_modules()
+        if isinstance(part, COUNTED) and part not in inside and not getattr(part, "excluded", False)
+    }
 
 
 def check_plain(model: nn.Module, names: Iterable[str]) -> None:
