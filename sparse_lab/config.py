@@ -88,8 +88,8 @@ def key(
 ) -> Any:
     """A dataclass field with its meaning.
 
-    Of a list low, high and choices hold for each element. length: how many there must be. rising: each above the one
-    before it. named: it is a part of a folder's name.
+    Of a list, and of a mapping's values, low, high and choices hold for each element. length: how many there must be.
+    rising: each above the one before it. named: it is a part of a folder's name.
     identity=False: the key does not change a run's result, so not its name. file: it names a file, which counts by its
     content. folder: it names a folder. first: the default that it had at first, where that has changed: what differs
     from that one is in a run's name, so that runs which rely on the new default have other names than those that relied
@@ -338,7 +338,14 @@ class RecipeConfig:
 class TrainingConfig(RecipeConfig):
     """The dense recipe, with the fine-tuning recipes after pruning and after regrowth beside it."""
 
-    batch_size: int = key(128, "images a step", low=1, high=MANY)
+    batch_size: int = key(128, "images a batch", low=1, high=MANY)
+    accumulate: int = key(
+        1,
+        "batches whose gradients add up to one optimizer step, which then sees batch_size * accumulate images; an "
+        "epoch's last step those that are left",
+        low=1,
+        high=BATCHES,
+    )
     label_smoothing: float = key(0.0, "share of the target spread over all classes", low=0.0, high=1.0, open_high=True)
     select: str = key(
         "validation_best", "which epoch's weights a level ends with; test_best marks the record", choices=SELECTIONS
@@ -367,6 +374,17 @@ class SparsityConfig:
     )
     connected_init: bool = key(
         False, "a sparse start lays paths from the image to the logits first, as many as each layer's budget carries"
+    )
+    exclude: list[str] = key(
+        list, "layers that stay dense and are not counted, by name, glob or type, such as fc, layer4.* and Linear"
+    )
+    include: list[str] = key(list, "the only layers that are counted, in the same way; []: all conv and linear layers")
+    layers: dict[str, float] = key(
+        dict,
+        "layers with a sparsity of their own at the target, which the others make good: {fc:0.5,layer4.*:0.995}",
+        low=0.0,
+        high=1.0,
+        open_high=True,
     )
     require_connected: bool = key(False, "fail, instead of warn, when a mask cuts the network from input to logits")
 
@@ -746,6 +764,9 @@ def check_ranges(part: Any, path: str = "") -> None:
             check_ranges(value, name)
         elif isinstance(value, list):
             _check_list(name, value, meta)
+        elif isinstance(value, dict):
+            for inner, one in value.items():
+                _check_value(f"{name}.{inner}={_shown(one)}", one, meta)
         else:
             _check_value(f"{name}={_shown(value)}", value, meta)
 

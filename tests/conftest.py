@@ -52,7 +52,9 @@ SMALL = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--tenth", action="store_true", help="of the tests marked nightly only the tenth that this commit draws"
+        "--tenth",
+        action="store_true",
+        help="of the tests marked nightly only the tenth that this commit draws, and none that are long even there",
     )
 
 
@@ -74,7 +76,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     leave_cases_to_test_all(items)
     if config.getoption("--tenth"):
         night = [item for item in items if item.get_closest_marker("nightly")]
-        today = tenth([item.nodeid for item in night], commit())
+        today = tenth([item.nodeid for item in night if not _is_long(item)], commit())
         left = {id(item) for item in night if item.nodeid not in today}
         config.hook.pytest_deselected(items=[item for item in items if id(item) in left])
         items[:] = [item for item in items if id(item) not in left]
@@ -94,9 +96,14 @@ def leave_cases_to_test_all(items: list[pytest.Item]) -> None:
                 item.add_marker("full")
 
 
+def _is_long(item: pytest.Item) -> bool:
+    """A minute or more: two of them in one tenth would make that day's CI longer than it may be."""
+    return any(marker.kwargs.get("long") for marker in item.iter_markers("nightly"))
+
+
 def tenth(nodeids: list[str], commit: str) -> set[str]:
     """Of these tests those of the commit: each tenth one, so that of a table of long ones few meet. Another commit
-    draws another tenth, so all are seen within days.
+    draws another tenth, so all are seen within days (but those that are long, which only the night sees).
     """
     return set(sorted(nodeids)[zlib.crc32(commit.encode()) % SHARE :: SHARE])
 

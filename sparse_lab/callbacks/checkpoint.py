@@ -10,6 +10,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from sparse_lab.errors import SparseLabError
 from sparse_lab.records.run_dir import RunDir
+from sparse_lab.training.accumulation import steps_after
 from sparse_lab.training.checkpoint_io import random_state, replacing, set_random_state
 from sparse_lab.training.signals import AGAIN, Stopped, StopRequest
 
@@ -21,11 +22,11 @@ BEGUN = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 class Checkpoint(pl.Callback):
     """Saves every `every` epochs, at the last one and before a long scoring, and when the run is asked to stop.
 
-    A signal that comes within a step is heeded after it. Elsewhere nothing may be computed for long that could not be
-    left at once: until the first step is done the run would go on from where it began; from the start of validation to
-    the end of the epoch what the epoch's last step has left is held in memory, and written on the way out; and where a
-    scoring comes next that passes over data (`scores_next`), it is on disk already. Several processes leave together,
-    after a step or an epoch.
+    A signal that comes within a step, be it of several batches, is heeded after it. Elsewhere nothing may be computed
+    for long that could not be left at once: until the first step is done the run would go on from where it began; from
+    the start of validation to the end of the epoch what the epoch's last step has left is held in memory, and written
+    on the way out; and where a scoring comes next that passes over data (`scores_next`), it is on disk already. Several
+    processes leave together, after a step or an epoch.
 
     computed: how this process computes, where that may change the last bits; a run that goes on under another one knows
     of both.
@@ -75,6 +76,9 @@ class Checkpoint(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        # a run that goes on does so from an optimizer step: gradients that have not stepped yet are saved nowhere
+        if not steps_after(batch_idx, int(trainer.num_training_batches), trainer.accumulate_grad_batches):
+            return
         self._stepped = self.stop.training = True
         if batch_idx + 1 == trainer.num_training_batches:
             return  # its validation and its row in metrics.csv belong to it

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparse_lab.models.dyrelu import DyReLU
 from sparse_lab.models.weight_sharing import SharedConv2d
 from sparse_lab.records.run_dir import RunDir
-from sparse_lab.sparsity.masks import Masks, layers
+from sparse_lab.sparsity.masks import Masks, is_excluded, layers
 
 if TYPE_CHECKING:
     from sparse_lab.sparse_cpu.sparse_weights import SparseWeight
@@ -67,8 +67,8 @@ def part_norms(network: nn.Module, masks: Masks | None, live: Mapping[nn.Paramet
     """L2 norm of the gradient of each part that the network has, as 0-D tensors in float32. `live` is looked at where
     there is no dense gradient.
 
-    Parts: 'live weights' and 'pruned positions' of the counted weights, 'BatchNorm', 'DyReLU', 'sharing scales',
-    'biases'.
+    Parts: 'live weights' and 'pruned positions' of the counted weights, 'excluded weights', 'BatchNorm', 'DyReLU',
+    'sharing scales', 'biases'.
     """
     squares: dict[str, list[Tensor]] = {}
     names = {id(module.weight): name for name, module in layers(network).items()}
@@ -86,14 +86,16 @@ def part_norms(network: nn.Module, masks: Masks | None, live: Mapping[nn.Paramet
                 mask = masks[names[id(parameter)]]
                 squares.setdefault("pruned positions", []).append(square.masked_fill(mask, 0.0).sum())
                 square = square.masked_fill(~mask, 0.0)
-            part = "DyReLU" if id(parameter) in dynamic else _part(module, id(parameter) in names)
+            part = "DyReLU" if id(parameter) in dynamic else _part(module, parameter, id(parameter) in names)
             squares.setdefault(part, []).append(square.sum())
     return {part: torch.stack(values).sum().sqrt() for part, values in squares.items()}
 
 
-def _part(module: nn.Module, counted: bool) -> str:
+def _part(module: nn.Module, parameter: Tensor, counted: bool) -> str:
     if counted:
         return "live weights"
+    if is_excluded(module) and parameter.dim() > 1:
+        return "excluded weights"
     if isinstance(module, SharedConv2d):
         return "sharing scales"
     return "BatchNorm" if isinstance(module, nn.modules.batchnorm._BatchNorm) else "biases"

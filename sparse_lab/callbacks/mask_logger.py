@@ -17,7 +17,7 @@ from sparse_lab.records.run_dir import RunDir
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.connectivity import Connectivity, connectivity
 from sparse_lab.sparsity.flops import layer_costs
-from sparse_lab.sparsity.masks import Masks, count_kept, layers
+from sparse_lab.sparsity.masks import Masks, count_kept, maskable
 
 FILE = "updates"
 MASK_UPDATES = ("drop_and_grow", "cycle", "elastic_mutation")
@@ -85,11 +85,11 @@ class MaskLogger(pl.Callback):
         """Note how many multiply-adds there are from the next image on."""
         if not self._uses:
             self._uses = {cost.name: cost.macs // cost.total for cost in layer_costs(self.model, self.image_size)}
-        found = layers(self.model)
+        found = {name: tied.layers[0] for name, tied in maskable(self.model).items()}
         multiplied = {name: layer.weight.numel() for name, layer in found.items()}
         if self.masks is not None:  # a dense offset beside the weights multiplies everywhere
             kept = self.masks.kept_by_layer()
-            multiplied |= {name: kept[name] for name, layer in found.items() if not hasattr(layer, "offset")}
+            multiplied |= {name: number for name, number in kept.items() if not hasattr(found[name], "offset")}
         self.macs.append((self.trained(), sum(self._uses[name] * number for name, number in multiplied.items())))
 
     def _step(self) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparse_lab.errors import UserError
+from sparse_lab.training.accumulation import steps_after
 
 
 class NanGuard(pl.Callback):
@@ -23,7 +24,9 @@ class NanGuard(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loss = outputs["loss"]
-        step = torch.full_like(loss, trainer.global_step, dtype=torch.long)
+        stepped = steps_after(batch_idx, int(trainer.num_training_batches), trainer.accumulate_grad_batches)
+        # of a batch that only adds to a step: of that one
+        step = torch.full_like(loss, trainer.global_step + (not stepped), dtype=torch.long)
         bad = torch.where(torch.isfinite(loss), torch.full_like(step, -1), step)
         self.first_bad = bad if self.first_bad is None else torch.where(self.first_bad >= 0, self.first_bad, bad)
         if loss.device.type == "cpu":

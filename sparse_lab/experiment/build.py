@@ -41,6 +41,7 @@ from sparse_lab.sparsity.masks import Masks, count, count_nonzero, num_kept, tel
 from sparse_lab.sparsity.processes import rank
 from sparse_lab.sparsity.schedules import EpochEnds
 from sparse_lab.sparsity.scores import Probe
+from sparse_lab.training.accumulation import steps_of
 from sparse_lab.training.checkpoint_io import load_into, load_network
 from sparse_lab.training.device import layout_of
 from sparse_lab.training.lightning_module import Classifier
@@ -83,7 +84,7 @@ def assemble(
     say = _speaker(console, job)
     model, rewind = _network(config, starts, device, say)
     masks = Masks(model) if config.method.prune else None
-    clock = clock_of(config, len(data.train))
+    clock = clock_of(config, steps_of(len(data.train), config.training.accumulate))
     arithmetic, step = _arithmetic(config, model, say), _step(config, model, device, say)
     module = Classifier(model, recipe_of(config), clock, config.training.label_smoothing, arithmetic, step)
     log = _log(config, model, masks, module, folder, device, say)

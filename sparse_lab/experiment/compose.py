@@ -57,6 +57,7 @@ from sparse_lab.methods.read import put_together
 
 PARTS: dict[str, type] = {}  # every part that a method or a schedule can have, as method.prune -> its settings
 LEAVES: dict[str, Any] = {}  # every key that has a value -> its type, where it is not null
+MAPPINGS: list[str] = []  # those of them that are mappings
 
 
 def _leaves(kind: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -71,6 +72,8 @@ def schema(in_place: bool) -> DictConfig:
     schema = OmegaConf.structured(Config)
     for part, kind in PARTS.items():
         OmegaConf.update(schema, part, OmegaConf.structured(kind) if in_place else None, merge=False)
+    for mapping in MAPPINGS:
+        OmegaConf.set_struct(OmegaConf.select(schema, mapping), False)  # whatever names it holds
     return schema
 
 
@@ -82,6 +85,7 @@ def _follow_schema() -> None:
     for group, owner in (("method", MethodConfig), ("schedule", ScheduleConfig)):
         PARTS.update({f"{group}.{part}": kind for part, kind in parts_of(owner).items()})
     LEAVES.update(_leaves(Config))
+    MAPPINGS[:] = [key for key, of in LEAVES.items() if typing.get_origin(of) is dict]
     ConfigStore.instance().store(name="schema", node=schema(in_place=True))
 
 
@@ -454,7 +458,8 @@ class Composer:
         choices, values = self._split(job)
         base = self._base(choices, tuple(key for key, _ in values))
         # jobs of a base set the same keys; but what is merged, and a part that comes and goes, would stay for the next
-        composed = copy.deepcopy(base) if any(key in PARTS for key, _ in values) else base
+        merged = any(key in PARTS or key in MAPPINGS for key, _ in values)
+        composed = copy.deepcopy(base) if merged else base
         for key, value in values:
             composed.set(key, value)
         config = composed.config()
@@ -493,7 +498,7 @@ def split(source: ConfigSource, lines: list[str]) -> tuple[tuple[str, ...], list
 
     Choices are put together before any key is set, whatever their order. Where a line is neither (a dict, which is
     merged into what is there, or one of Hydra's own keys), the order of all may matter: Hydra sees them all, but for
-    those on parts.
+    those on parts and mappings.
     """
     choices: list[str] = []
     values: list[tuple[str, Any]] = []
@@ -502,14 +507,22 @@ def split(source: ConfigSource, lines: list[str]) -> tuple[tuple[str, ...], list
         key = _key(line)
         if source.choices(key):
             choices.append(line)
-        elif part_of(key) is not None or _sets_one_key(key, override):
+        elif _apart(key) or _sets_one_key(key, override):
             values.append((key, override.value()))
         else:
             others = True
     if not others:
         return tuple(choices), values
-    on_parts = [(key, value) for key, value in values if part_of(key) is not None]
-    return tuple(line for line in lines if part_of(_key(line)) is None), on_parts
+    return tuple(line for line in lines if not _apart(_key(line))), [pair for pair in values if _apart(pair[0])]
+
+
+def _apart(key: str) -> bool:
+    return part_of(key) is not None or key in MAPPINGS
+
+
+def unquoted(line: str) -> str:
+    """A mapping's line without the quotes around its keys, for which Hydra's grammar has no place."""
+    return re.sub(r"""(["'])([\w.*?\-]+)\1\s*:""", r"\2:", line) if _key(line) in MAPPINGS else line
 
 
 def _key(line: str) -> str:
@@ -560,6 +573,9 @@ def names_in(override: Override) -> list[str]:
 
 def check_key(key: str) -> None:
     """Is `key` (dots between its parts) one of the schema's? Raises UserError with the nearest one."""
+    if (mapping := next((one for one in MAPPINGS if key.startswith(f"{one}.")), None)) is not None:
+        name = key.removeprefix(f"{mapping}.")
+        raise UserError(f"{key}: names may hold dots themselves: {mapping}={{{name}:VALUE}}")
     walked: list[str] = []
     for part in key.split("."):
         known = _known_keys(walked)

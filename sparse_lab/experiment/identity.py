@@ -103,6 +103,8 @@ def _plain(value: Any) -> Any:
     """Floats by their first digits, whole ones as whole numbers: what is written in two ways has one name."""
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
     if isinstance(value, float):
         value = as_written(value)
         return int(value) if value.is_integer() else value

@@ -51,7 +51,7 @@ def make_result(
             "kept_with_reuse": parts.masks.kept_with_reuse()
             if parts.masks and config.method.sharing is not None
             else None,
-            "unique": sum(cost.total for cost in costs),
+            "unique": sum(cost.total for cost in costs if cost.counted),
             "total": count(parts.model),
             "counting": COUNTING,
             "uncounted": uncounted(parts.model),
@@ -62,7 +62,7 @@ def make_result(
             "explored": parts.log.explored,
             "dead_layers": last["effective"]["dead_layers"],
             "levels": levels,
-            "layers": [{"name": c.name, "kept": c.kept, "total": c.total, "macs": c.macs} for c in costs],
+            "layers": [{"name": c.name, "kept": c.kept, "total": c.total, "macs": c.macs} for c in costs if c.counted],
             "flops": flops(costs, parts.module.figures.trained, parts.log.trained_macs()),
             "seconds": sum(level["seconds"] for level in levels),
             "peak_memory_mb": peak_memory(),
@@ -103,27 +103,27 @@ def remove_channels_of(config: Config, parts: Parts, data: Data) -> tuple[nn.Mod
     with torch.no_grad():
         difference = float((masked(images) - thinned(images)).abs().max())
     before, after = layer_costs(parts.model, image_size), layer_costs(small, image_size)
-    rows = {new.name: layers(small)[new.name].weight.shape[0] for new in after}
-    shares = {old.name: rows[old.name] / layers(parts.model)[old.name].weight.shape[0] for old in before}
+    rows = {name: layer.weight.shape[0] for name, layer in layers(small).items()}
+    shares = {name: rows[name] / layer.weight.shape[0] for name, layer in layers(parts.model).items()}
 
     def gone(left: float, dense: int) -> float:
         return round(1.0 - left / dense, 6)
 
-    weights, macs = sum(cost.total for cost in before), sum(cost.macs for cost in before)
+    weights, macs = sum(cost.total for cost in before if cost.counted), sum(cost.macs for cost in before)
     return small, finite(
         {
             "parameters": sum(parameter.numel() for parameter in small.parameters()),
-            "weights": sum(cost.total for cost in after),
+            "weights": sum(cost.total for cost in after if cost.counted),
             "flops": 2 * sum(cost.macs for cost in after),
             "filters": rows,
             "difference": difference,
             "removed": {
-                "weights": gone(sum(cost.total for cost in after), weights),
+                "weights": gone(sum(cost.total for cost in after if cost.counted), weights),
                 "flops": gone(sum(cost.macs for cost in after), macs),
             },
             "removed_filters": {
-                "weights": gone(sum(shares[cost.name] * cost.total for cost in before), weights),
-                "flops": gone(sum(shares[cost.name] * cost.macs for cost in before), macs),
+                "weights": gone(sum(shares[cost.name] * cost.total for cost in before if cost.counted), weights),
+                "flops": gone(sum(shares.get(cost.name, 1.0) * cost.macs for cost in before), macs),
             },
         }
     )

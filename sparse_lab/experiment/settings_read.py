@@ -85,7 +85,7 @@ READ_WHEN: dict[str, When] = {
     ),
     **{
         f"sparsity.{name}": When(_pruned, "a method that prunes (method.prune)")
-        for name in ("target", "connected_init", "require_connected")
+        for name in ("target", "connected_init", "require_connected", "exclude", "include", "layers")
     },
     "schedule.cubic.every": When(
         lambda config: config.method.drop_and_grow is None, "method.drop_and_grow=null: else its updates prune"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparse_lab.config import Config
+from sparse_lab.training.accumulation import steps_of
 
 # training images, validation's among them; what is made by a limit has as many as it says
 IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "fashion_mnist": 60_000}
@@ -23,6 +24,6 @@ def steps_an_epoch(config: Config) -> int | None:
     if data.name == "synthetic" and not known:
         known.append(MADE)
     if not known:
-        return training.limit_batches
+        return None if training.limit_batches is None else steps_of(training.limit_batches, training.accumulate)
     plan = Plan(training.batch_size, True, True, limit=training.limit_batches, world_size=config.trainer.devices)
-    return len(plan.blocks(min(known)))
+    return steps_of(len(plan.blocks(min(known))), training.accumulate)

@@ -58,6 +58,7 @@ def make_trainer(config: Config, parts: Parts, folder: RunDir) -> pl.Trainer:
         precision=trainer.precision,  # type: ignore[arg-type]
         benchmark=on_gpu and not trainer.deterministic,
         max_epochs=parts.clock.total_epochs,
+        accumulate_grad_batches=config.training.accumulate,
         gradient_clip_val=parts.module.recipe.clip_norm,
         callbacks=parts.callbacks,
         logger=False,

@@ -16,7 +16,7 @@ from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment import backend
 from sparse_lab.experiment.timeline import steps_an_epoch
 from sparse_lab.methods import schedules, table
-from sparse_lab.methods.networks import spec_of, structure_of
+from sparse_lab.methods.networks import choice_of, spec_of, structure_of
 from sparse_lab.methods.recipes import clock_of, recipes_of
 from sparse_lab.training.checkpoint_io import load_checkpoint
 from sparse_lab.training.device import device_of
@@ -152,7 +152,7 @@ ALTERED: set[str] = set()
 
 def _check_surgery(config: Config) -> None:
     """Once a process for each method and network: a sweep's jobs differ in their seeds more than in these."""
-    request = repr((spec_of(config), config.method))
+    request = repr((spec_of(config), choice_of(config), config.method))
     if request not in ALTERED:
         table.altered_meta_network(config)
         ALTERED.add(request)

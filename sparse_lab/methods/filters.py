@@ -42,15 +42,17 @@ def filter_selector(site: Site) -> FilterSelector:
 
     prune, filters = site.config.method.prune, site.config.method.filters
     assert prune is not None and filters is not None and site.masks is not None
+    costs = layer_costs(site.model, site.structure.shape)
     return FilterSelector(
         site.masks,
         site.structure.filter_groups(site.config),
-        {cost.name: cost.macs // cost.total for cost in layer_costs(site.model, site.structure.shape)},
+        {cost.name: cost.macs // cost.total for cost in costs if cost.counted},
         prune.score,
         prune.distribution,
         rates=filters.rates,
         layerwise=site.config.schedule.layerwise is not None,
         flops=filters.flops,
+        whole=sum(cost.macs for cost in costs if not cost.counted),
         batches=batches(site),
     )
 
@@ -84,6 +86,8 @@ def _check_rates(config: Config) -> None:
     assert filters is not None
     if schedule == "layerwise" and not filters.rates:
         raise UserError("schedule=layerwise prunes by method.filters.rates=[...], one number a layer: give them")
+    if config.sparsity.layers:
+        raise UserError("sparsity.layers are sparsities of single weights: whole filters go by method.filters.rates")
     if filters.rates and (schedule not in ("one_shot", "layerwise") or filters.flops is not None):
         raise UserError(
             "method.filters.rates say all by themselves: schedule=one_shot or layerwise, and method.filters.flops=null"
@@ -132,7 +136,7 @@ def _check_channels(config: Config, structure: Structure) -> None:
             f"sparsity here is {highest:.6f}{more}"
         )
     macs = sum(costs.values())
-    least = sum(costs[name] * fewest[name] / shape.numel() for name, shape in shapes.items())
+    least = sum(macs * fewest[name] / shapes[name].numel() if name in shapes else macs for name, macs in costs.items())
     if chosen.flops is not None and (1.0 - chosen.flops) * macs < least:
         raise UserError(
             f"method.filters.flops={chosen.flops:g} takes the last filter of a layer: at most "

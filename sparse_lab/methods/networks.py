@@ -11,18 +11,20 @@ from torch import nn
 
 from sparse_lab import models
 from sparse_lab.config import Config
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.models import weight_sharing
 from sparse_lab.sparsity import masks
+from sparse_lab.sparsity.choose import check_own, choose
 from sparse_lab.sparsity.flops import layer_costs
 from sparse_lab.sparsity.images import Shape
 from sparse_lab.sparsity.structured import channels
 
 
 def build_model(config: Config) -> nn.Module:
-    """The plain network of `config`."""
-    model, data = config.model, config.dataset
-    return models.build(model.name, data.num_classes, model.width, data.image_size, model.weights)
+    """The plain network of `config`, its layers chosen."""
+    model = models.build(*spec_of(config), config.model.weights)
+    _choose(model, choice_of(config))
+    return model
 
 
 Spec = tuple[str, int, float, int]  # name, classes, width, image size: what `models.build` takes
@@ -30,6 +32,33 @@ Spec = tuple[str, int, float, int]  # name, classes, width, image size: what `mo
 
 def spec_of(config: Config) -> Spec:
     return config.model.name, config.dataset.num_classes, config.model.width, config.dataset.image_size
+
+
+class Choice(NamedTuple):
+    """What `choose` is told: which layers are counted, which have a sparsity of their own, and at which target."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    layers: tuple[tuple[str, float], ...] = ()
+    target: float = 0.0
+
+
+def choice_of(config: Config) -> Choice:
+    """What `config` says of that; nothing where nothing is pruned."""
+    chosen = config.sparsity
+    if config.method.prune is None:
+        return Choice()
+    layers = tuple(chosen.layers.items())
+    return Choice(tuple(chosen.include), tuple(chosen.exclude), layers, chosen.target if layers else 0.0)
+
+
+def _choose(model: nn.Module, choice: Choice) -> None:
+    if choice == Choice():
+        return
+    try:
+        choose(model, choice.include, choice.exclude, dict(choice.layers), choice.target)
+    except SparseLabError as error:
+        raise UserError(f"sparsity.{error}") from None
 
 
 class Size(NamedTuple):
@@ -44,7 +73,7 @@ class Structure:
     """What the parts of a method ask of the plain network that they are for, before any of them changes it.
 
     name: the network's, for messages. hollow: it on the device "meta", not the caller's to change. shape: of one input;
-    None where nobody has said it.
+    None where nobody has said it, and then asking for it raises UserError.
     """
 
     def __init__(self, name: str, hollow: nn.Module, shape: Shape | None) -> None:
@@ -53,11 +82,15 @@ class Structure:
         self._shape = shape
         self._groups: dict[bool, list[channels.Group]] = {}
 
+    def check_shape(self) -> None:
+        """Raise UserError where nobody has said what an input looks like."""
+        assert self.shape
+
     @property
     def shape(self) -> Shape:
         if self._shape is None:
             raise UserError(
-                f"an input has to go through {self.name} for this method: give input_shape=(C, H, W), or batches="
+                f"an input has to go through {self.name} for this method: give input_shape=, as in (3, 32, 32)"
             )
         return self._shape
 
@@ -71,15 +104,26 @@ class Structure:
         """Multiply-adds of one input, by layer."""
         return {cost.name: cost.macs for cost in layer_costs(self.hollow, self.shape)}
 
+    def check_own(self, config: Config) -> None:
+        """Raise UserError where layers with a sparsity of their own do not go with the target."""
+        try:
+            check_own(self._sharing if config.method.sharing is not None else self.hollow, config.sparsity.target)
+        except SparseLabError as error:
+            raise UserError(f"sparsity.{str(error).replace('target=', 'sparsity.target=')}") from None
+
     def size(self, config: Config) -> Size:
         """The size of the network that the method of `config` trains."""
         return self._shared if config.method.sharing is not None else _size(self.hollow)
 
     @cached_property
-    def _shared(self) -> Size:
+    def _sharing(self) -> nn.Module:
         shared = copy.deepcopy(self.hollow)
         weight_sharing.share(shared)
-        return _size(shared)
+        return shared
+
+    @cached_property
+    def _shared(self) -> Size:
+        return _size(self._sharing)
 
     def filter_groups(self, config: Config) -> list[channels.Group]:
         """The channels that can go. Raises UserError when there are none."""
@@ -111,10 +155,12 @@ def _size(model: nn.Module) -> Size:
 
 def structure_of(config: Config) -> Structure:
     """The structure of the plain network of `config`; a sweep's jobs all ask for the same few."""
-    return _structure(spec_of(config))
+    return _structure(spec_of(config), choice_of(config))
 
 
 @lru_cache(maxsize=8)
-def _structure(spec: Spec) -> Structure:
+def _structure(spec: Spec, choice: Choice) -> Structure:
     with torch.device("meta"):
-        return Structure(spec[0], models.build(*spec), spec[3])
+        model = models.build(*spec)
+    _choose(model, choice)
+    return Structure(spec[0], model, spec[3])

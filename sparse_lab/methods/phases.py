@@ -19,7 +19,10 @@ def dense(config: Config) -> Config:
 def one_way(config: Config, sparsity: float) -> Config:
     """Return the pruning run without regrowth, at `sparsity`."""
     method = replace(config.method, name=config.method.init_from or "", regrow=None, init_from="dense")
-    return replace(config, method=method, sparsity=replace(config.sparsity, target=sparsity))
+    # layers with a sparsity of their own are sparser there by as much as the whole network
+    denser = (1.0 - sparsity) / (1.0 - config.sparsity.target)
+    layers = {name: round(1.0 - (1.0 - own) * denser, 10) for name, own in config.sparsity.layers.items()}
+    return replace(config, method=method, sparsity=replace(config.sparsity, target=sparsity, layers=layers))
 
 
 def regrowth_start(config: Config) -> float:

@@ -54,6 +54,7 @@ class Prune(Component):
         settings = _settings(config)
         _check_rewinding(config, settings)
         _check_counts(config, structure)
+        structure.check_own(config)
         if config.method.regrow is None and config.method.init_from not in (None, "dense"):
             raise UserError(
                 f"method.init_from={config.method.init_from}: pruning starts from dense, or from scratch (null)"
@@ -64,6 +65,8 @@ class Prune(Component):
             from sparse_lab.sparsity.scores import find_score
 
             find_score(settings.score)
+        if settings.score == "synflow":
+            structure.check_shape()
 
     def build(self, site: Site) -> list[Algorithm]:
         return [plain_pruning(site, weight_selector(site))]

@@ -162,7 +162,8 @@ def _check_score(settings: RegrowConfig) -> None:
 
 
 def _check_given(config: Config, structure: Structure, settings: RegrowConfig) -> None:
-    from sparse_lab.sparsity.masks import num_kept
+    from sparse_lab.sparsity.choose import own_shares
+    from sparse_lab.sparsity.masks import layers, num_kept
 
     sizes = {name: shape.numel() for name, shape in structure.weights.items()}
     if not settings.given:
@@ -171,8 +172,12 @@ def _check_given(config: Config, structure: Structure, settings: RegrowConfig) -
         raise UserError(f"method.regrow.given={list(settings.given)} names a layer twice")
     if unknown := [name for name in settings.given if name not in sizes]:
         raise UserError(f"method.regrow.given: unknown layer {unknown[0]!r}; {nearest(unknown[0], sizes)}")
-    total = sum(sizes.values())
-    growth = num_kept(config.sparsity.target, total) - num_kept(phases.regrowth_start(config), total)
+    total, found = sum(sizes.values()), layers(structure.hollow)
+    ends = [num_kept(sparsity, total) for sparsity in (config.sparsity.target, phases.regrowth_start(config))]
+    own = [own_shares(found, kept, total) for kept in ends]
+    if both := [name for name in settings.given if name in own[0]]:
+        raise UserError(f"method.regrow.given: {both[0]!r} regrows by sparsity.layers: name it in one of them")
+    growth = ends[0] - ends[1] - round(sum(own[0].values()) - sum(own[1].values()))
     room = sum(sizes[name] for name in set(settings.given))
     if room < growth:
         raise UserError(

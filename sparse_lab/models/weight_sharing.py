@@ -88,4 +88,5 @@ def _convolutions(block: nn.Module) -> dict[str, nn.Conv2d]:
 
 
 def _likeness(conv: nn.Conv2d) -> tuple[object, ...]:
-    return conv.weight.shape, conv.stride, conv.padding, conv.dilation, conv.groups, conv.bias is None
+    counted = getattr(conv, "excluded", False), getattr(conv, "own_sparsity", None)  # one mask cannot be both
+    return conv.weight.shape, conv.stride, conv.padding, conv.dilation, conv.groups, conv.bias is None, *counted

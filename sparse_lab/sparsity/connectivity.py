@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_lab.sparsity.images import Shape, image_like
-from sparse_lab.sparsity.masks import COUNTED, Counted, count_kept, layers, tied_layers
+from sparse_lab.sparsity.masks import COUNTED, Counted, count_kept, excluded_layers, layers, maskable
 
 # replaced for the sweep: on non-negative numbers, only these could stop or redirect a path
 PASSED = (nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.ReLU6, nn.Dropout, nn.Identity)
@@ -90,7 +90,9 @@ def _sweep(
     for name, module in counted.items():
         module.weight.data = masks[name].to(module.weight) / module.weight[0].numel()
         module.weight.requires_grad_(True)
-    for module in (one for tied in tied_layers(probe).values() for one in tied):
+    for module in (one for tied in excluded_layers(probe).values() for one in tied):  # dense: every path may go on
+        module.weight.data = torch.full_like(module.weight, 1.0 / module.weight[0].numel())
+    for module in (one for tied in maskable(probe).values() for one in tied.layers):
         if module.bias is not None:
             module.bias.data.zero_()
     with torch.enable_grad():

@@ -109,18 +109,30 @@ def register_distribution(function: Claims) -> Claims:
 
 
 def distribute(
-    name: str, kept: int, weights: Mapping[str, Tensor], scores: Mapping[str, Tensor], alive: Mapping[str, Tensor]
+    name: str,
+    kept: int,
+    weights: Mapping[str, Tensor],
+    scores: Mapping[str, Tensor],
+    alive: Mapping[str, Tensor],
+    own: Mapping[str, float] | None = None,
 ) -> dict[str, int]:
     """Number of kept weights of each layer, adding up to exactly `kept`, none zero and none above what is alive.
 
     name: 'global' (one ranking of `scores` over all layers), 'lamp' (one ranking of LAMP scores, whatever `scores`
     say), 'uniform', 'er', 'erk' or 'equal'. All mappings hold tensors of the weights' shapes; `alive` is bool, and
-    positions that are not alive score -inf. Raises SparseLabError when `kept` cannot leave a weight in every layer.
+    positions that are not alive score -inf. own: how many weights some layers are to keep (`choose.own_shares`);
+    `name` splits the rest over the others. Raises SparseLabError when `kept` cannot leave a weight in every layer.
     """
     if kept < len(weights):
         raise SparseLabError(
             f"{kept} kept weights would empty a layer (the network has {len(weights)}): choose a lower sparsity"
         )
+    if own:
+        said = _own_counts(kept, own, count_kept(alive))
+        others = [layer for layer in weights if layer not in own]
+        left = kept - sum(said.values())
+        rest = [{layer: one[layer] for layer in others} for one in (weights, scores, alive)]
+        return said | (distribute(name, left, rest[0], rest[1], rest[2]) if others else {})
     if name == "global":
         return global_counts(scores, kept)
     if name == "lamp":
@@ -134,6 +146,24 @@ def distribute(
     most = count_kept(alive)
     counts = share_out(kept, list(claims.values()), [1] * len(claims), [most[layer] for layer in claims])
     return dict(zip(claims, counts, strict=True))
+
+
+def _own_counts(kept: int, own: Mapping[str, float], alive: Mapping[str, int]) -> dict[str, int]:
+    """What is said of layers with a sparsity of their own as whole numbers, as near to it as the others allow: each of
+    them keeps one weight at least, and no more than is alive in it. alive: in each layer, these and the others.
+    """
+    counts = {layer: min(max(1, round(share)), alive[layer]) for layer, share in own.items()}
+    others = [number for layer, number in alive.items() if layer not in own]
+    total = min(max(sum(counts.values()), kept - sum(others)), kept - len(others))
+    if total == sum(counts.values()):
+        return counts
+    try:
+        fitting = share_out(total, list(own.values()), [1] * len(own), [alive[layer] for layer in own])
+    except ValueError:
+        raise SparseLabError(
+            f"{kept} kept weights do not go with the layers that have a sparsity of their own: choose a lower sparsity"
+        ) from None
+    return dict(zip(own, fitting, strict=True))
 
 
 def _size(shape: Sequence[int]) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_lab.sparsity.images import Shape, image_like
-from sparse_lab.sparsity.masks import Counted, tied_layers
+from sparse_lab.sparsity.masks import Counted, is_excluded, maskable
 from sparse_lab.sparsity.scores import evaluating
 
 
@@ -17,7 +17,7 @@ from sparse_lab.sparsity.scores import evaluating
 class LayerCost:
     """`macs`: multiply-adds of one image with all weights; `sparse_macs`: with the kept ones. Padding counts as real;
     a shared or tied weight multiplies in every place that uses it, and stands here once. A layer whose weights have a
-    dense `offset` multiplies all of them.
+    dense `offset` multiplies all of them. counted: False of a layer that was left out, which multiplies whole.
     """
 
     name: str
@@ -25,11 +25,14 @@ class LayerCost:
     total: int
     macs: int
     sparse_macs: int
+    counted: bool = True
 
 
 def layer_costs(model: nn.Module, shape: Shape) -> list[LayerCost]:
-    """One entry a counted layer, in the model's order; runs one image through the network in evaluation mode."""
-    found = tied_layers(model)
+    """One entry a layer, counted or left out, in the model's order; runs one image through the network in evaluation
+    mode.
+    """
+    found = {name: tied.layers for name, tied in maskable(model).items()}
     uses: dict[str, int] = dict.fromkeys(found, 0)
     names = {module: name for name, tied in found.items() for module in tied}
     hooks = [module.register_forward_hook(_count_uses(uses, name)) for module, name in names.items()]
@@ -48,7 +51,8 @@ def layer_costs(model: nn.Module, shape: Shape) -> list[LayerCost]:
         mask = getattr(module, "mask", None)
         kept = total if mask is None else int(mask.sum())
         multiplied = total if hasattr(module, "offset") else kept
-        costs.append(LayerCost(name, kept, total, total * uses[name], multiplied * uses[name]))
+        counted = not is_excluded(module)
+        costs.append(LayerCost(name, kept, total, total * uses[name], multiplied * uses[name], counted))
     return costs
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparse_lab.errors import SparseLabError
+from sparse_lab.sparsity.choose import own_shares
 from sparse_lab.sparsity.distributions import distribute, share_out
 from sparse_lab.sparsity.masks import Masks, count_kept
 from sparse_lab.sparsity.topk import top_k, top_k_each
@@ -36,7 +37,7 @@ def prune_to(
             f"cannot prune to {kept} weights: only {masks.kept()} are alive; regrowth is what adds weights"
         )
     ranked = {name: _only(score, alive[name]) for name, score in scores.items()}
-    counts = distribute(distribution, kept, masks.weights(), ranked, alive)
+    counts = distribute(distribution, kept, masks.weights(), ranked, alive, _own(masks, kept))
     if first is not None:
         reserved = first(counts)
         ranked = {name: score.masked_fill(reserved[name] & alive[name], torch.inf) for name, score in ranked.items()}
@@ -46,19 +47,20 @@ def prune_to(
 def grow_to(masks: Masks, kept: int, scores: Mapping[str, Tensor], order: Sequence[Sequence[str]]) -> dict[str, Tensor]:
     """New masks with exactly `kept` weights: all that are alive and the best pruned ones by `scores`.
 
-    `order` names groups of layers: the growth is shared over the first group in proportion to what each layer lost;
-    only what a full group cannot take goes on to the next. Raises SparseLabError when all groups together cannot take
-    it.
+    A layer with a sparsity of its own grows to what that says. `order` names groups of layers: the rest of the growth
+    is shared over the others of the first group in proportion to what each layer lost; only what a full group cannot
+    take goes on to the next. Raises SparseLabError when all groups together cannot take it.
     """
     alive = masks.masks()
     lost = {name: alive[name].numel() - number for name, number in masks.kept_by_layer().items()}
     growth = kept - masks.kept()
     if growth < 0:
         raise SparseLabError(f"cannot regrow to {kept} weights: {masks.kept()} are alive already")
-    counts = dict.fromkeys(alive, 0)
-    left = growth
+    own = _own_growth(masks, kept, growth)
+    counts = dict.fromkeys(alive, 0) | own
+    left = growth - sum(own.values())
     for group in order:
-        names = [name for name in dict.fromkeys(group) if counts[name] == 0]
+        names = [name for name in dict.fromkeys(group) if counts[name] == 0 and name not in own]
         room = [lost[name] for name in names]
         shares = share_out(min(left, sum(room)), room, [0] * len(room), room)
         counts.update(zip(names, shares, strict=True))
@@ -70,6 +72,14 @@ def grow_to(masks: Masks, kept: int, scores: Mapping[str, Tensor], order: Sequen
     ranked = {name: _only(score, ~alive[name]) for name, score in scores.items()}
     grown = top_k_each(ranked, counts)
     return {name: alive[name] | grown[name] for name in alive}
+
+
+def _own_growth(masks: Masks, kept: int, growth: int) -> dict[str, int]:
+    """How many of `growth` weights come back in each layer that has a sparsity of its own."""
+    there = masks.kept_by_layer()
+    wanted = {name: max(0, round(share) - there[name]) for name, share in _own(masks, kept).items()}
+    room = list(wanted.values())
+    return dict(zip(wanted, share_out(min(growth, sum(room)), room, [0] * len(room), room), strict=True))
 
 
 def move_to(
@@ -150,7 +160,11 @@ def drop_then_grow(
 def _counts_anew(masks: Masks, kept: int, scores: Mapping[str, Tensor], distribution: str) -> dict[str, int]:
     """How many weights each layer is to keep, whatever is alive in it now."""
     everything = {name: torch.ones_like(mask) for name, mask in masks.masks().items()}
-    return distribute(distribution, kept, masks.weights(), scores, everything)
+    return distribute(distribution, kept, masks.weights(), scores, everything, _own(masks, kept))
+
+
+def _own(masks: Masks, kept: int) -> dict[str, float]:
+    return own_shares(masks.layers, kept, masks.total())
 
 
 def _only(score: Tensor, allowed: Tensor) -> Tensor:

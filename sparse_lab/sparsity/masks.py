@@ -1,7 +1,8 @@
 """Masks: a bool buffer beside each counted weight, and the promise that what is masked is zero.
 
 Counted are the weights of convolutions and linear layers. Biases and BatchNorm stay dense and are not counted, and
-neither is anything inside a module that says `counted = False` (a dynamic activation's own layers).
+neither is anything inside a module that says `counted = False` (a dynamic activation's own layers) or a layer that was
+left out by `choose` (it says `excluded`).
 
 A weight that several places of the network share (a module whose `shares` names the layer that lends it) exists once
 and has one mask. Sparsity is a share of `total`, the weights of the network before sharing: each use counts there.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -40,14 +41,37 @@ def layers(model: nn.Module) -> dict[str, Counted]:
 
 def tied_layers(model: nn.Module) -> dict[str, list[Counted]]:
     """The layers as `layers` names them, each with those that are tied to it by one Parameter behind it."""
+    return {name: tied.layers for name, tied in maskable(model).items() if not is_excluded(tied.layers[0])}
+
+
+def excluded_layers(model: nn.Module) -> dict[str, list[Counted]]:
+    """The layers that could be counted and were left out, in the same way."""
+    return {name: tied.layers for name, tied in maskable(model).items() if is_excluded(tied.layers[0])}
+
+
+def is_excluded(layer: nn.Module) -> bool:
+    return getattr(layer, "excluded", False)
+
+
+class Tied(NamedTuple):
+    """Layers that are one by their Parameter; mostly a single one."""
+
+    names: list[str]
+    layers: list[Counted]
+
+
+def maskable(model: nn.Module) -> dict[str, Tied]:
+    """The layers that masks could be for, counted or left out, by the first name of each, in the model's own order."""
     apart = _not_counted(model)
-    found: dict[int, tuple[str, list[Counted]]] = {}
+    found: dict[int, Tied] = {}
     for name, module in model.named_modules():
         if isinstance(module, COUNTED) and module not in apart:
             # a weight that is computed from others is another tensor each time it is asked for
             weight = module._parameters.get("weight")
-            found.setdefault(id(module if weight is None else weight), (name, []))[1].append(module)
-    return dict(found.values())
+            tied = found.setdefault(id(module if weight is None else weight), Tied([], []))
+            tied.names.append(name)
+            tied.layers.append(module)
+    return {tied.names[0]: tied for tied in found.values()}
 
 
 def _not_counted(model: nn.Module) -> set[nn.Module]:
@@ -72,7 +96,11 @@ def uncounted(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _kind(module: nn.Module) -> str:
-    """torch's name for a module; "Parameter" for one of somebody else's, whose names say nothing."""
+    """torch's name for a module; "Parameter" for one of somebody else's, whose names say nothing; "excluded" where it
+    was left out.
+    """
+    if is_excluded(module):
+        return "excluded"
     known = [kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn.modules.")]
     bare = known[0] is nn.Module or isinstance(module, nn.ParameterList | nn.ParameterDict)
     return "Parameter" if bare else known[0].__name__
@@ -95,7 +123,7 @@ def uses(model: nn.Module) -> dict[str, int]:
     times = dict.fromkeys(names.values(), 1)
     for module in model.modules():
         lender = getattr(module, "shares", None)
-        if lender is not None:
+        if lender in names:
             times[names[lender]] += 1
     return times
 
@@ -140,7 +168,7 @@ class Masks:
     def __init__(self, model: nn.Module) -> None:
         self._tied = tied_layers(model)
         self.layers = {name: tied[0] for name, tied in self._tied.items()}
-        _check(self.layers)
+        check_maskable(model)
         tell_uncounted(model, _warn)
         for module in self.layers.values():
             if not isinstance(getattr(module, "mask", None), Tensor):
@@ -196,11 +224,23 @@ class Masks:
         """Give `other`, a network with the same layers (an average of this one's weights, say), these masks; what they
         prune becomes zero there. Raise SparseLabError where its layers are others.
         """
-        theirs = Masks.of(other)
-        shapes = {name: mask.shape for name, mask in theirs.masks().items()}
+        theirs = tied_layers(other)
+        shapes = {name: tied[0].weight.shape for name, tied in theirs.items()}
         if shapes != {name: mask.shape for name, mask in self.masks().items()}:
             raise SparseLabError("the other network has other layers: give one that was made in the same way")
-        theirs.set(self.masks())
+        for name, tied in theirs.items():
+            mask = self[name].to(tied[0].weight.device, copy=True)
+            tied[0].weight.data.mul_(mask)
+            for layer in tied:
+                layer.register_buffer("mask", mask)
+
+    def remove(self) -> None:
+        """Take the masks off. What they prune is as it was left: zero where they were enforced."""
+        for tied in self._tied.values():
+            for layer in tied:
+                layer._buffers.pop("mask", None)
+        for model in [model for model, masks in Masks._known.items() if masks is self]:
+            del Masks._known[model]
 
     def set(self, new: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:
         """Take new masks (by layer name, shape of the weight). Weights outside them become zero at once, and so does
@@ -268,7 +308,9 @@ class Masks:
             torch._foreach_mul_(values, factors)
 
 
-def _check(found: Mapping[str, Counted]) -> None:
+def check_maskable(model: nn.Module) -> None:
+    """Raise SparseLabError where nothing is counted in `model`, or a mask would not hold on a weight."""
+    found = layers(model)
     if not found:
         raise SparseLabError("this network has no conv or linear weights, so no weights that a mask could be for")
     for name, layer in found.items():

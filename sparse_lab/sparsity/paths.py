@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sparse_lab.errors import SparseLabError
 from sparse_lab.sparsity.connectivity import on_paths
 from sparse_lab.sparsity.images import Shape
-from sparse_lab.sparsity.masks import Counted, layers
+from sparse_lab.sparsity.masks import Counted, excluded_layers, layers, maskable
 
 IMAGE = 3  # channels of an image
 
@@ -31,11 +31,12 @@ def connected_init(
     Path t in [0, 1) takes channel order[floor(t * k)] of a tensor of which k channels are used; a layer between tensors
     with k and m used channels then needs k + m - gcd(k, m) weights for all paths together. Kernel taps are random where
     that leaves the weight on a path (near the border of a small map it may not), else central. For networks whose
-    convolutions are plain or depthwise.
+    convolutions are plain or depthwise; a layer that was left out is dense, and carries all.
     """
     found = layers(model)
-    ends = _ends(found)
-    used = _used_channels(ends, counts)
+    ends = _ends({name: tied.layers[0] for name, tied in maskable(model).items()})
+    dense = {name: tied[0].weight.numel() for name, tied in excluded_layers(model).items()}
+    used = _used_channels(ends, {**counts, **dense})
     order = {size: torch.randperm(size, generator=generator) for size in used}
     places = {name: _places(module, ends[name], used, order) for name, module in found.items()}
     taps = {

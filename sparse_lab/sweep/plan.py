@@ -38,6 +38,7 @@ from sparse_lab.experiment.compose import (
     leave_out_plugins_own,
     part_of,
     telling,
+    unquoted,
 )
 from sparse_lab.experiment.security.flags import check_flags
 from sparse_lab.experiment.security.secrets import check_line, check_values
@@ -89,6 +90,7 @@ class Request:
     @classmethod
     def read(cls, argv: list[str]) -> Request:
         """Parse with Hydra's own grammar. Raises UserError for what it cannot read."""
+        argv = [unquoted(word) for word in argv]
         check_line(argv)
         check_flags(argv)
         args = _parse(argv)

@@ -13,6 +13,7 @@ from sparse_lab.algorithms.base import StepHooks
 from sparse_lab.config import RecipeConfig
 from sparse_lab.models.surgery import rebuild_structure
 from sparse_lab.sparsity.clock import Clock
+from sparse_lab.training.accumulation import group_size
 from sparse_lab.training.clipping import clip, masks_of
 from sparse_lab.training.figures import Figures
 from sparse_lab.training.optimizers import learning_rate, make_optimizer, parameter_groups
@@ -47,6 +48,7 @@ class Classifier(pl.LightningModule):
         self.arithmetic = arithmetic
         self.step = step
         self.figures = Figures(self._over_ranks)
+        self._group = 1  # batches that step together with the one that trains
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images) if self.arithmetic is None else self.arithmetic(images)
@@ -92,6 +94,14 @@ class Classifier(pl.LightningModule):
             group["lr"] = rate
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        trainer = self.trainer
+        self._group = group_size(batch_idx, int(trainer.num_training_batches), trainer.accumulate_grad_batches)
+        loss = self._loss(batch)
+        # batches are equally large, and Lightning divides by as many as a whole group has
+        whole = trainer.accumulate_grad_batches
+        return loss if self._group == whole else loss * (whole / self._group)
+
+    def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         # shares of a training batch are equal, see data/plan: no process has to ask the others
         self.figures.trained += len(batch[1]) * self.trainer.world_size
         if self.arithmetic is not None:
@@ -105,7 +115,7 @@ class Classifier(pl.LightningModule):
         if self.step is None:
             super().backward(loss, *args, **kwargs)
         else:
-            self.step.backward(loss)
+            self.step.backward(loss, self._group)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         return self._counted("validation", *compute(self.forward, *batch, 0.0))

@@ -68,10 +68,12 @@ class TrainingStep:
             return compute(self.model, images, labels, self.smoothing)
         return self._fast(images, labels)
 
-    def backward(self, loss: Tensor) -> None:
-        """Put the gradients of the last call in place. A graph has computed them with the loss."""
+    def backward(self, loss: Tensor, group: int = 1) -> None:
+        """Put the gradients of the last call in place, added to what is there. `loss` is divided by the `group` of
+        batches that step together; a graph has computed the gradients of the whole one.
+        """
         if isinstance(self._fast, Recorded):
-            self._fast.hand_out()
+            self._fast.hand_out(group)
         else:
             loss.backward()
 
@@ -163,6 +165,17 @@ class Recorded:
         self._graph.replay()
         return self._loss, self._figures
 
-    def hand_out(self) -> None:
+    def hand_out(self, group: int = 1) -> None:
+        """Give each parameter its gradient: of a batch that steps alone the graph's own, else a share added up."""
+        if group == 1:
+            for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
+                parameter.grad = gradient
+            return
+        sums, shares = [], []
         for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
-            parameter.grad = gradient
+            if gradient is not None:
+                if parameter.grad is None:  # the next pass overwrites the graph's own
+                    parameter.grad = torch.zeros_like(gradient)
+                sums.append(parameter.grad)
+                shares.append(gradient)
+        torch._foreach_add_(sums, shares, alpha=1.0 / group)

@@ -142,7 +142,8 @@ def test_the_small_benches_print_shares_of_a_step(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "bench", [pytest.param("selection", marks=pytest.mark.nightly), pytest.param("masks", marks=pytest.mark.full)]
+    "bench",
+    [pytest.param("selection", marks=pytest.mark.nightly(long=True)), pytest.param("masks", marks=pytest.mark.full)],
 )
 def test_the_small_benches_run(bench, tmp_path):
     assert main(["bench", bench, "--repeats", "1", "--csv", str(tmp_path / "out.csv")]) == 0

@@ -264,9 +264,8 @@ def ended(process: subprocess.Popen[str], place: Path) -> Start:
     return Start.ended(process.returncode, said, place)
 
 
-@pytest.mark.parametrize(
-    "launcher", [pytest.param("joblib", marks=pytest.mark.full), pytest.param("ray", marks=pytest.mark.nightly)]
-)
+@pytest.mark.nightly(long=True)
+@pytest.mark.parametrize("launcher", ["joblib", "ray"])
 def test_each_launcher_goes_on_where_it_was_stopped(launcher: str, tmp_path: Path) -> None:
     pytest.importorskip(launcher)
     (tmp_path / "tiny.yaml").write_text(LONG)

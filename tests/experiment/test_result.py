@@ -26,6 +26,10 @@ from sparse_lab.training.figures import Figures
     [
         (("dataset.train_limit=50", "training.batch_size=128"), 50),  # one smaller batch, which is the only one
         (("dataset.train_limit=40", "training.batch_size=16"), 32),  # the smaller last batch is dropped
+        (
+            ("dataset.train_limit=48", "training.batch_size=16", "training.accumulate=2"),
+            48,
+        ),  # a smaller last step is not
         (("dataset.train_limit=64", "training.batch_size=16", "training.limit_batches=1"), 16),
         pytest.param(
             ("dataset.train_limit=50", "training.batch_size=128", "training.limit_batches=3"),

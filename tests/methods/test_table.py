@@ -20,7 +20,7 @@ ALWAYS = """
 model: name width weights
 dataset: name num_classes image_size mean std validation train_limit eval_limit
 training: optimizer lr weight_decay epochs lr_schedule warmup patience clip_norm
-training: batch_size label_smoothing select stop_after limit_batches
+training: batch_size accumulate label_smoothing select stop_after limit_batches
 trainer: accelerator devices precision deterministic checkpoint_every progress profiler
 diagnostics: activations gradients
 logger: wandb tensorboard mlflow trackio

@@ -31,10 +31,12 @@ PAIR = ("trainer.devices=2", "trainer.accelerator=cpu", "training.batch_size=32"
 LEVEL = ("kept", "best_epoch", "test_accuracy", "validation_accuracy")
 SELECTED_ON_TEST = "oneshot, selected on the test set"  # which each process reads by itself
 RUNS = {name: (f"method={name}", *length(name), *own) for name, own in METHODS.items()}
+IN_GROUPS = "rigl, two batches a step"
+RUNS[IN_GROUPS] = (*RUNS["rigl"], "training.accumulate=2")
 RUNS[SELECTED_ON_TEST] = ("method=oneshot", *length("oneshot"), "training.select=test_best", "seed=2")
-# one of each way to change masks, what is drawn at random among them; the others are for the night
-FAMILIES = TABLE["FAMILIES"] | {"dense", "oneshot_random_regrow", "set", "rigl", "snip", "random_at_init", "synflow"}
-FAMILIES |= {"mest_soft", "hrank", "l1_filters", "prune_on_the_fly", SELECTED_ON_TEST}
+# one of each kind of algorithm (pruning and regrowth, drop and grow by gradients and at random, cycles, whole filters,
+# the sphere); the others are for the night
+FAMILIES = {"oneshot_regrow", "rigl", "mest", "east", "sfp", "prune_on_the_fly", IN_GROUPS, SELECTED_ON_TEST}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ def test_both_hold_the_same_masks_after_every_change(name, families):
     check_same(name, families)
 
 
-@pytest.mark.nightly
+@pytest.mark.nightly(long=True)
 def test_so_they_do_with_every_other_method(tmp_path):
     others = [name for name in RUNS if name not in FAMILIES]
     pair = run_in_a_pair(others, tmp_path)

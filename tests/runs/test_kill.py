@@ -142,7 +142,7 @@ AIMS: list[Aim] = [
 ]
 
 
-@pytest.mark.nightly
+@pytest.mark.nightly(long=True)
 @pytest.mark.parametrize("method", REQUESTS)
 def test_killed_again_and_again_it_ends_with_the_same_bits(method, lab, capsys):
     check_killed(method, AIMS, 5, lab, capsys)

@@ -83,6 +83,17 @@ def test_every_method_ends_with_the_masks_and_weights_of_dense_arithmetic(method
     assert records[0]["explored"] == records[1]["explored"]
 
 
+@pytest.mark.full
+def test_gradients_of_several_batches_add_up_as_in_dense_arithmetic(compose, quiet):
+    """RigL reads those of pruned weights, of every batch of a step; clipping measures their sum."""
+    words = ("method=rigl", "training.accumulate=2", "training.clip_norm=0.05", "dataset.train_limit=48")
+    dense = compose(*COMMON, *OFTEN, *words, EXACT)
+    sparse = replace(dense, compute="sparse")
+    for config in (dense, sparse):
+        run(config, "x", quiet)
+    same(*(load_network(run_dir(config).best) for config in (dense, sparse)))
+
+
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
     """Masks to the last position, numbers to 1e-6 of the largest.
 

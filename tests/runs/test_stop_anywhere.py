@@ -251,3 +251,33 @@ def test_a_process_leaves_at_once_from_within(what, tmp_path, capsys):
     (folder,) = (tmp_path / "out" / "runs").iterdir()
     assert not list(folder.glob("checkpoints/*")) and not (folder / "metrics.csv").exists()
     assert seconds < 20
+
+
+def test_within_a_step_of_several_batches(compose, quiet, tmp_path, monkeypatch):
+    """Two steps an epoch, of two batches and of one. The signal comes after the first batch of the third step: it is
+    finished and saved. Killed in the next epoch within a step, the run does that step again.
+    """
+    words = (*COMMON, "method=rigl", "method.drop_and_grow.update_every=2", "training.accumulate=2")
+    whole, left = (compose(*words, f"paths.outputs={tmp_path / name}") for name in ("whole", "left"))
+    run(whole, "x", quiet)
+    rows = (run_dir(whole).path / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[2] for row in rows] == ["step", "2", "4", "6"]
+
+    def within(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if (trainer.global_step, batch_idx) == (2, 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+        if (trainer.global_step, batch_idx) == (4, 0):
+            raise RuntimeError("somebody pulled the plug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NanGuard, "on_train_batch_end", within)
+        with pytest.raises(Stopped, match="stopped by SIGTERM"):
+            run(left, "x", quiet)
+        check_where_it_goes_on(run_dir(left), Moment(None, "", 0, step=3))
+        with pytest.raises(RuntimeError, match="plug"):
+            run(left, "x", quiet)
+    assert load_checkpoint(run_dir(left).last)["global_step"] == 3
+    run(left, "x", quiet)
+    files = [load_checkpoint(run_dir(one).last) for one in (whole, left)]
+    assert dict(plain(files[0])) == dict(plain(files[1]))
+    assert dict(plain(run_dir(whole).result())) == dict(plain(run_dir(left).result()))

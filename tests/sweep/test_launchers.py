@@ -89,7 +89,7 @@ def ended(pid: int) -> bool:
 @pytest.mark.parametrize(
     "launcher",
     [*(pytest.param(name, marks=pytest.mark.full) for name in ("basic", "joblib")),
-     pytest.param("ray", marks=pytest.mark.nightly)],
+     pytest.param("ray", marks=pytest.mark.nightly(long=True))],
 )  # fmt: skip
 def test_sigterm_saves_what_runs_and_the_second_start_goes_on(launcher, tmp_path, small, command, outcomes, results):
     if launcher != "basic":
@@ -122,10 +122,8 @@ def test_sigterm_saves_what_runs_and_the_second_start_goes_on(launcher, tmp_path
         assert all(f"{run}: goes on from" in again.stdout for _, run in running)
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [pytest.param("joblib", marks=pytest.mark.full), pytest.param("submitit_local", marks=pytest.mark.nightly)],
-)
+@pytest.mark.nightly(long=True)
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_a_worker_that_dies_ends_its_own_run_alone(launcher, tmp_path, small, command, outcomes, results):
     pytest.importorskip({"submitit_local": "submitit"}.get(launcher, launcher))
     argv = ["-m", f"hydra/launcher={launcher}", "seed=1,2,3", *small, *LONG]
@@ -208,7 +206,7 @@ def _name(pid: int) -> str:
         return ""
 
 
-@pytest.mark.nightly
+@pytest.mark.nightly(long=True)
 def test_a_ray_cluster_that_loses_a_node_and_the_second_start(cluster, tmp_path, small, command, outcomes, results):
     address, node = cluster
     argv = ["-m", "hydra/launcher=ray", f"hydra.launcher.ray.init.address={address}"]

@@ -21,7 +21,8 @@ class FilterSelector:
     Channels that go together have the mean of their filters' scores. `uses`: how often each layer's weight multiplies.
 
     rates: share of each group's channels that goes, in the order of the network. layerwise: one group more at each mask
-    change. flops: go on until this share of the multiply-adds has gone too.
+    change. flops: go on until this share of the multiply-adds has gone too. whole: the multiply-adds of layers that
+    were left out, which count among all.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class FilterSelector:
         rates: Sequence[float] = (),
         layerwise: bool = False,
         flops: float | None = None,
+        whole: int = 0,
         batches: Batches | Callable[[], Batches] = (),
     ) -> None:
         self.masks = masks
@@ -46,6 +48,7 @@ class FilterSelector:
         self.rates = list(rates)
         self.layerwise = layerwise
         self.flops = flops
+        self.whole = whole
         self.batches = batches
 
     def __call__(
@@ -80,7 +83,8 @@ class FilterSelector:
     def _within_flops(self, ranked: Mapping[str, Tensor], kept: int, flops: float) -> dict[str, Tensor]:
         """As many channels as both the weights and the multiply-adds allow: fewer weights until these fit too."""
         shapes = self._shapes()
-        most = (1.0 - flops) * sum(self.uses[name] * shape.numel() for name, shape in shapes.items())
+        all_of_them = self.whole + sum(self.uses[name] * shape.numel() for name, shape in shapes.items())
+        most = (1.0 - flops) * all_of_them - self.whole
 
         def fits(weights: int) -> bool:
             masks = channels.masks_of(self.groups, self._choose(ranked, weights), shapes)

@@ -29,7 +29,7 @@ from sparse_lab.report.tables.labels import labels
 
 UPDATES, ACTIVATIONS, GRADIENTS = "updates.jsonl", "activations.jsonl", "gradients.jsonl"
 METRICS, MEASURES = "metrics.csv", ("train_loss", "validation_accuracy")
-PARTS = ("live weights", "pruned positions", "BatchNorm", "DyReLU", "sharing scales", "biases")
+PARTS = ("live weights", "pruned positions", "BatchNorm", "DyReLU", "sharing scales", "biases", "excluded weights")
 _SHARES = {
     "density": ("kept", "total"),
     "asked": ("asked", "total"),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sparse_lab.errors import SparseLabError
 from sparse_lab.sparsity.images import Shape, hollow, image_like
-from sparse_lab.sparsity.masks import layers, tied_layers
+from sparse_lab.sparsity.masks import is_excluded, layers, tied_layers
 from sparse_lab.sparsity.topk import top_k
 
 
@@ -40,8 +40,8 @@ def groups(model: nn.Module, shape: Shape, coupled: bool) -> list[Group]:
     """All groups in network order, found by following one image through an empty copy on the device "meta".
 
     coupled=False leaves out those that more than one layer makes (depthwise ones aside): the trunks of residual
-    networks. What no layer reads, the logits, is in no group. Raises ValueError when nothing is left, and where layers
-    are tied by one Parameter.
+    networks. What no layer reads, the logits, is in no group, and neither is what a layer that was left out makes or
+    reads: it stays whole. Raises ValueError when nothing is left, and where layers are tied by one Parameter.
     """
     tied = [name for name, several in tied_layers(model).items() if len(several) > 1]
     if tied:
@@ -49,7 +49,10 @@ def groups(model: nn.Module, shape: Shape, coupled: bool) -> list[Group]:
     empty = hollow(model)
     found = layers(empty)
     graph = trace(empty, shape)
-    result = [_group(found, members) for members in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear])]
+    whole = graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear])
+    result = [
+        _group(found, members) for members in whole if not any(is_excluded(one.dep.target.module) for one in members)
+    ]
     result = [group for group in result if group.columns and (coupled or _makers(found, group) == 1)]
     if not result:
         raise ValueError("it has no convolution whose filters could go")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparse_lab.errors import SparseLabError, nearest
 from sparse_lab.registering import check_function, enter
-from sparse_lab.sparsity.masks import Counted, layers
+from sparse_lab.sparsity.masks import Counted, layers, maskable
 from sparse_lab.sparsity.names import WITHOUT_DATA
 from sparse_lab.sparsity.scores import SCORES, View, evaluating
 
@@ -74,10 +74,11 @@ def find_filter_score(name: str) -> Callable[[View], FilterScores]:
 
 
 def filtered(model: nn.Module) -> dict[str, Counted]:
-    """The layers whose filters are scored: counted convolutions, and counted linear layers but the last layer."""
-    found = layers(model)
-    last = next(reversed(found), None)
-    return {name: layer for name, layer in found.items() if name != last or not isinstance(layer, nn.Linear)}
+    """The layers whose filters are scored: counted convolutions, and counted linear layers but the network's last
+    layer.
+    """
+    last = next(reversed(maskable(model)), None)
+    return {name: layer for name, layer in layers(model).items() if name != last or not isinstance(layer, nn.Linear)}
 
 
 @filter_score(without_passes=True)
