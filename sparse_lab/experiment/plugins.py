@@ -13,11 +13,9 @@ import importlib
 import importlib.util
 import os
 import re
-import site
 import socket
 import sys
-import sysconfig
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -25,14 +23,15 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from sparse_lab.config import CHOICES, choice_files
+from sparse_lab.config import CHOICES
 from sparse_lab.errors import SparseLabError, UserError
+from sparse_lab.experiment.plugin_files import content_hash
 from sparse_lab.experiment.security.flags import PLUGIN as FLAG
+from sparse_lab.experiment.security.secrets import check_line
 from sparse_lab.registering import REGISTERED, Registration, take_out
 
 GROUP = "sparse_lab.plugins"
 PREFIX = "sparse_lab_plugin_"  # before the name of a file's module: none is taken for another's, as json.py for json
-SUFFIXES = (".py", ".yaml")  # of the files that a plugin consists of
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,7 @@ def start(argv: Sequence[str]) -> list[str]:
     Raise UserError for what cannot be loaded, in one line that names it and the cause.
     """
     named, left = take(argv)
+    check_line(named)
     for entry in sorted(metadata.entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
         load(entry.value, distribution=entry.dist.name if entry.dist is not None else "?")
     for one in named:
@@ -124,7 +124,7 @@ def load(asked: str, distribution: str = "") -> Plugin:
         if len(REGISTERED) == before:
             raise UserError("it registers nothing; see docs/add_a_method.md")
         brought = tuple(CHOICES[choices:])
-        digest = content_hash(found, brought)
+        digest = content_hash(Path(str(found.__file__)).resolve(), name if file is None else "", brought)
     except (Exception, SystemExit) as error:  # a script's own end is none of the command's
         take_out(REGISTERED[before:])
         _drop(module, known)
@@ -241,46 +241,6 @@ def _cause(error: BaseException, module: str, file: Path | None) -> str:
             line = walked.tb_lineno
         walked = walked.tb_next
     return f"{said} (line {line})" if line else said
-
-
-def content_hash(module: ModuleType, choices: Iterable[Path]) -> str:
-    """Return the SHA-256 of a plugin's content: the sorted names, below its own folder, and contents of its files.
-
-    A package is all of its .py and .yaml files; a single file is that file, and what was imported from below its
-    folder. With them the files of its folders of choices.
-    """
-    digest = hashlib.sha256()
-    own = Path(str(module.__file__)).resolve()
-    files = {path.relative_to(own.parent).as_posix(): path for path in _files(module, own)}
-    for number, folder in enumerate(choices):
-        files |= {f"choices {number}: {path.relative_to(folder).as_posix()}": path for path in choice_files(folder)}
-    for name in sorted(files):
-        content = files[name].read_bytes()
-        digest.update(f"{name}\0{len(content)}\0".encode("utf-8", "surrogateescape") + content)
-    return digest.hexdigest()
-
-
-def _files(module: ModuleType, own: Path) -> Iterator[Path]:
-    yield own
-    if own.name == "__init__.py":
-        yield from (path for path in own.parent.rglob("*") if path.suffix in SUFFIXES and path.is_file())
-        return
-    others = [folder for folder in _installed() if folder.is_relative_to(own.parent)]
-    for name, other in list(sys.modules.items()):
-        file = getattr(other, "__file__", None)
-        strange = name.startswith(PREFIX) and not f"{name}.".startswith(f"{module.__name__}.")
-        if not isinstance(file, str) or strange or name in ("__main__", "__mp_main__"):
-            continue
-        path = Path(file).resolve()
-        if path.is_relative_to(own.parent) and not any(path.is_relative_to(folder) for folder in others):
-            yield path
-
-
-def _installed() -> set[Path]:
-    """Where what is installed lies, and this package: no part of a plugin that lies above them."""
-    found = [sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    folders: list[str | Path] = [*found, *site.getsitepackages(), site.getusersitepackages(), Path(__file__).parents[1]]
-    return {Path(folder).resolve() for folder in folders}
 
 
 @dataclass

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -179,3 +181,45 @@ def test_edited_between_stop_and_start_it_is_another_run(examples, small, tmp_pa
     assert main(request) == 0
     said = capsys.readouterr()
     assert len(list((tmp_path / "runs").iterdir())) == 2 and "goes on" not in said.out and not said.err
+
+
+def test_a_table_and_the_doctor_take_it(examples, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    table = (
+        "title: own\nseeds: [1]\nalways: [dataset=digits, training=digits, trainer=cpu]\ncells: [method=blurred_rigl]\n"
+    )
+    (tmp_path / "own.yaml").write_text(table)
+    plugin = f"--plugin={examples / 'own_method' / 'plugin.py'}"
+    assert main(["reproduce", plugin, "own.yaml", "--list"]) == 0
+    assert "missing  vgg16-digits-blurred_rigl-99-seed1-" in capsys.readouterr().out
+    plugins.forget()
+    assert main(["reproduce", "own.yaml", "--list"]) == 2
+    assert "unknown method 'blurred_rigl'" in capsys.readouterr().err
+    assert main(["doctor", plugin, "method=blurred_rigl", "dataset=digits", "trainer=cpu"]) == 0
+    loaded = next(line for line in capsys.readouterr().out.splitlines() if "plugin plugin" in line)
+    assert plugins.hashes()["plugin"][:10] in loaded and "algorithm blurred" in loaded and "schedule stairs" in loaded
+
+
+@pytest.mark.full
+def test_the_processes_of_ddp_load_it(examples, small, tmp_path):
+    """Lightning starts the command again for each; the path is meant from where the command was started."""
+    devices = ("trainer.devices=2", "trainer.accelerator=cpu")
+    words = [*(word for word in small if word != "trainer=cpu"), *RULE, *devices, f"paths.outputs={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sparse_lab", "--plugin", "own_method/plugin.py", *words],
+        capture_output=True, text=True, cwd=examples, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "MEMBER: 2/2" in done.stderr + done.stdout and "of 57,884 weights" in done.stdout
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("launcher", ["ray", "submitit_local"])
+def test_other_launchers_bring_it_along(launcher, examples, small, tmp_path):
+    pytest.importorskip({"submitit_local": "submitit"}.get(launcher, launcher))
+    words = [*small, *RULE, "training.epochs=1", f"paths.outputs={tmp_path}", f"hydra/launcher={launcher}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sparse_lab", "-m", *words, "--plugin", "own_method/plugin.py"],
+        capture_output=True, text=True, cwd=examples, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0 and "1 run: 1 done" in done.stdout, done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import sys
@@ -13,15 +14,26 @@ import sparse_lab
 from sparse_lab.cli.main import main
 from sparse_lab.config import CHOICES
 from sparse_lab.errors import SparseLabError, UserError
-from sparse_lab.experiment import plugins
+from sparse_lab.experiment import plugin_files, plugins
 from sparse_lab.experiment.identity import cell, identity, request_hash, run_name
+from sparse_lab.records.record import BadRecord, check_result
 from sparse_lab.registering import REGISTERED
+from sparse_lab.sweep.launch import Task
+from sparse_lab.sweep.launchers import Job, compose_elsewhere
 
 SCORE = """
 @sparse_lab.register_score(without_passes=True, of_weights=True)
 def {0}(view):
     return {{name: weight.abs() for name, weight in view.weights().items()}}
 """
+
+
+@pytest.fixture
+def make_result():
+    """The least that a record says, and more."""
+    plain = {"name": "r", "cell": "c", "model": "m", "dataset": "d", "method": "dense", "seed": 1, "config": {}}
+    plain |= {"test_accuracy": 50.0, "kept": 1, "total": 2, "seconds": 1.0}
+    return lambda **more: {**plain, **more}
 
 
 @pytest.mark.parametrize(
@@ -251,6 +263,21 @@ def test_another_process_loads_them_before_what_holds_their_classes(plugin):
         pickle.loads(handed)[0].check()
 
 
+def test_a_job_whose_worker_has_another_content_fails_and_says_so(tmp_path):
+    task = Task("sparse-lab", "joblib", 2, folder=tmp_path)
+    brought = plugins.Handed((), "plugin mine.py is not here what it was")
+    compose_elsewhere(brought, None, None, task, {}, Job(1, "a-run", ()))
+    [outcome] = [json.loads(path.read_text()) for path in tmp_path.rglob("*.json")]
+    assert outcome["outcome"] == "failed" and outcome["run"] == "a-run" and outcome["said"] == brought.said
+
+
+def test_a_record_s_plugins_are_a_mapping_of_texts(make_result):
+    check_result(make_result(plugins={"mine": "abc"}))
+    for wrong in (["mine"], {"mine": 1}, "mine"):
+        with pytest.raises(BadRecord, match="'plugins' is no mapping of names to hashes"):
+            check_result(make_result(plugins=wrong))
+
+
 def test_the_root_offers_every_registering_function():
     offered = {name: module for name, module in sparse_lab.PUBLIC.items() if name.startswith("register_")}
     assert len(offered) == 9
@@ -269,3 +296,49 @@ def test_nothing_is_registered_under_a_name_that_is_no_word(plugin):
         for register in (sparse_lab.register_score, sparse_lab.register_distribution, sparse_lab.register_network):
             with pytest.raises(SparseLabError, match="a name is a plain word"):
                 register(function)
+
+
+def test_what_is_imported_late_or_by_others_counts_and_what_is_installed_does_not(plugin):
+    plugin("def f(): from .late import g", "near")
+    plugin("x = 1", "late")
+    plugin("", "json")  # the standard library's comes first, so it never runs; that it counts does no harm
+    path = plugin(f"import torch\nfrom .near import f\nimport sparse_lab.config\n{SCORE.format('mine')}")
+    first = plugins.load(str(path)).hash
+    plugins.forget()
+    path.with_name("late.py").write_text("x = (")  # it is never imported, so nothing is wrong with it
+    second = plugins.load(str(path)).hash
+    plugins.forget()
+    __import__("xml.dom")  # whatever else this process has imported
+    assert plugins.load(str(path)).hash == second != first
+
+
+def test_a_file_above_installed_packages_is_not_all_of_them(plugin, monkeypatch, tmp_path):
+    """As one in the folder of a project that holds its environment, or in a checkout of sparse_lab."""
+    path = plugin("from theirs import x\nfrom ours import y", "mine", ".")
+    for folder in ("theirs", "ours"):
+        plugin("x = y = 1", "__init__", folder)
+    monkeypatch.setattr(plugin_files, "_installed", lambda: {tmp_path / "theirs"})
+    first = plugin_files.content_hash(path, "", [])
+    plugin("x = y = 2", "__init__", "theirs")
+    assert plugin_files.content_hash(path, "", []) == first
+    plugin("x = y = 2", "__init__", "ours")
+    assert plugin_files.content_hash(path, "", []) != first
+
+
+def test_a_module_within_a_package_counts_with_what_it_imports_of_it(plugin, monkeypatch, tmp_path):
+    """Installed packages too: there nothing beside the package itself."""
+    monkeypatch.setattr(plugin_files, "_installed", lambda: {tmp_path})
+    plugin("", "beside", ".")
+    plugin("", "unused", "pack")
+    plugin("", "__init__", "pack")
+    plugin("x = 1", "used", "pack/deep")
+    plugin("x = 1", "near", "pack/deep")
+    path = plugin("from pack.deep.used import x\nfrom .near import x as y\nimport beside", "mine", "pack/deep")
+    hashes = [plugin_files.content_hash(path, "pack.deep.mine", [])]
+    for name, folder in (("unused", "pack"), ("beside", ".")):
+        plugin("changed = 1", name, folder)
+        assert plugin_files.content_hash(path, "pack.deep.mine", []) == hashes[0]
+    for name, folder in (("used", "pack/deep"), ("near", "pack/deep"), ("__init__", "pack")):
+        plugin("changed = 1", name, folder)
+        hashes.append(plugin_files.content_hash(path, "pack.deep.mine", []))
+    assert len(set(hashes)) == 4
