@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pickle
 import sys
-from importlib import metadata
 
 import pytest
 
 import sparse_lab
+from sparse_lab.cli.doctor import checks as doctor
 from sparse_lab.cli.main import main
 from sparse_lab.config import CHOICES
 from sparse_lab.errors import SparseLabError, UserError
@@ -216,28 +217,37 @@ def test_choices_count_by_their_content(plugin, tmp_path):
     assert plugins.load(str(path)).hash != first.hash
 
 
-class Entry:
-    """As importlib.metadata gives them."""
-
-    def __init__(self, value):
-        self.name, self.value = "any", value
-        self.dist = type("Distribution", (), {"name": "their-package"})
-
-
-def test_installed_packages_bring_theirs(plugin, monkeypatch, tmp_path, capsys):
-    plugin(SCORE.format("brought"), "their_plugin", "site")
-    plugin("1 / 0", "their_broken_one", "site")
+@pytest.fixture
+def install(plugin, monkeypatch, tmp_path):
+    """install("module", text) -> a distribution their-package that brings the module as its plugin."""
     monkeypatch.syspath_prepend(tmp_path / "site")
-    asked = []
-    monkeypatch.setattr(metadata, "entry_points", lambda group: asked.append(group) or [Entry("their_plugin")])
-    assert plugins.start(["keys"]) == ["keys"] and asked == ["sparse_lab.plugins"]
-    assert list(plugins.hashes()) == ["their_plugin"] and plugins.words() == plugins.words(whole=True) == []
+
+    def put(module, text):
+        plugin(text, module, "site")
+        about = tmp_path / "site" / "their_package-1.0.dist-info"
+        about.mkdir(exist_ok=True)
+        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+        (about / "entry_points.txt").write_text(f"[sparse_lab.plugins]\nany = {module}\n[others]\nx = y\n")
+        importlib.invalidate_caches()
+
+    return put
+
+
+def test_installed_packages_bring_theirs(install, capsys):
+    install("their_plugin", SCORE.format("brought"))
+    assert plugins.start(["keys"]) == ["keys"] and list(plugins.hashes()) == ["their_plugin"]
+    assert plugins.words() == plugins.words(whole=True) == []  # other processes find it by themselves
     assert plugins.handed().places[0][2] == "their-package"
-    plugins.forget()
-    monkeypatch.setattr(metadata, "entry_points", lambda group: [Entry("their_broken_one")])
+    [finding] = doctor.plugins()
+    assert "their_plugin" in finding.line and "of the installed package their-package): score brought" in finding.line
+
+
+def test_an_installed_plugin_that_is_broken_stops_the_command(install, capsys):
+    install("their_broken_one", "1 / 0")
     assert main(["keys", "seed"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("sparse-lab: the installed package their-package: its plugin their_broken_one cannot be")
+    assert said.count("\n") == 1 and "ZeroDivisionError" in said
 
 
 def test_another_process_loads_them_before_what_holds_their_classes(plugin):
