@@ -27,7 +27,6 @@ from sparse_lab.config import CHOICES
 from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.experiment.plugin_files import content_hash
 from sparse_lab.experiment.security.flags import PLUGIN as FLAG
-from sparse_lab.experiment.security.secrets import check_line
 from sparse_lab.registering import REGISTERED, Registration, take_out
 
 GROUP = "sparse_lab.plugins"
@@ -79,7 +78,10 @@ def start(argv: Sequence[str]) -> list[str]:
     Raise UserError for what cannot be loaded, in one line that names it and the cause.
     """
     named, left = take(argv)
-    check_line(named)
+    if named:  # they are kept in records with the rest of the line
+        from sparse_lab.experiment.security.secrets import check_line
+
+        check_line(named)
     for entry in sorted(metadata.entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
         load(entry.value, distribution=entry.dist.name if entry.dist is not None else "?")
     for one in named:
