@@ -1,1 +1,1 @@
-"""What changes masks while training goes, one algorithm a file."""
+"""What changes masks while training goes, one algorithm a file; each hangs on an optimizer by `attach`."""

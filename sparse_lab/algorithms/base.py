@@ -26,9 +26,11 @@ class Algorithm:
 
     Of all algorithms on one optimizer those of a lower `order` are asked first; in which order they were attached has
     no say. `step` counts optimizer steps since the training began: one that a gradient scaler skipped is none.
+    `ends_epoch_every`: where it is set an epoch ends after so many, in a loop that does not say so.
     """
 
     order = 0
+    ends_epoch_every: int | None = None
 
     def __init__(self) -> None:
         self.step = 0
@@ -109,7 +111,6 @@ class StepHooks:
         self._ready = False
         self._skipped = False
         self._itself = False
-        self._steps_an_epoch: int | None = None
         optimizer.register_step_pre_hook(self._before)
         optimizer.register_step_post_hook(self._after)
 
@@ -124,11 +125,9 @@ class StepHooks:
         """Will anything look at the gradients of pruned weights after the next step?"""
         return any(one.reads_gradients() for one in self.algorithms)
 
-    def begin_each_step(self, optimizer: Optimizer, steps_an_epoch: int | None = None) -> None:
-        """Begin the first step now and each other as soon as the one before has happened; end an epoch after so many
-        steps.
-        """
-        self._itself, self._steps_an_epoch = True, steps_an_epoch
+    def begin_each_step(self, optimizer: Optimizer) -> None:
+        """Begin the first step now, and each other as soon as the one before it has happened."""
+        self._itself = True
         self._begin(optimizer)
 
     def begin(self, optimizer: Optimizer) -> None:
@@ -153,10 +152,13 @@ class StepHooks:
     def end_epoch(self, optimizer: Optimizer) -> None:
         """After the last step of an epoch."""
         for one in self.algorithms:
-            if one._ended_at != one.step:
-                one._ended_at = one.step
-                one.end_epoch(optimizer)
-                one.epoch += 1
+            self._end(one, optimizer)
+
+    def _end(self, one: Algorithm, optimizer: Optimizer) -> None:
+        if one._ended_at != one.step:
+            one._ended_at = one.step
+            one.end_epoch(optimizer)
+            one.epoch += 1
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """A closure computes the gradients within the step (as in Lightning): then its end is the moment."""
@@ -193,8 +195,9 @@ class StepHooks:
             one.step += 1
         for one in self.algorithms:
             one.after_step(optimizer)
-        if self._steps_an_epoch is not None and self.algorithms[0].step % self._steps_an_epoch == 0:
-            self.end_epoch(optimizer)
+        for one in self.algorithms:
+            if one.ends_epoch_every is not None and one.step % one.ends_epoch_every == 0:
+                self._end(one, optimizer)
         if self._itself:
             self._begin(optimizer)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from sparse_lab.algorithms.base import Algorithm
+from sparse_lab.errors import SparseLabError
 from sparse_lab.models import dyrelu
 from sparse_lab.sparsity.optimizer_state import remove_params
 
@@ -37,6 +39,11 @@ class DyReLUPhasing(Algorithm):
         self.end = end
         self.removed = removed
         self._beta: float | None = None
+
+    def attach(self, optimizer: Optimizer, broadcast: Callable[[Any], Any] | None = None) -> None:
+        if self.step < self.end and not dyrelu.activations(self.model):
+            raise SparseLabError("there is no DyReLU in this network: models.dyrelu.install puts them in")
+        super().attach(optimizer, broadcast)
 
     def begin_step(self, optimizer: Optimizer) -> None:
         now = beta(self.step, self.begin, self.end)

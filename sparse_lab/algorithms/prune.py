@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_lab.algorithms.enforce import Changed, MaskAlgorithm, nobody
-from sparse_lab.algorithms.selectors import Selector
+from sparse_lab.algorithms.selectors import Selector, WeightSelector
+from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sparsity.optimizer_state import reset_state
-from sparse_lab.sparsity.schedules import Alternating, EpochEnds, Schedule
+from sparse_lab.sparsity.schedules import Alternating, Cubic, EpochEnds, Schedule
 
 
 class Prune(MaskAlgorithm):
@@ -59,7 +60,7 @@ class Prune(MaskAlgorithm):
                 self._open()
                 reset_state(optimizer)  # as AC/DC's authors do
             else:
-                self.to(sparsity)
+                self.to(sparsity, optimizer)
 
     def scores_next(self) -> bool:
         return self.selector.passes and not isinstance(self.schedule, EpochEnds) and self.schedule.due(self.step)
@@ -100,3 +101,12 @@ class Prune(MaskAlgorithm):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.changes = state["changes"]
+
+
+class GMP(Prune):
+    """Gradual magnitude pruning (Zhu & Gupta 2017, arXiv 1710.01878): the smallest weights of every layer go, each
+    layer being as sparse as the others, along `schedule`.
+    """
+
+    def __init__(self, model: nn.Module, masks: Masks, schedule: Cubic, **more: Any) -> None:
+        super().__init__(model, WeightSelector(masks, "magnitude", "uniform"), schedule, **more)

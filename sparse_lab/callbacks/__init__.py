@@ -1,1 +1,21 @@
-"""What happens while training, one behaviour a file. The only place where Lightning meets masks."""
+"""Lightning callbacks: for the runner, and for anybody's Trainer."""
+
+from __future__ import annotations
+
+from sparse_lab.callbacks.sparsify import (
+    CyclicSparsityCallback,
+    DropAndGrowCallback,
+    DyReLUPhasingCallback,
+    PruneCallback,
+    RegrowCallback,
+    Sparsify,
+)
+
+__all__ = [
+    "CyclicSparsityCallback",
+    "DropAndGrowCallback",
+    "DyReLUPhasingCallback",
+    "PruneCallback",
+    "RegrowCallback",
+    "Sparsify",
+]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparse_lab.algorithms.base import Algorithm, StepHooks
@@ -18,25 +18,40 @@ from sparse_lab.algorithms.prune import Prune
 from sparse_lab.algorithms.regrow import Regrow
 from sparse_lab.algorithms.selectors import WeightSelector
 from sparse_lab.errors import SparseLabError
+from sparse_lab.methods.handle import Handle
+from sparse_lab.methods.sparsify import prepare
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sparsity.schedules import Constant, Cyclic, DropFraction, OneShot, Schedule
 from sparse_lab.sparsity.scores import Batches
 
 
 class Sparsify(pl.Callback):
-    """Hang algorithms on the optimizer of a LightningModule, tell them what torch's own hooks do not say, and keep
-    their state in the checkpoint. Where it stands among other callbacks has no say in what happens to the masks.
+    """Sparsify a LightningModule while it is fitted: `Trainer(callbacks=[Sparsify(method="rigl", sparsity=0.99)])`.
 
-    algorithms: ready ones; a subclass makes its own of the module, see `make`. Raises SparseLabError at the start of a
-    fit where several optimizers move the weights.
+    method, sparsity, settings: as `sparse_lab.sparsify` takes them. Surgery happens before the module configures its
+    optimizers; how long the training is says the Trainer; batches for scores are those of its training loader, unless
+    `batches` are given; the state goes into its checkpoints, from which a fit that was stopped goes on to the same
+    bits (CPU). Where the callback stands among others has no say in what happens to the masks. `handle` is what
+    `sparsify` returns, from `setup` on.
+
+    algorithms: instead of a method, ready algorithms; a subclass makes its own of the module, see `make`.
+
+    Raises SparseLabError at the start of a fit where several optimizers move the weights, or nothing can be counted.
     """
 
-    def __init__(self, *algorithms: Algorithm) -> None:
+    def __init__(
+        self, *algorithms: Algorithm, method: str | None = None, sparsity: float | None = None, **settings: Any
+    ) -> None:
+        if algorithms and (method is not None or settings):
+            raise SparseLabError("Sparsify takes algorithms, or method= with its settings, not both")
         self.algorithms = list(algorithms)
+        self._method, self._sparsity, self._settings = method, sparsity, settings
+        self.handle: Handle | None = None
         self._makes = type(self).make is not Sparsify.make
         self._state: list[dict[str, Any]] | None = None
         self._optimizer: Optimizer | None = None
-        self._state_key = " ".join(type(one).__qualname__ for one in (self, *algorithms))
+        named = [] if method is None else [method]
+        self._state_key = " ".join([*(type(one).__qualname__ for one in (self, *algorithms)), *named])
 
     @property
     def state_key(self) -> str:
@@ -48,18 +63,36 @@ class Sparsify(pl.Callback):
         return []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        check_strategy(trainer)
         if self._makes:
             Masks.of(pl_module)  # before a checkpoint is read: it holds masks too
+        elif self._method is not None and self.handle is None:
+            settings = {"input_shape": _input_shape(pl_module), "epochs": _epochs(trainer), **self._settings}
+            self.handle = prepare(pl_module, self._method, self._sparsity, **settings)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._makes:
             self.algorithms = list(self.make(pl_module, Masks.of(pl_module), _total_steps(trainer)))
+        elif self.handle is not None:
+            self._plan(self.handle, trainer)
         for one, state in zip(self.algorithms, self._state or (), strict=self._state is not None):
             one.load_state_dict(state)
         self._state = None
+        if self.handle is not None:
+            self._optimizer = self.handle.attach_to_one_of(list(trainer.optimizers), trainer.strategy.broadcast)
+            return
         self._optimizer = _that_moves(self.algorithms, trainer.optimizers)
         for one in self.algorithms:
             one.attach(self._optimizer, trainer.strategy.broadcast)
+
+    def _plan(self, handle: Handle, trainer: pl.Trainer) -> None:
+        handle.take_batches_of(lambda: trainer.train_dataloader)  # type: ignore[arg-type, return-value]
+        if handle.changes_at_once:
+            handle.plan_at_once()
+        else:
+            steps, epochs = _total_steps(trainer), self._settings.get("epochs", _epochs(trainer))
+            handle.plan(steps, epochs if epochs is not None and steps % epochs == 0 else None)
+        self.algorithms = handle.algorithms
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -70,8 +103,8 @@ class Sparsify(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        assert self._optimizer is not None
-        StepHooks.of(self._optimizer).gradients_ready(self._optimizer)
+        if optimizer is self._optimizer:
+            StepHooks.of(optimizer).gradients_ready(optimizer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -83,12 +116,30 @@ class Sparsify(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         for one in self.algorithms:
             one.detach()
+        if self.handle is not None:
+            self.handle.detach()
 
     def state_dict(self) -> dict[str, Any]:
         return {"algorithms": [one.state_dict() for one in self.algorithms]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._state = list(state["algorithms"])
+
+
+def check_strategy(trainer: pl.Trainer) -> None:
+    """Raise SparseLabError where a strategy shares each weight out over processes."""
+    name = type(trainer.strategy).__name__
+    if any(word in name for word in ("FSDP", "DeepSpeed", "ModelParallel")):
+        raise SparseLabError(f"{name} shares each weight out, and a mask would see a part of it: use strategy='ddp'")
+
+
+def _input_shape(module: pl.LightningModule) -> tuple[int, ...] | None:
+    example = module.example_input_array
+    return tuple(example.shape[1:]) if isinstance(example, Tensor) else None
+
+
+def _epochs(trainer: pl.Trainer) -> int | None:
+    return trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
 
 
 def _that_moves(algorithms: Sequence[Algorithm], optimizers: Sequence[Optimizer]) -> Optimizer:
@@ -180,7 +231,7 @@ class DropAndGrowCallback(Sparsify):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.sparsity = sparsity
+        self.target = sparsity
         self.distribution = distribution
         self.drop, self.grow = drop, grow
         self.drop_fraction = drop_fraction
@@ -192,7 +243,7 @@ class DropAndGrowCallback(Sparsify):
         start = WeightSelector(masks, "random", self.distribution)
         updates = DropFraction(self.update_every, 0, max(1, round(self.end * total_steps)), self.drop_fraction)
         return [
-            Prune(network, start, Constant(self.sparsity), total_steps=total_steps, seed=self.seed),
+            Prune(network, start, Constant(self.target), total_steps=total_steps, seed=self.seed),
             DropAndGrow(network, masks, total_steps, updates, drop=self.drop, grow=self.grow, seed=self.seed),
         ]
 

@@ -38,4 +38,9 @@ class DCT(Component):
     def alter(self, model: nn.Module, config: Config, structure: Structure) -> None:
         from sparse_lab.models import offsets
 
-        offsets.install_dct(model)
+        try:
+            offsets.install_dct(model)
+        except ValueError as error:
+            raise UserError(
+                f"method.dct does not fit {structure.name}: {error}: use another model or method, or method.dct=null"
+            ) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from sparse_lab.config import Config
+from sparse_lab.errors import UserError
 from sparse_lab.methods.base import Component, Site, When
 from sparse_lab.methods.prune import weight_selector
 from sparse_lab.sparsity.clock import Clock
@@ -12,6 +13,7 @@ from sparse_lab.sparsity.schedules import EpochEnds
 
 if TYPE_CHECKING:
     from sparse_lab.algorithms.base import Algorithm
+    from sparse_lab.methods.networks import Structure
 
 
 class Hypersphere(Component):
@@ -28,6 +30,18 @@ class Hypersphere(Component):
             "a method.hypersphere.penalty above 0",
         )
     }
+
+    def check(self, config: Config, structure: Structure) -> None:
+        from sparse_lab.models import offsets
+
+        assert config.method.hypersphere is not None
+        try:
+            offsets.check_plain(structure.hollow, structure.weights if config.method.hypersphere.recovery else ())
+        except ValueError as error:
+            raise UserError(
+                f"method.hypersphere.recovery does not fit {structure.name}: {error}: use another model, or "
+                "method.hypersphere.recovery=false"
+            ) from None
 
     def idle(self, config: Config, clock: Clock) -> list[str]:
         settings = config.method.hypersphere

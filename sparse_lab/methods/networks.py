@@ -73,7 +73,7 @@ class Structure:
     """What the parts of a method ask of the plain network that they are for, before any of them changes it.
 
     name: the network's, for messages. hollow: it on the device "meta", not the caller's to change. shape: of one input;
-    None where nobody has said it.
+    None where nobody has said it, and then asking for it raises UserError.
     """
 
     def __init__(self, name: str, hollow: nn.Module, shape: Shape | None) -> None:
@@ -82,11 +82,15 @@ class Structure:
         self._shape = shape
         self._groups: dict[bool, list[channels.Group]] = {}
 
+    def check_shape(self) -> None:
+        """Raise UserError where nobody has said what an input looks like."""
+        assert self.shape
+
     @property
     def shape(self) -> Shape:
         if self._shape is None:
             raise UserError(
-                f"an input has to go through {self.name} for this method: give input_shape=(C, H, W), or batches="
+                f"an input has to go through {self.name} for this method: give input_shape=, as in (3, 32, 32)"
             )
         return self._shape
 

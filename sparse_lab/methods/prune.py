@@ -65,6 +65,8 @@ class Prune(Component):
             from sparse_lab.sparsity.scores import find_score
 
             find_score(settings.score)
+        if settings.score == "synflow":
+            structure.check_shape()
 
     def build(self, site: Site) -> list[Algorithm]:
         return [plain_pruning(site, weight_selector(site))]

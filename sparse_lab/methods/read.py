@@ -22,6 +22,7 @@ from sparse_lab.config import (
     Config,
     MethodConfig,
     ScheduleConfig,
+    TrainingConfig,
     as_written,
     check_ranges,
     conf_dir,
@@ -69,9 +70,8 @@ def read(name: str, settings: Mapping[str, Any]) -> Config:
     loader = _loader()
     try:
         files, _ = put_together(loader, loader.repository, OverridesParser.create(loader).parse_overrides(lines))
-        root = OmegaConf.merge(
-            {"method": OmegaConf.structured(MethodConfig()), "schedule": OmegaConf.structured(ScheduleConfig())}, files
-        )
+        kinds = {"method": MethodConfig, "schedule": ScheduleConfig, "training": TrainingConfig}
+        root = OmegaConf.merge({group: OmegaConf.structured(kind) for group, kind in kinds.items()}, files)
         for key, value in settings.items():
             if key != "schedule":
                 _set(root, name, key, value)

@@ -132,7 +132,13 @@ def folded(model: nn.Module) -> nn.Module:
     dense and without a mask. A network without such layers comes back as a plain copy.
     """
     plain = copy.deepcopy(model)
-    for module in plain.modules():
+    fold(plain)
+    return plain
+
+
+def fold(model: nn.Module) -> None:
+    """The same in place: weights stay the tensors that they were."""
+    for module in model.modules():
         if isinstance(module, _DCT | _Recovered):
             weight = module.get_parameter("weight")
             weight.data = (weight + module.offset).detach()
@@ -140,7 +146,6 @@ def folded(model: nn.Module) -> nn.Module:
                 if hasattr(module, part):
                     delattr(module, part)
             module.__class__ = PLAIN[type(module)]  # type: ignore[assignment]
-    return plain
 
 
 def dct_matrix(size: int, rows: int, columns: int) -> Tensor:
@@ -176,6 +181,12 @@ def _counted(model: nn.Module) -> dict[str, nn.Module]:
         for name, part in model.named_modules()
         if isinstance(part, COUNTED) and part not in inside and not getattr(part, "excluded", False)
     }
+
+
+def check_plain(model: nn.Module, names: Iterable[str]) -> None:
+    """Raise ValueError where one of these layers is of a kind that no offset fits."""
+    for name in names:
+        _check_plain(name, model.get_submodule(name))
 
 
 def _check_plain(name: str, module: nn.Module) -> None:

@@ -168,7 +168,7 @@ class Masks:
     def __init__(self, model: nn.Module) -> None:
         self._tied = tied_layers(model)
         self.layers = {name: tied[0] for name, tied in self._tied.items()}
-        _check(self.layers)
+        check_maskable(model)
         tell_uncounted(model, _warn)
         for module in self.layers.values():
             if not isinstance(getattr(module, "mask", None), Tensor):
@@ -224,11 +224,23 @@ class Masks:
         """Give `other`, a network with the same layers (an average of this one's weights, say), these masks; what they
         prune becomes zero there. Raise SparseLabError where its layers are others.
         """
-        theirs = Masks.of(other)
-        shapes = {name: mask.shape for name, mask in theirs.masks().items()}
+        theirs = tied_layers(other)
+        shapes = {name: tied[0].weight.shape for name, tied in theirs.items()}
         if shapes != {name: mask.shape for name, mask in self.masks().items()}:
             raise SparseLabError("the other network has other layers: give one that was made in the same way")
-        theirs.set(self.masks())
+        for name, tied in theirs.items():
+            mask = self[name].to(tied[0].weight.device, copy=True)
+            tied[0].weight.data.mul_(mask)
+            for layer in tied:
+                layer.register_buffer("mask", mask)
+
+    def remove(self) -> None:
+        """Take the masks off. What they prune is as it was left: zero where they were enforced."""
+        for tied in self._tied.values():
+            for layer in tied:
+                layer._buffers.pop("mask", None)
+        for model in [model for model, masks in Masks._known.items() if masks is self]:
+            del Masks._known[model]
 
     def set(self, new: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:
         """Take new masks (by layer name, shape of the weight). Weights outside them become zero at once, and so does
@@ -296,7 +308,9 @@ class Masks:
             torch._foreach_mul_(values, factors)
 
 
-def _check(found: Mapping[str, Counted]) -> None:
+def check_maskable(model: nn.Module) -> None:
+    """Raise SparseLabError where nothing is counted in `model`, or a mask would not hold on a weight."""
+    found = layers(model)
     if not found:
         raise SparseLabError("this network has no conv or linear weights, so no weights that a mask could be for")
     for name, layer in found.items():

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparse_lab.errors import SparseLabError, nearest
 from sparse_lab.sparsity.images import Shape, image_like
@@ -250,7 +251,9 @@ def grasp(view: View) -> Scores:
     weights = [module.weight for module in layers(view.model).values()]
     along = view.gradients(mode=batch_statistics, temperature=GRASP_TEMPERATURE)
     products = {name: torch.zeros_like(direction) for name, direction in along.items()}
-    with batch_statistics(view.model), requiring_gradients(weights), torch.enable_grad():
+    # of torch's ways to compute attention only this one can be differentiated twice
+    plainly = sdpa_kernel(SDPBackend.MATH)
+    with batch_statistics(view.model), requiring_gradients(weights), torch.enable_grad(), plainly:
         for loss in view.losses(GRASP_TEMPERATURE):
             grads = gradients_of(loss, weights, create_graph=True)
             flow = torch.stack([(g * d).sum() for g, d in zip(grads, along.values(), strict=True)]).sum()

@@ -1,0 +1,472 @@
+"""A network whose masks are in a user's hands: what `sparse_lab.sparsify` returns."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+
+from sparse_lab.algorithms import unattached
+from sparse_lab.algorithms.base import Algorithm, StepHooks
+from sparse_lab.algorithms.enforce import EnforceMasks
+from sparse_lab.algorithms.prune import Prune
+from sparse_lab.algorithms.regrow import Regrow
+from sparse_lab.algorithms.selectors import WeightSelector
+from sparse_lab.config import Config, PruneConfig, RegrowConfig
+from sparse_lab.errors import SparseLabError, UserError
+from sparse_lab.methods import table
+from sparse_lab.methods.base import WITHOUT_DATA, Site
+from sparse_lab.methods.batches import GivenBatches, Source
+from sparse_lab.methods.keywords import in_keywords
+from sparse_lab.methods.networks import Structure
+from sparse_lab.methods.plain import plain
+from sparse_lab.methods.recipes import clock_of
+from sparse_lab.models import dyrelu, offsets
+from sparse_lab.models.surgery import rebuild_structure
+from sparse_lab.models.weight_sharing import SharedConv2d
+from sparse_lab.sparsity.clock import Clock
+from sparse_lab.sparsity.masks import Masks
+from sparse_lab.sparsity.optimizer_state import remove_params
+from sparse_lab.sparsity.schedules import OneShot
+from sparse_lab.sparsity.scores import Probe
+from sparse_lab.sparsity.summary import Summary, summary
+
+AT_ONCE = {"prune", "sharing", "dct"}
+_handles: WeakKeyDictionary[nn.Module, weakref.ref[Handle]] = WeakKeyDictionary()
+
+
+def handle_of(network: nn.Module) -> Handle | None:
+    """Return the handle that has this network's masks; None where there is none."""
+    known = _handles.get(network)
+    return None if known is None else known()
+
+
+class Handle:
+    """The masks of one network and what changes them while it trains, see `sparse_lab.sparsify`.
+
+    network: the plain module (of a compiled or DDP one the one inside). masks: its masks. method: by name, None where
+    the masks change by `prune` and `regrow` alone. total_steps: optimizer steps of the training; None until `plan`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: Config,
+        structure: Structure,
+        images: GivenBatches,
+        probe: Probe,
+        shape: tuple[int, ...] | None,
+    ) -> None:
+        self.network = network
+        self.method = config.method.name if table.present(config.method) else None
+        self.masks = Masks.of(network)
+        self.total_steps: int | None = None
+        self.algorithms: list[Algorithm] = []
+        self._config, self._structure = config, structure
+        self._images, self._probe, self._shape = images, probe, shape
+        self._optimizer: Optimizer | None = None
+        self._dense: nn.Module | None = None
+        self._gone: list[nn.Parameter] = []  # of DyReLUs, which no optimizer needs any more
+        _handles[network] = weakref.ref(self)
+        unattached.watch(network, self.masks.weights().values())
+        network.register_load_state_dict_pre_hook(_follow)
+        self._noting = network.register_forward_pre_hook(_note_shape)
+
+    @property
+    def sparsity(self) -> float:
+        """1 - kept / total, now."""
+        return self.masks.sparsity()
+
+    @property
+    def changes_at_once(self) -> bool:
+        """Does all that the method changes change before the first step, however long the training is?"""
+        parts = {one.part for one in table.present(self._config.method)}
+        return parts <= AT_ONCE and (not parts or self._config.schedule.name in ("one_shot", "constant"))
+
+    @property
+    def looks_at_data(self) -> bool:
+        """Does a score of the method run the network over batches?"""
+        prune = self._config.method.prune
+        return prune is not None and prune.score not in WITHOUT_DATA
+
+    def take_batches_of(self, source: Source) -> None:
+        """Look at these batches from now on, where `sparsify` was given none."""
+        if self._images.source is None:
+            self._images.source = source
+
+    def plan_at_once(self) -> None:
+        """Instead of `plan`, where `changes_at_once`."""
+        self._build(Clock(1, 1, 1))
+
+    def plan(self, total_steps: int, epochs: int | None = None) -> None:
+        """Say how long the training is, in optimizer steps, and in epochs where something counts them.
+
+        Warns of what the method asks for and the training is too short for. Raises UserError where lengths do not go
+        together.
+        """
+        steps = _steps_an_epoch(self._config, total_steps, epochs)
+        clock = clock_of(self._config, steps)
+        self.total_steps = total_steps
+        self._build(clock)
+        for line in table.idle(self._config, clock):
+            warnings.warn(in_keywords(line), stacklevel=3)
+
+    def _build(self, clock: Clock) -> None:
+        self.algorithms = [EnforceMasks(self.masks), *table.build(self._site(clock))]
+        for one in self.algorithms:
+            one.ends_epoch_every = clock.steps_an_epoch
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Hang on `optimizer`: from now on masks hold after each of its steps, and change as the method says.
+
+        Raises SparseLabError where it hangs on one already, or this optimizer does not move the network's weights, not
+        all that must move, or calls its closure several times a step (LBFGS); UserError before `plan`.
+        """
+        optimizer = _inner(optimizer)
+        self._prepare(optimizer)
+        if any(getattr(one, "gradients", "") == "before_clipping" for one in self.algorithms):
+            raise UserError(
+                "gradients='before_clipping': a loop of one's own does not say when it clips; after_clipping"
+            )
+        self._attach(optimizer, None)
+        StepHooks.of(optimizer).begin_each_step(optimizer)
+
+    def attach_to_one_of(self, optimizers: list[Optimizer], broadcast: Callable[[Any], Any]) -> Optimizer:
+        """Hang on the one of these that moves the weights, in a loop that says itself when a step begins and an epoch
+        ends, and return it.
+        """
+        moving = self._that_moves(optimizers)
+        self._prepare(moving)
+        for one in self.algorithms:
+            one.ends_epoch_every = None
+        self._attach(moving, broadcast)
+        return moving
+
+    def detach(self) -> None:
+        """Leave the optimizer alone; nothing happens where it hangs on none. Masks stay as they are, and if the network
+        trains on, it trains dense: a warning says so at the next step.
+        """
+        if self._optimizer is None:
+            return
+        for one in self.algorithms:
+            one.detach()
+        self._optimizer = None
+        unattached.watch(self.network, self.masks.weights().values(), detached=True)
+
+    def prune(
+        self,
+        sparsity: float,
+        *,
+        score: str = "lamp",
+        distribution: str = "global",
+        iterations: int = 1,
+        batches: Source | None = None,
+        keep_dense: bool = True,
+    ) -> None:
+        """Prune to `sparsity` now, in a share of all counted weights; what is pruned already stays pruned.
+
+        score, distribution: names, as method.prune's in the command. iterations: so many steps of equal ratio, each by
+        new scores. batches: of (inputs, targets), for scores that look at data. keep_dense: at the first pruning keep a
+        copy of the network as it is, which `regrow` looks at; it is a part of `state_dict`.
+
+        Raises UserError for a sparsity outside (0, 1), SparseLabError where it is lower than now or empties a layer.
+        """
+        check_sparsity(sparsity)
+        if keep_dense and self._dense is None and self.masks.kept() == self.masks.unique():
+            self._dense = _without_masks(self.network)
+        images = self._images if batches is None else GivenBatches(batches)
+        count = PruneConfig().batches
+        selector = WeightSelector(
+            self.masks, score, distribution, batches=partial(images.fixed, count), probe=self._probe_of(images)
+        )
+        step = Prune(self.network, selector, OneShot(sparsity), iterations=iterations, seed=self._config.seed)
+        step.step = self.step
+        step.to(sparsity, self._optimizer)
+
+    def regrow(
+        self,
+        sparsity: float,
+        *,
+        score: str = "taylor",
+        score_on: str = "dense",
+        distribution: str | list[str] = "all",
+        ssim_layers: int = 4,
+        value: str = "zero",
+        dense: nn.Module | None = None,
+        batches: Source | None = None,
+    ) -> None:
+        """Bring pruned weights back now, down to `sparsity` (arXiv 2511.11675); what is alive stays.
+
+        score: of pruned weights, the highest come first; score_on: 'dense', the trained dense network, or 'sparse'.
+        distribution: 'all' layers in proportion to what they lost, 'ssim' (the `ssim_layers` whose attention maps
+        changed most), or layers by name. value: what a regrown weight starts from: 'zero', 'dense' or 'kaiming'. dense:
+        the trained dense network; None: the copy that `prune` kept. batches: of (inputs, targets).
+
+        Raises UserError for a sparsity outside (0, 1), SparseLabError where it is higher than now.
+        """
+        check_sparsity(sparsity)
+        images = self._images if batches is None else GivenBatches(batches)
+        dense = self._dense if dense is None else dense
+        if dense is None:
+            raise SparseLabError(
+                "regrowth looks at the trained dense network: give dense=, or prune with keep_dense=True first"
+            )
+        step = Regrow(
+            self.network,
+            self.masks,
+            OneShot(sparsity),
+            copy.deepcopy(dense).to(next(self.network.parameters()).device),
+            score=score,
+            score_on=score_on,
+            distribution=distribution,
+            ssim_layers=ssim_layers,
+            value=value,
+            batches=partial(images.fixed, RegrowConfig().batches),
+            probe=self._probe_of(images),
+            seed=self._config.seed,
+        )
+        step.step = self.step
+        step.to(sparsity)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that really happened since the training began."""
+        return self.algorithms[0].step if self.algorithms else 0
+
+    def summary(self) -> Summary:
+        """Return what the network keeps, layer by layer; print() shows a table."""
+        return summary(self.network, self.masks, self._input_shape(self._images))
+
+    def remove_masks(self) -> None:
+        """Take the masks off for good: what is pruned is zero, the network is a plain one, and trains dense."""
+        self.masks.enforce(self._optimizer)
+        self.detach()
+        offsets.fold(self.network)
+        self.masks.remove()
+        unattached.forget(self.network)
+        _handles.pop(self.network, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a training that goes on needs beside the network's and the optimizer's own states: plain values
+        and tensors.
+        """
+        return {
+            "method": self.method,
+            "algorithms": [one.state_dict() for one in self.algorithms],
+            "dense": None if self._dense is None else dict(self._dense.state_dict()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`. Call it last: after `attach`, and after the network's and the optimizer's states are
+        loaded. Raises SparseLabError for another method's.
+        """
+        if state["method"] != self.method or len(state["algorithms"]) != len(self.algorithms):
+            raise SparseLabError(f"this state is of method {state['method']!r}, and here it is {self.method!r}")
+        for one, own in zip(self.algorithms, state["algorithms"], strict=True):
+            one.load_state_dict(own)
+        if state["dense"] is not None:
+            self._dense = _without_masks(self.network)
+            self._dense.load_state_dict(state["dense"])
+        self.masks.refresh()
+
+    def copy_masks_to(self, other: nn.Module) -> None:
+        """Give another network with the same layers these masks, an average of this one's weights (EMA) above all: what
+        they prune becomes zero there. Raise SparseLabError where its layers are others.
+        """
+        self.masks.copy_to(plain(other))
+
+    def _site(self, clock: Clock) -> Site:
+        config = self._config
+        return Site(
+            config,
+            self._structure,
+            self._images,
+            self._probe,
+            self.network,
+            self.masks,
+            clock,
+            table.sparsity(config, clock),
+            table.begins(config, clock),
+            network=_no_network,
+            rewind=None,
+            changed=lambda change, asked: None,
+            say=lambda line: None,
+            removed=lambda: None,
+        )
+
+    def _probe_of(self, images: GivenBatches) -> Probe:
+        return Probe(lambda: needed(self._input_shape(images), self._structure.name), self._probe.loss)
+
+    def _input_shape(self, images: GivenBatches) -> tuple[int, ...] | None:
+        return self._shape if self._shape is not None else images.shape() or self._images.shape()
+
+    def _attach(self, optimizer: Optimizer, broadcast: Callable[[Any], Any] | None) -> None:
+        for one in self.algorithms:
+            one.attach(optimizer, broadcast)
+        self._optimizer = optimizer
+        unattached.forget(self.network)
+
+    def _prepare(self, optimizer: Optimizer) -> None:
+        if self._optimizer is not None:
+            raise SparseLabError("attached already: handle.detach() first")
+        if isinstance(optimizer, LBFGS):
+            raise SparseLabError("LBFGS runs its closure several times a step and goes back between: use SGD or Adam")
+        if not self.algorithms:
+            raise UserError(
+                f"how long is the training? sparsify(..., method={self.method!r}, total_steps=len(loader) * epochs)"
+            )
+        remove_params(optimizer, self._gone)
+        _check_moved(self.network, self.masks, _parameters(optimizer))
+        if any(one.explores for one in table.present(self._config.method)):
+            _check_frozen(self.masks, str(self.method))
+
+    def _that_moves(self, optimizers: list[Optimizer]) -> Optimizer:
+        weights = {id(weight) for weight in self.masks.weights().values()}
+        moving = [
+            one
+            for one in optimizers
+            if len(optimizers) == 1
+            or any(id(each) in weights for group in one.param_groups for each in group["params"])
+        ]
+        if len(moving) != 1:
+            raise SparseLabError(
+                f"{len(moving)} optimizers move the weights that have masks: let one optimizer move them all, or "
+                "leave the others out with exclude="
+            )
+        return moving[0]
+
+    def note_shape(self, shape: tuple[int, ...]) -> None:
+        """Take it for that of an input, unless it was given."""
+        if self._shape is None:
+            self._shape = shape
+        self._noting.remove()
+
+    def rebuild(self, names: list[str]) -> None:
+        """The network is about to get a state with these names: its structure becomes what it was then."""
+        before = {id(one): one for one in self.network.parameters()}
+        rebuild_structure(self.network, names)
+        left = {id(one) for one in self.network.parameters()}
+        gone = [one for number, one in before.items() if number not in left]
+        self._gone += gone
+        if self._optimizer is not None:
+            remove_params(self._optimizer, gone)
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Raise UserError for what is no share of the weights."""
+    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not 0.0 < sparsity < 1.0:
+        raise UserError(f"sparsity={sparsity!r} is outside (0, 1): the share of weights that are pruned, as in 0.99")
+
+
+def needed(shape: tuple[int, ...] | None, name: str) -> tuple[int, ...]:
+    """Return the shape of an input. Raise UserError where nobody has said it."""
+    if shape is None:
+        raise UserError(
+            f"an input has to go through {name} for this: give input_shape=(C, H, W), or a list as batches="
+        )
+    return shape
+
+
+def _inner(optimizer: Any) -> Optimizer:
+    """The optimizer that does the work, where a library has put one of its own around it."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if not isinstance(inner, Optimizer):
+        raise SparseLabError(f"attach takes an optimizer of torch.optim, not {type(optimizer).__name__}")
+    return inner
+
+
+def _parameters(optimizer: Optimizer) -> set[int]:
+    """The identities of what an optimizer moves."""
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _steps_an_epoch(config: Config, total_steps: int, epochs: int | None) -> int:
+    if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
+        raise UserError(f"total_steps={total_steps!r}: optimizer steps of the whole training, a whole number above 0")
+    if epochs is None:
+        counting = [one.part for one in table.present(config.method) if _counts_epochs(config, one.part)]
+        if counting or config.schedule.soft is not None:
+            what = f"method {config.method.name!r} counts epochs" + (f" ({counting[0]})" if counting else "")
+            raise UserError(f"{what}: give epochs= beside total_steps=")
+        return total_steps
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1 or total_steps % epochs:
+        raise UserError(f"epochs={epochs!r}: total_steps={total_steps} must be so many epochs of equal length")
+    return total_steps // epochs
+
+
+def _counts_epochs(config: Config, part: str) -> bool:
+    return getattr(getattr(config.method, part), "unit", "") == "epochs"
+
+
+def _no_network(name: str) -> nn.Module:
+    raise UserError(f"this needs the {name} network of another training: use handle.prune and handle.regrow")
+
+
+def _check_moved(network: nn.Module, masks: Masks, moved: set[int]) -> None:
+    """Does an optimizer with these parameters move the whole network, but for what is frozen?"""
+    weights = masks.weights()
+    outside = [name for name, weight in weights.items() if id(weight) not in moved and weight.requires_grad]
+    if not any(id(weight) in moved for weight in weights.values()):
+        raise SparseLabError(
+            f"this optimizer moves none of the {len(weights)} layers of {type(network).__name__} that have masks: make "
+            "it of the parameters of the network that was sparsified, and after it was"
+        )
+    if outside:
+        raise SparseLabError(
+            f"this optimizer does not move {outside[0]!r}"
+            + (f" and {len(outside) - 1} more layers with masks" if len(outside) > 1 else "")
+            + ": give it all, freeze the others (requires_grad=False), or leave them out with exclude="
+        )
+    own = [
+        name
+        for prefix, module in network.named_modules()
+        if isinstance(module, (dyrelu.DyReLU, SharedConv2d)) or hasattr(module, "alpha")
+        for name, parameter in module.named_parameters(prefix, recurse=isinstance(module, dyrelu.DyReLU))
+        if id(parameter) not in moved and parameter.requires_grad
+    ]
+    if own:
+        raise SparseLabError(
+            f"this optimizer lacks {len(own)} parameters that sparsify() has put in ({own[0]} first): make the "
+            "optimizer after sparsify()"
+        )
+
+
+def _check_frozen(masks: Masks, method: str) -> None:
+    frozen = [name for name, weight in masks.weights().items() if not weight.requires_grad]
+    if frozen:
+        raise SparseLabError(
+            f"{frozen[0]!r} is frozen, and what {method} grows there would never train: unfreeze it, or leave it out "
+            "with exclude="
+        )
+
+
+def _without_masks(network: nn.Module) -> nn.Module:
+    """A copy of a network as it is now, whose layers are not sparsified."""
+    dense = copy.deepcopy(network)
+    for module in dense.modules():
+        module._buffers.pop("mask", None)
+    return dense.requires_grad_(True)
+
+
+def _follow(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """A state dict from before or after a surgery (DyReLU gone) brings the network to that stage as it is loaded."""
+    handle = handle_of(module)
+    if handle is not None:
+        handle.rebuild([name.removeprefix(prefix) for name in state])
+
+
+def _note_shape(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """The first input says what shape one has."""
+    if torch.compiler.is_compiling():
+        return
+    handle = handle_of(module)
+    if handle is not None and inputs and isinstance(inputs[0], Tensor):
+        handle.note_shape(tuple(inputs[0].shape[1:]))

@@ -1,0 +1,168 @@
+"""The library's door: a method of the command on anybody's network, in anybody's loop."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sparse_lab.config import Config, MethodConfig, SparsityConfig
+from sparse_lab.errors import SparseLabError, UserError
+from sparse_lab.methods import table
+from sparse_lab.methods.batches import GivenBatches, Source
+from sparse_lab.methods.handle import Handle, check_sparsity, handle_of, needed
+from sparse_lab.methods.keywords import in_keywords
+from sparse_lab.methods.networks import Structure
+from sparse_lab.methods.plain import plain
+from sparse_lab.methods.read import read
+from sparse_lab.methods.schedules import kind_of
+from sparse_lab.sparsity.images import hollow
+from sparse_lab.sparsity.masks import check_maskable
+from sparse_lab.sparsity.scores import Probe
+
+
+def sparsify(
+    model: nn.Module,
+    method: str | None = None,
+    sparsity: float | None = None,
+    *,
+    total_steps: int | None = None,
+    epochs: int | None = None,
+    batches: Source | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> Handle:
+    """Give `model` masks, and return the handle that lets `method` change them while it trains.
+
+    Surgery happens here (DyReLU, weight sharing, DCT), so make the optimizer afterwards, of `model.parameters()`; then
+    `handle.attach(optimizer)`, and the loop stays as it is.
+
+    method: a choice of conf/method, as in the command; None: masks change by `handle.prune` and `handle.regrow` alone.
+    sparsity: share of the counted weights (conv and linear) that are zero at the end, in (0, 1). total_steps: optimizer
+    steps of the whole training. epochs: how many epochs these are, for what counts epochs. batches: of (inputs,
+    targets), for scores that look at data: a loader, a list, or a function that makes one. loss: of (outputs, targets),
+    a scalar; cross-entropy where it is not given. input_shape: of one input, without the batch, for what sends one
+    through the network (DyReLU, SynFlow, FLOPs). seed: of what is left to chance.
+    settings: any setting of the method by its name, as in `update_every=50`; of a part or a schedule as a dict, as in
+    `prune=dict(score="snip")`, None to leave one out; `schedule="cubic"` chooses another schedule.
+
+    Raises UserError (one line that says what to do) for unknown names, values out of range, what does not fit the
+    network or needs several trainings, a network without conv or linear weights, and one that is sparsified already.
+    Warns of what is large and not counted, and of what the training is too short for.
+    """
+    handle = prepare(
+        model,
+        method,
+        sparsity,
+        epochs=epochs,
+        batches=batches,
+        loss=loss,
+        input_shape=input_shape,
+        seed=seed,
+        **settings,
+    )
+    if batches is None and handle.looks_at_data:
+        raise UserError(f"method {method!r} scores weights by data: give batches=, a loader of (inputs, targets)")
+    if total_steps is not None:
+        handle.plan(total_steps, epochs)
+    elif handle.changes_at_once:
+        handle.plan_at_once()
+    return handle
+
+
+def prepare(
+    model: nn.Module,
+    method: str | None,
+    sparsity: float | None,
+    *,
+    epochs: int | None = None,
+    batches: Source | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> Handle:
+    """As `sparsify`, where the length of the training is still to come: `Handle.plan` takes it."""
+    network = plain(model)
+    if handle_of(network) is not None:
+        raise SparseLabError(f"this {type(network).__name__} is sparsified already: handle.remove_masks() first")
+    images = GivenBatches(batches)
+    shape = input_shape if input_shape is not None else images.shape()
+    with _in_words_of_the_library():
+        config = _config(method, sparsity, epochs, seed, settings)
+        structure = _checked(network, config, shape)
+        name = structure.name
+        table.alter(network, config, structure)
+        probe = Probe(lambda: needed(shape or images.shape(), name), loss or functional.cross_entropy)
+        return Handle(network, config, structure, images, probe, shape)
+
+
+def _config(
+    method: str | None, sparsity: float | None, epochs: int | None, seed: int, settings: dict[str, Any]
+) -> Config:
+    """The config that the command would have, as far as a training in somebody else's hands has one."""
+    if method is None:
+        if settings:
+            raise UserError(f"{next(iter(settings))}= is a setting of a method: say method=NAME too")
+        return Config(method=MethodConfig(name="masks"), seed=seed)
+    config = read(method, settings)
+    if config.method.prune is not None:
+        if sparsity is None:
+            raise UserError(f"method {method!r} needs sparsity=, the share of weights that are pruned, as in 0.99")
+        check_sparsity(sparsity)
+    _check_one_training(config)
+    length = epochs or 1
+    recipes = {name: replace(getattr(config.training, name), epochs=length) for name in ("finetune", "regrow")}
+    return replace(
+        config,
+        seed=seed,
+        sparsity=SparsityConfig(target=sparsity or 0.0),
+        training=replace(config.training, epochs=length, **recipes),
+    )
+
+
+def _check_one_training(config: Config) -> None:
+    """Raise UserError for a method that trains in phases."""
+    method, name = config.method, config.method.name
+    why = None
+    if method.regrow is not None:
+        why = "prunes one training and regrows in another"
+    elif method.prune is not None and kind_of(config.schedule).in_rounds:
+        why = "prunes in rounds, each with a training of its own"
+    elif method.prune is not None and (method.prune.rewind_weights is not None or method.prune.rewind_lr):
+        why = "goes back to an earlier training"
+    elif method.compactors is not None:
+        why = "trains its compactors by an optimizer of their own"
+    if why is not None:
+        raise UserError(
+            f"method {name!r} {why}: use the command (sparse-lab method={name}), or handle.prune(...) and "
+            "handle.regrow(...) between trainings of your own"
+        )
+
+
+def _checked(network: nn.Module, config: Config, shape: tuple[int, ...] | None) -> Structure:
+    """The structure of the network, on which all that can go wrong has been tried; the network itself is untouched."""
+    check_maskable(network)
+    structure = Structure(type(network).__name__, hollow(network), shape)
+    if table.present(config.method):
+        table.check_together(config, structure)
+        with torch.device("meta"):
+            table.alter(copy.deepcopy(structure.hollow), config, structure)
+        table.check(config, structure)
+    return structure
+
+
+@contextmanager
+def _in_words_of_the_library() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(in_keywords(str(error))) from None
