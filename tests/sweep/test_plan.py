@@ -469,9 +469,7 @@ def test_a_mapping_is_written_with_and_without_quotes(written):
 
 def test_a_mapping_of_the_command_line_is_put_into_a_files(tmp_path):
     (tmp_path / "sparsity").mkdir()
-    (tmp_path / "sparsity" / "mine.yaml").write_text(
-        "target: 0.9\nlayers: {fc: 0.5, layer1.*: 0.7}\nexclude: [conv1]\n"
-    )
+    (tmp_path / "sparsity" / "mine.yaml").write_text("layers: {fc: 0.5, layer1.*: 0.7}\nexclude: [conv1]\n")
     words = ["--config-dir", str(tmp_path), "sparsity=mine", "method=rigl", "sparsity.layers={layer4.*:0.995,fc:0.6}"]
     config = Request.read(words).compose([]).config()
     assert config.sparsity.layers == {"fc": 0.6, "layer1.*": 0.7, "layer4.*": 0.995}
