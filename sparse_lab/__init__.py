@@ -55,6 +55,16 @@ PUBLIC = {
     "WeightSharing": "sparse_lab.algorithms.weight_sharing",
     "SparseLabError": "sparse_lab.errors",
     "UserError": "sparse_lab.errors",
+    # what a plugin, or anybody's program, makes known under a name: each lives with its noun
+    "register_algorithm": "sparse_lab.methods.table",
+    "register_choices": "sparse_lab.config",
+    "register_column": "sparse_lab.report.tables.columns",
+    "register_dataset": "sparse_lab.data.registry",
+    "register_distribution": "sparse_lab.sparsity.distributions",
+    "register_filter_score": "sparse_lab.sparsity.structured.filter_scores",
+    "register_network": "sparse_lab.models.registry",
+    "register_schedule": "sparse_lab.methods.schedules",
+    "register_score": "sparse_lab.sparsity.scores",
 }
 
 

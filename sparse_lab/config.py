@@ -11,12 +11,15 @@ import dataclasses
 import itertools
 import math
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from sparse_lab.errors import UserError, nearest
+from sparse_lab.errors import SparseLabError, UserError, nearest
+from sparse_lab.registering import enter
+from sparse_lab.sparsity.names import DISTRIBUTIONS
 
 
 def conf_dir() -> Path:
@@ -26,6 +29,40 @@ def conf_dir() -> Path:
         if (folder / "config.yaml").is_file() and (folder / "method").is_dir():
             return folder
     raise UserError(f"conf/ was found neither beside nor inside {package}: install sparse_lab again")
+
+
+CHOICES: list[Path] = []  # folders of plugins that hold choices, as conf/ does
+FOLLOWERS: list[Callable[[], None]] = []  # called once a method or a schedule can have one part more, or one less
+
+
+def register_choices(folder: Path | str) -> None:
+    """Offer the choices of a folder: method/NAME.yaml is method=NAME, and so for every other group of conf/.
+
+    folder: an absolute path, as in `Path(__file__).with_name("conf")`. The files are checked as those of a --config-dir
+    folder are, and count by their content for a run's name as the plugin itself does.
+
+    Raise SparseLabError where there is no such folder, it holds no choice, or one of them has a name that is taken.
+    """
+    path = Path(folder)
+    if not path.is_absolute() or not path.is_dir():
+        raise SparseLabError(
+            f"choices {str(folder)!r}: no such folder; give its whole path, as in Path(__file__).with_name('conf')"
+        )
+    path = path.resolve()
+    found = [file.relative_to(path) for file in choice_files(path)]
+    if not found:
+        raise SparseLabError(f"choices {path}: no GROUP/NAME.yaml in it")
+    for other in (conf_dir(), *CHOICES):
+        for file in found:
+            if (other / file).exists():
+                raise SparseLabError(f"{file.parent.as_posix()} {file.stem!r} is taken: choose another name")
+    CHOICES.append(path)
+    enter("choices", ", ".join(file.with_suffix("").as_posix() for file in found), lambda: CHOICES.remove(path))
+
+
+def choice_files(folder: Path) -> list[Path]:
+    """The files of a folder of choices, sorted."""
+    return sorted(folder.rglob("*.yaml"))
 
 
 ALWAYS = object()  # `first` of a key whose default has not changed
@@ -39,7 +76,7 @@ def key(
     high: float | None = None,
     open_low: bool = False,
     open_high: bool = False,
-    choices: tuple[str, ...] = (),
+    choices: Sequence[str] = (),
     length: int | None = None,
     rising: bool = False,
     named: bool = False,
@@ -102,10 +139,59 @@ def _is_part(entry: dataclasses.Field[Any]) -> bool:
     return bool(entry.metadata.get("part"))
 
 
+def check_settings(whose: str, settings: object) -> type:
+    """Return the settings' class of a part from outside. Raise SparseLabError for one that the schema cannot hold."""
+    from omegaconf import OmegaConf
+
+    if not isinstance(settings, type) or not dataclasses.is_dataclass(settings):
+        raise SparseLabError(f"{whose}: its settings are a dataclass, not {settings!r}")
+    for entry in dataclasses.fields(settings):
+        if "revision" not in entry.metadata:
+            raise SparseLabError(f"{whose}: make {settings.__name__}.{entry.name} with sparse_lab.config.key(...)")
+    try:
+        check_ranges(settings(), whose)
+        OmegaConf.structured(settings)
+    except Exception as error:  # a type that no config holds, a default of another type
+        raise SparseLabError(f"{whose}: {settings.__name__}: {' '.join(str(error).split())}") from None
+    return settings
+
+
+def add_part(owner: type, name: str, settings: type) -> Callable[[], None]:
+    """Let MethodConfig or ScheduleConfig (`owner`) have one part more, and return what takes it out again.
+
+    The class stays the same object, for many modules hold it: what `@dataclass` had made of its fields is made anew,
+    with the part behind the others, and put in place of the old.
+    """
+    said = (settings.__doc__ or "").strip().splitlines()[:1]
+
+    def forget() -> None:
+        delattr(owner, name)
+        _remake(owner, [entry for entry in dataclasses.fields(owner) if entry.name != name])
+
+    made = part(said[0] if said else f"{name}, of a plugin")
+    made.name, made.type = name, settings | None
+    setattr(owner, name, None)
+    _remake(owner, [*dataclasses.fields(owner), made])
+    return forget
+
+
+def _remake(owner: type, entries: list[dataclasses.Field[Any]]) -> None:
+    """Give a dataclass these fields, in place."""
+
+    def fresh(entry: dataclasses.Field[Any]) -> Any:
+        return field(default=entry.default, default_factory=entry.default_factory, metadata=entry.metadata)
+
+    made = dataclasses.make_dataclass(owner.__name__, [(entry.name, entry.type, fresh(entry)) for entry in entries])
+    for generated in ("__dataclass_fields__", "__init__", "__repr__", "__eq__", "__match_args__"):
+        setattr(owner, generated, getattr(made, generated))
+    owner.__annotations__ = {entry.name: entry.type for entry in entries}
+    for follow in FOLLOWERS:
+        follow()
+
+
 OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_SCHEDULES = ("constant", "cosine", "step")
 SELECTIONS = ("validation_best", "last", "test_best")
-DISTRIBUTIONS = ("global", "uniform", "er", "erk", "equal", "lamp")
 UNITS = ("share", "epochs")
 GRADIENTS = ("after_clipping", "before_clipping")
 # the largest number of each kind that is more than a slip of the hand

@@ -8,8 +8,9 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,6 +163,23 @@ def compose(small: tuple[str, ...], tmp_path: Path) -> Callable[..., Config]:
 def compose_under() -> Callable[..., Config]:
     """compose_under(folder, "method=oneshot", ...) -> the config of a small run whose outputs lie in `folder`."""
     return lambda outputs, *words: composed(f"paths.outputs={outputs}", *SMALL, *words)
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """plugin("import sparse_lab ...", name="mine") -> a file mine.py of these lines, in a folder of its own. What is
+    loaded while a test runs is taken out again behind it.
+    """
+    from sparse_lab.experiment import plugins
+
+    def write(text: str, name: str = "mine", folder: str = "plugins") -> Path:
+        path = tmp_path / folder / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"import sparse_lab\n{textwrap.dedent(text)}", encoding="utf-8")
+        return path
+
+    yield write
+    plugins.forget()
 
 
 @pytest.fixture

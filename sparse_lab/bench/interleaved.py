@@ -27,8 +27,8 @@ def interleaved(candidates: dict[str, Callable[[], object]], repeats: int) -> Ti
     return times
 
 
-def show(name: str, times: Times, base: str) -> None:
-    """One row a candidate: median, spread, share of the base."""
+def show(name: str, times: Times, base: dict[str, str]) -> None:
+    """One row a candidate: median, spread, share of its base."""
     print(f"bench {name} on {device_name(torch.device('cpu'))}; torch {torch.__version__}; commit {commit()}")
     print(f"{'':40} {'median ms':>10} {'min':>9} {'max':>9} {'share of base':>14}")
     for candidate, values in times.items():
@@ -37,7 +37,7 @@ def show(name: str, times: Times, base: str) -> None:
         print(f"{candidate:40} {statistics.median(milli):10.1f} {min(milli):9.1f} {max(milli):9.1f} {share:14.4f}")
 
 
-def save(path: Path, times: Times, base: str) -> None:
+def save(path: Path, times: Times, base: dict[str, str]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["candidate", "median_ms", "min_ms", "max_ms", "share_of_base"])
@@ -46,5 +46,5 @@ def save(path: Path, times: Times, base: str) -> None:
             writer.writerow([candidate, *spread, round(_share(times, candidate, base), 5)])
 
 
-def _share(times: Times, candidate: str, base: str) -> float:
-    return statistics.median(one / other for one, other in zip(times[candidate], times[base], strict=True))
+def _share(times: Times, candidate: str, base: dict[str, str]) -> float:
+    return statistics.median(one / other for one, other in zip(times[candidate], times[base[candidate]], strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,7 +20,7 @@ from sparse_lab.algorithms.regrow import Regrow
 from sparse_lab.algorithms.selectors import WeightSelector
 from sparse_lab.errors import SparseLabError
 from sparse_lab.methods.handle import Handle
-from sparse_lab.methods.sparsify import prepare
+from sparse_lab.methods.sparsify import Given, configured, prepare
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sparsity.schedules import Constant, Cyclic, DropFraction, OneShot, Schedule
 from sparse_lab.sparsity.scores import Batches
@@ -45,7 +46,10 @@ class Sparsify(pl.Callback):
         if algorithms and (method is not None or settings):
             raise SparseLabError("Sparsify takes algorithms, or method= with its settings, not both")
         self.algorithms = list(algorithms)
-        self._method, self._sparsity, self._settings = method, sparsity, settings
+        own = {entry.name for entry in fields(Given)}
+        self._method, self._sparsity = method, sparsity
+        self._given = Given(**{name: value for name, value in settings.items() if name in own})
+        self._settings = {name: value for name, value in settings.items() if name not in own}
         self.handle: Handle | None = None
         self._makes = type(self).make is not Sparsify.make
         self._state: list[dict[str, Any]] | None = None
@@ -67,8 +71,10 @@ class Sparsify(pl.Callback):
         if self._makes:
             Masks.of(pl_module)  # before a checkpoint is read: it holds masks too
         elif self._method is not None and self.handle is None:
-            settings = {"input_shape": _input_shape(pl_module), "epochs": _epochs(trainer), **self._settings}
-            self.handle = prepare(pl_module, self._method, self._sparsity, **settings)
+            given = replace(self._given, input_shape=self._given.input_shape or _input_shape(pl_module))
+            given = replace(given, epochs=given.epochs or _epochs(trainer))
+            config = configured(self._method, self._sparsity, given, self._settings)
+            self.handle = prepare(pl_module, config, given)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._makes:
@@ -90,7 +96,7 @@ class Sparsify(pl.Callback):
         if handle.changes_at_once:
             handle.plan_at_once()
         else:
-            steps, epochs = _total_steps(trainer), self._settings.get("epochs", _epochs(trainer))
+            steps, epochs = _total_steps(trainer), self._given.epochs or _epochs(trainer)
             handle.plan(steps, epochs if epochs is not None and steps % epochs == 0 else None)
         self.algorithms = handle.algorithms
 

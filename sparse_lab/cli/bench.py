@@ -15,7 +15,7 @@ COMPUTE = "sparse arithmetic against dense: training and inference at each spars
 TRAIN = "images a second of whole runs, dense and masked, beside a bare loop and a plain PyTorch loop"
 OTHERS = {
     "selection": "exact top-k over 25 M scores, against a ResNet-34 training step (batch 128) and other ways to select",
-    "masks": "what enforcing masks after each optimizer step costs, against the step itself",
+    "masks": "what masks cost that hold after each optimizer step, and RigL attached to ResNet-34, against the step",
 }
 AFTER = """\
 Every candidate is called in turn, round after round, so that what disturbs the machine disturbs all of them; a ratio is

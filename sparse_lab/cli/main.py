@@ -72,6 +72,14 @@ def _answer(argv: list[str]) -> int:
     from sparse_lab.records.redaction import redact
 
     try:
+        from sparse_lab.experiment import plugins
+
+        argv = plugins.start(argv)  # before anything is composed
+        if any(word.startswith("query=") for word in argv) and "COMP_LINE" in os.environ:
+            typed = plugins.start_completing(os.environ["COMP_LINE"])
+            if typed is None:
+                return 0
+            os.environ["COMP_LINE"] = typed
         if argv and argv[0] in VERBS:
             module, function = VERBS[argv[0]].split(":")
             return getattr(importlib.import_module(module), function)(argv[1:])

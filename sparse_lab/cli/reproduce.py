@@ -92,6 +92,7 @@ def _jobs(text: str) -> int:
 
 def _reproduce(options: argparse.Namespace) -> int:
     began = time.monotonic()
+    from sparse_lab.experiment import plugins
     from sparse_lab.sweep.done import State, write_copy
     from sparse_lab.sweep.table import Asked, Table, check_reserved, plan
 
@@ -113,7 +114,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     if options.list:
         _list(runs, state)
         return 0
-    command = shlex.join(["sparse-lab", "reproduce", options.table, "--recipe", recipe, *extra])
+    command = shlex.join(["sparse-lab", *plugins.words(), "reproduce", options.table, "--recipe", recipe, *extra])
     if options.records:
         write_copy(table, command, runs, state)
         for run in runs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -46,6 +46,11 @@ PUBLISHED: dict[str, tuple[str, dict[str, str]]] = {
 DIGITS = "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
+Files = Callable[[DatasetConfig], Iterable[str]]
+
+MADE = {"digits", "synthetic"}  # data sets without files below dataset.root
+OWN: dict[str, Files] = {}  # registered data sets that are read from files -> the names of these below dataset.root
+
 _known: dict[tuple[object, ...], str] = {}
 
 
@@ -83,7 +88,22 @@ def _fingerprint(dataset: DatasetConfig, store: Path) -> str:
     if dataset.name == "imagenet":
         base = photo_folder(dataset)
         return fingerprint.of_files(base, photos(base), store)
+    if dataset.name in OWN:
+        base = Path(dataset.root)
+        return fingerprint.of_files(base, ((name, os.stat(base / name)) for name in own_files(dataset)), store)
     return ""
+
+
+def own_files(dataset: DatasetConfig) -> list[str]:
+    """Return the files below dataset.root that a registered data set is read from. Raise UserError where one lacks."""
+    found = sorted({str(name) for name in OWN[dataset.name](dataset)})
+    for name in found:
+        if not (Path(dataset.root) / name).is_file():
+            raise UserError(
+                f"{dataset.name} is not in {dataset.root}: {name} is missing; put it there, or point to another root "
+                "with paths.data=DIR"
+            )
+    return found
 
 
 def digits_file() -> Path:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sparse_lab.config import DatasetConfig, TrainingConfig
-from sparse_lab.errors import UserError, nearest
+from sparse_lab.data import reads
+from sparse_lab.errors import SparseLabError, UserError, nearest
+from sparse_lab.registering import check_name, enter
 
 if TYPE_CHECKING:
     import torch
 
     from sparse_lab.data.loader import Loader
+    from sparse_lab.data.source import ImageSet
     from sparse_lab.data.split import Parts
 
 # Each module has check(dataset) and load(dataset, seed) -> Source.
@@ -24,6 +28,74 @@ _MODULES = {
     "fashion_mnist": "fashion_mnist",
     "synthetic": "synthetic",
 }
+
+
+Arrays = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor", "torch.Tensor"]
+_OWN: dict[str, Own] = {}
+
+
+@dataclass(frozen=True)
+class Own:
+    """A registered data set, in the place of a module."""
+
+    name: str
+    read: Callable[[DatasetConfig, int], Arrays]
+
+    def check(self, dataset: DatasetConfig) -> None:
+        if self.name in reads.OWN:
+            reads.own_files(dataset)
+
+    def load(self, dataset: DatasetConfig, seed: int) -> ImageSet:
+        """Raises UserError where it does not return what it is to return."""
+        import torch
+
+        from sparse_lab.data.source import ImageSet, md5_of_tensors
+
+        found = self.read(dataset, seed)
+        whole = isinstance(found, tuple) and len(found) == 4 and all(isinstance(one, torch.Tensor) for one in found)
+        if not whole:
+            raise UserError(f"data set {self.name!r}: images, labels, test images and test labels are to be returned")
+        size = dataset.image_size
+        for part, images, labels in (("training", *found[:2]), ("test", *found[2:])):
+            if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size) or not len(images):
+                raise UserError(
+                    f"data set {self.name!r}: {part} images are to be uint8 [N, 3, {size}, {size}] "
+                    f"(dataset.image_size={size}), not {images.dtype} {list(images.shape)}"
+                )
+            if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+                raise UserError(
+                    f"data set {self.name!r}: {part} labels are to be int64 [{len(images)}], not {labels.dtype} "
+                    f"{list(labels.shape)}"
+                )
+        return ImageSet(*found, {self.name: md5_of_tensors(found)}, official=True)
+
+
+def register_dataset(name: str, load: Callable[[DatasetConfig, int], Arrays], *, files: reads.Files | None) -> None:
+    """Make a data set of your own known: `dataset=NAME`, with a file dataset/NAME.yaml (`sparse_lab.register_choices`)
+    that sets at least `name: NAME`, `root: ${paths.data}`, `num_classes`, `image_size`, `mean` and `std`.
+
+    load: takes the config group `dataset` and the run's seed, and returns images, labels, test images and test labels:
+    uint8 [N, 3, image_size, image_size] and int64 [N] tensors. It neither splits, augments nor normalises them.
+    files: takes `dataset` and returns the names below dataset.root of all files that load reads: a run is known by what
+    they hold. None: the data set is made, and no file below dataset.root is read.
+
+    Raise SparseLabError for a name that is taken or no plain word, and where load or files is no function.
+    """
+    check_name("data set", name, {*_MODULES, *_OWN})
+    if not callable(load) or not (files is None or callable(files)):
+        raise SparseLabError(f"data set {name!r}: load and files are functions, or files=None where it is made")
+
+    def forget() -> None:
+        del _OWN[name]
+        reads.OWN.pop(name, None)
+        reads.MADE.discard(name)
+
+    _OWN[name] = Own(name, load)
+    if files is None:
+        reads.MADE.add(name)
+    else:
+        reads.OWN[name] = files
+    enter("data set", name, forget)
 
 
 @dataclass(frozen=True)
@@ -51,7 +123,7 @@ class Data:
 
 def names() -> list[str]:
     """All known data sets."""
-    return list(_MODULES)
+    return [*_MODULES, *_OWN]
 
 
 def check(dataset: DatasetConfig) -> None:
@@ -137,6 +209,8 @@ def _used(
 
 def module_of(dataset: DatasetConfig) -> Any:
     """What reads the data set: torchvision, for some. Raises UserError for an unknown name."""
+    if dataset.name in _OWN:
+        return _OWN[dataset.name]
     if dataset.name not in _MODULES:
         raise UserError(f"unknown data set {dataset.name!r}: {nearest(dataset.name, names())}")
     return importlib.import_module(f"sparse_lab.data.{_MODULES[dataset.name]}")

@@ -38,6 +38,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sparse_lab.config import (
+    CHOICES,
+    FOLLOWERS,
     RENAMED_CHOICES,
     Config,
     MethodConfig,
@@ -53,11 +55,9 @@ from sparse_lab.experiment.security.files import CheckedRepository, Setting, che
 from sparse_lab.experiment.security.interpolations import check_interpolations
 from sparse_lab.methods.read import put_together
 
-PARTS = {
-    f"{group}.{part}": kind
-    for group, owner in (("method", MethodConfig), ("schedule", ScheduleConfig))
-    for part, kind in parts_of(owner).items()
-}
+PARTS: dict[str, type] = {}  # every part that a method or a schedule can have, as method.prune -> its settings
+LEAVES: dict[str, Any] = {}  # every key that has a value -> its type, where it is not null
+MAPPINGS: list[str] = []  # those of them that are mappings
 
 
 def _leaves(kind: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -65,10 +65,6 @@ def _leaves(kind: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         either = typing.get_args(of)
         one = either[0] if type(None) in either else of
         yield from _leaves(one, f"{path}{name}.") if dataclasses.is_dataclass(one) else [(f"{path}{name}", one)]
-
-
-LEAVES = dict(_leaves(Config))  # every key that has a value -> its type, where it is not null
-MAPPINGS = [key for key, of in LEAVES.items() if typing.get_origin(of) is dict]
 
 
 def schema(in_place: bool) -> DictConfig:
@@ -81,7 +77,22 @@ def schema(in_place: bool) -> DictConfig:
     return schema
 
 
-ConfigStore.instance().store(name="schema", node=schema(in_place=True))
+def _follow_schema() -> None:
+    """Look at the config's dataclasses anew: what is registered may have given them parts."""
+    PARTS.clear()
+    LEAVES.clear()
+    PUT_TOGETHER.clear()
+    for group, owner in (("method", MethodConfig), ("schedule", ScheduleConfig)):
+        PARTS.update({f"{group}.{part}": kind for part, kind in parts_of(owner).items()})
+    LEAVES.update(_leaves(Config))
+    MAPPINGS[:] = [key for key, of in LEAVES.items() if typing.get_origin(of) is dict]
+    ConfigStore.instance().store(name="schema", node=schema(in_place=True))
+
+
+# choices -> the config that Hydra makes of them and our own files
+PUT_TOGETHER: dict[tuple[str, ...], Composed] = {}
+_follow_schema()
+FOLLOWERS.append(_follow_schema)
 
 # what Hydra and its plugins offer beside the choices in conf/
 OWN_CHOICES = {
@@ -97,8 +108,6 @@ PLUGINS_OWN = {
     "sweeper": ("optuna",),
     "sweeper/sampler": ("tpe", "random"),
 }
-# choices -> the config that Hydra makes of them and our own files
-PUT_TOGETHER: dict[tuple[str, ...], Composed] = {}
 PLAIN_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 FIRST_LINE = 1.0  # seconds of silence that a person can bear
 NEXT_LINES = 5.0
@@ -223,12 +232,17 @@ def first_line(error: BaseException) -> str:
 
 @dataclass
 class ConfigSource:
-    """Our conf/ and the user's own folder: the choices that there are, and what Hydra composes of them."""
+    """Our conf/, plugins' folders and the user's own: the choices that there are, and what Hydra composes of them."""
 
     conf: Path
     user_conf: Path | None = None
     _choices: dict[str, list[str]] = field(default_factory=dict, init=False)
     _repository: CheckedRepository | None = field(default=None, init=False)
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where choices lie; of two of one name the first counts."""
+        return [self.conf, *CHOICES, *([] if self.user_conf is None else [self.user_conf])]
 
     def parse(self, lines: list[str]) -> list[Override]:
         """Overrides, in Hydra's grammar. Raises UserError."""
@@ -241,17 +255,17 @@ class ConfigSource:
     def _loader(self) -> ConfigLoaderImpl:
         searched = create_config_search_path(str(self.conf))
         if self.user_conf is not None:
-            searched.append(
-                "command-line", f"file://{self.user_conf}", anchor=SearchPathQuery("main")
-            )  # what we ship goes first
+            searched.prepend(  # what we ship goes first, and what plugins bring
+                "command-line", f"file://{self.user_conf}", anchor=SearchPathQuery("schema")
+            )
         return ConfigLoaderImpl(searched)
 
     def choices(self, group: str) -> list[str]:
         """Names that a config group offers, in subfolders too, the user's own among them."""
         if group not in self._choices:
             found: set[str] = set()
-            for folder in () if group.partition("/")[0] in NO_GROUPS else (self.conf, self.user_conf):
-                if folder is not None and (folder / group).is_dir():
+            for folder in () if group.partition("/")[0] in NO_GROUPS else self.folders:
+                if (folder / group).is_dir():
                     found |= {
                         path.relative_to(folder / group).with_suffix("").as_posix()
                         for path in (folder / group).rglob("*.yaml")
@@ -261,8 +275,8 @@ class ConfigSource:
 
     def sets(self, group: str, name: str) -> list[str]:
         """The keys that a choice's own file sets, as sparsity.target; none where it stands on other files."""
-        for folder in (self.conf, self.user_conf):
-            if folder is not None and (folder / group / f"{name}.yaml").is_file():
+        for folder in self.folders:
+            if (folder / group / f"{name}.yaml").is_file():
                 own = OmegaConf.to_container(OmegaConf.load(folder / group / f"{name}.yaml"))
                 return [] if not isinstance(own, dict) or "defaults" in own else list(_keys_below(own, group))
         return []
@@ -312,8 +326,8 @@ class ConfigSource:
         return composed
 
     def check_files(self, overrides: Iterable[str]) -> list[Setting]:
-        """What the user's own files that these overrides choose set of Hydra's keys. Raises UserError."""
-        if self.user_conf is None:
+        """What files that are not ours and that these overrides choose set of Hydra's keys. Raises UserError."""
+        if self.folders == [self.conf]:
             return []
         with _told():
             return check_files(self._loader, self.parse(list(overrides)))

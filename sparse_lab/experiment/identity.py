@@ -17,6 +17,7 @@ from typing import Any
 
 from sparse_lab.config import ALWAYS, Config, as_written
 from sparse_lab.data import fingerprint_of
+from sparse_lab.experiment import plugins
 from sparse_lab.experiment.backend import resolve_backend
 from sparse_lab.experiment.settings_read import unread
 from sparse_lab.methods import phases
@@ -31,7 +32,7 @@ class Surroundings:
     """What a result depends on beside the settings. What is empty adds nothing to a name."""
 
     data: str = ""  # fingerprint of what is read
-    plugins: dict[str, str] = field(default_factory=dict)  # name -> hash of its code
+    plugins: dict[str, str] = field(default_factory=dict)  # name -> hash of its content, of all that are loaded
     ranks: int = 0  # processes of the run (trainer.devices), where there are several
 
 
@@ -40,6 +41,7 @@ def surroundings(config: Config) -> Surroundings:
     ranks = config.trainer.devices
     return Surroundings(
         data=fingerprint_of(config.dataset, outputs_of(config)),
+        plugins=plugins.hashes(),
         ranks=ranks if ranks > 1 else 0,  # each process has BatchNorm statistics of its own
     )
 

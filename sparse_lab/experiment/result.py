@@ -68,6 +68,7 @@ def make_result(
             "peak_memory_mb": peak_memory(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "data": {"md5": data.md5, "official": data.official, "fingerprint": surroundings(config).data},
+            "plugins": surroundings(config).plugins,
             "ranks": surroundings(config).ranks,
             "images": {part: {"used": used, "whole": whole} for part, (used, whole) in data.images.items()},
             "computed": parts.save.computed,

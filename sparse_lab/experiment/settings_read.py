@@ -7,14 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from sparse_lab.config import Config, RecipeConfig
+from sparse_lab.data.reads import MADE, PUBLISHED
 from sparse_lab.experiment.selection import selects
 from sparse_lab.methods import table
 from sparse_lab.methods.base import When
 from sparse_lab.methods.recipes import recipes_of
 from sparse_lab.methods.schedules import kind_of
-
-MADE = ("digits", "synthetic")  # data sets without files below dataset.root
-IN_MEMORY = (*MADE, "cifar10", "cifar100", "fashion_mnist")
 
 
 def _pruned(config: Config) -> bool:
@@ -66,13 +64,11 @@ READ_WHEN: dict[str, When] = {
     "dataset.root": When(lambda config: config.dataset.name not in MADE, "a dataset that is read from files"),
     "dataset.mirror": When(lambda config: config.training.augment.flip, "training.augment.flip=true"),
     "dataset.verify": When(
-        lambda config: config.dataset.name not in (*MADE, "imagenet"), "a dataset whose files have official checksums"
+        lambda config: config.dataset.name in PUBLISHED, "a dataset whose files have official checksums"
     ),
-    "dataset.download": When(
-        lambda config: config.dataset.name not in (*MADE, "imagenet"), "a dataset that can be downloaded"
-    ),
+    "dataset.download": When(lambda config: config.dataset.name in PUBLISHED, "a dataset that can be downloaded"),
     "dataset.workers": When(
-        lambda config: config.dataset.name not in IN_MEMORY, "a dataset that is decoded image by image"
+        lambda config: config.dataset.name == "imagenet", "a dataset that is decoded image by image"
     ),
     "training.select_on_few": When(selects, "a training.select other than last, or a patience"),
     "training.augment.crop_padding": When(_crops, "a dataset that is not cropped at random sizes anyway"),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparse_lab import models
 from sparse_lab.errors import SparseLabError, UserError
+from sparse_lab.experiment import plugins
 from sparse_lab.models.offsets import folded
 from sparse_lab.models.surgery import rebuild_structure
 from sparse_lab.records.atomic_io import verify_checksum
@@ -60,12 +61,24 @@ def finished(run: Path) -> Finished:
         raise UserError(f"{run / 'result.json'}: {error}; the same command that made the run makes it again") from None
     except (KeyError, TypeError):
         raise UserError(f"{run / 'result.json'} says neither what its network is nor what its images are") from None
+    if build["name"] not in models.names():
+        raise UserError(f"{run} has a network {build['name']!r} that is not known here{_missing(result)}")
     network = folder.small if folder.small.is_file() else folder.best
     if network in folder.foreign(result):
         raise UserError(f"{network} is not the network that {run / 'result.json'} speaks of: nothing is exported")
     if not network.is_file() or not verify_checksum(network):
         raise UserError(f"{network} is missing or damaged: the same command that made the run makes it again")
     return Finished(run, result, _plain(load_network(network), build).eval(), build, normalise)
+
+
+def _missing(result: dict[str, Any]) -> str:
+    """Which plugins the run was made with that are not loaded."""
+    loaded = plugins.hashes()
+    missing = [f"{name} ({digest[:10]})" for name, digest in result.get("plugins", {}).items() if name not in loaded]
+    if not missing:
+        return ""
+    said = f"plugin {missing[0]}" if len(missing) == 1 else f"plugins {', '.join(missing)}"
+    return f": it was made with {said}, so give {'it' if len(missing) == 1 else 'them'} by --plugin FILE_OR_MODULE"
 
 
 def _plain(network: dict[str, Tensor], build: dict[str, Any]) -> nn.Module:

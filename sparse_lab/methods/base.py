@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 from sparse_lab.config import Config, MethodConfig
 from sparse_lab.errors import UserError
 from sparse_lab.sparsity.clock import Clock
+from sparse_lab.sparsity.names import FROM_GRADIENTS as FROM_GRADIENTS
+from sparse_lab.sparsity.names import WITHOUT_DATA as WITHOUT_DATA
 from sparse_lab.sparsity.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -23,10 +25,6 @@ if TYPE_CHECKING:
     from sparse_lab.methods.networks import Structure
     from sparse_lab.sparsity.masks import Masks
     from sparse_lab.sparsity.scores import Batches, Probe
-
-FROM_GRADIENTS = ("gradient", "taylor", "snip", "grasp", "synflow", "mest")
-# scores, of weights and of filters, that look at no training images
-WITHOUT_DATA = ("magnitude", "lamp", "random", "reference", "synflow", "l1", "l2", "random_filters", "compactor")
 
 
 class When(NamedTuple):

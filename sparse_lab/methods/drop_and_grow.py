@@ -23,24 +23,32 @@ if TYPE_CHECKING:
     from sparse_lab.methods.networks import Structure
 
 
+def _read_when(part: str) -> dict[str, When]:
+    return {
+        "drop_fraction_end": When(
+            lambda config: getattr(config.method, part).drop_fraction_shape != "constant",
+            f"a method.{part}.drop_fraction_shape that falls",
+        ),
+        "distribution": When(lambda config: config.schedule.cubic is not None, "schedule=cubic"),
+        "gradients": with_clipping(part),
+    }
+
+
 class DropAndGrow(Component):
     """A rule of its own is a subclass with a part whose settings have these keys and more: it says what to `create`."""
 
     part = "drop_and_grow"
     needs = ("prune",)
-    not_with = ("filters", "hypersphere", "elastic_mutation", "regrow")
+    not_with: ClassVar[tuple[str, ...]] = ("filters", "hypersphere", "elastic_mutation", "regrow")
     schedules = ("constant", "cubic", "one_shot")
     from_scratch = True
     explores = True
     paced_by = ("update_every", "unit", "end")
-    read_when: ClassVar = {
-        "drop_fraction_end": When(
-            lambda config: _settings(config).drop_fraction_shape != "constant",
-            "a method.drop_and_grow.drop_fraction_shape that falls",
-        ),
-        "distribution": When(lambda config: config.schedule.cubic is not None, "schedule=cubic"),
-        "gradients": with_clipping(part),
-    }
+    read_when: ClassVar = _read_when(part)
+
+    def __init_subclass__(cls) -> None:
+        cls.read_when = {**_read_when(cls.part), **cls.__dict__.get("read_when", {})}
+        cls.not_with = (*cls.not_with, DropAndGrow.part)  # a network is dropped and grown by one rule
 
     def create(self, settings: Any, *network: Any, **how: Any) -> Algorithm:
         """Return the algorithm. network, how: what every drop and grow is told."""
@@ -81,11 +89,6 @@ class DropAndGrow(Component):
 
     def dense_gradients(self, method: MethodConfig, in_rounds: bool) -> str | None:
         return "always" if getattr(method, self.part).grow in FROM_GRADIENTS else None
-
-
-def _settings(config: Config) -> DropAndGrowConfig:
-    assert config.method.drop_and_grow is not None
-    return config.method.drop_and_grow
 
 
 def updates(settings: DropAndGrowConfig, config: Config, clock: Clock) -> DropFraction:

@@ -62,7 +62,7 @@ class Handle:
         config: Config,
         structure: Structure,
         images: GivenBatches,
-        probe: Probe,
+        loss: Callable[[Any, Any], Tensor],
         shape: tuple[int, ...] | None,
     ) -> None:
         self.network = network
@@ -71,7 +71,7 @@ class Handle:
         self.total_steps: int | None = None
         self.algorithms: list[Algorithm] = []
         self._config, self._structure = config, structure
-        self._images, self._probe, self._shape = images, probe, shape
+        self._images, self._loss, self._shape = images, loss, shape
         self._optimizer: Optimizer | None = None
         self._dense: nn.Module | None = None
         self._gone: list[nn.Parameter] = []  # of DyReLUs, which no optimizer needs any more
@@ -91,12 +91,6 @@ class Handle:
         parts = {one.part for one in table.present(self._config.method)}
         return parts <= AT_ONCE and (not parts or self._config.schedule.name in ("one_shot", "constant"))
 
-    @property
-    def looks_at_data(self) -> bool:
-        """Does a score of the method run the network over batches?"""
-        prune = self._config.method.prune
-        return prune is not None and prune.score not in WITHOUT_DATA
-
     def take_batches_of(self, source: Source) -> None:
         """Look at these batches from now on, where `sparsify` was given none."""
         if self._images.source is None:
@@ -112,7 +106,7 @@ class Handle:
         Warns of what the method asks for and the training is too short for. Raises UserError where lengths do not go
         together.
         """
-        steps = _steps_an_epoch(self._config, total_steps, epochs)
+        steps = steps_an_epoch(self._config, total_steps, epochs)
         clock = clock_of(self._config, steps)
         self.total_steps = total_steps
         self._build(clock)
@@ -289,7 +283,7 @@ class Handle:
             config,
             self._structure,
             self._images,
-            self._probe,
+            self._probe_of(self._images),
             self.network,
             self.masks,
             clock,
@@ -303,7 +297,7 @@ class Handle:
         )
 
     def _probe_of(self, images: GivenBatches) -> Probe:
-        return Probe(lambda: needed(self._input_shape(images), self._structure.name), self._probe.loss)
+        return Probe(lambda: _needed(self._input_shape(images), self._structure.name), self._loss)
 
     def _input_shape(self, images: GivenBatches) -> tuple[int, ...] | None:
         return self._shape if self._shape is not None else images.shape() or self._images.shape()
@@ -366,7 +360,7 @@ def check_sparsity(sparsity: float) -> None:
         raise UserError(f"sparsity={sparsity!r} is outside (0, 1): the share of weights that are pruned, as in 0.99")
 
 
-def needed(shape: tuple[int, ...] | None, name: str) -> tuple[int, ...]:
+def _needed(shape: tuple[int, ...] | None, name: str) -> tuple[int, ...]:
     """Return the shape of an input. Raise UserError where nobody has said it."""
     if shape is None:
         raise UserError(
@@ -388,7 +382,13 @@ def _parameters(optimizer: Optimizer) -> set[int]:
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
-def _steps_an_epoch(config: Config, total_steps: int, epochs: int | None) -> int:
+def looks_at_data(config: Config) -> bool:
+    """Does a score of the method run the network over batches?"""
+    return config.method.prune is not None and config.method.prune.score not in WITHOUT_DATA
+
+
+def steps_an_epoch(config: Config, total_steps: int, epochs: int | None) -> int:
+    """Return how many steps an epoch has. Raise UserError where lengths do not go together, or one is missing."""
     if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
         raise UserError(f"total_steps={total_steps!r}: optimizer steps of the whole training, a whole number above 0")
     if epochs is None:

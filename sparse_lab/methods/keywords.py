@@ -8,6 +8,7 @@ import re
 WORDS = (
     (r"method\.(\w+)=null", r"\1=None"),
     (r"method\.(\w+)=\{\}", r"\1={}"),
+    (r"sparsity\.(?=layers|exclude|include)", ""),
     (r"sparsity\.target", "sparsity"),
     (r"\b(?:method|schedule)\.(?=\w)", ""),
     (r": use (?:model=resnet34|another model or method|a network with ReLU), or (\w+=None)", r": leave it out by \1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sparse_lab.config import (
+    CHOICES,
     Config,
     MethodConfig,
     ScheduleConfig,
@@ -51,8 +53,8 @@ def put_together(
 
 
 def names(group: str = "method") -> list[str]:
-    """Return the choices of a group of conf/."""
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    """Return the choices of a group of conf/, and of plugins."""
+    return sorted(path.stem for folder in (conf_dir(), *CHOICES) for path in (folder / group).glob("*.yaml"))
 
 
 def read(name: str, settings: Mapping[str, Any]) -> Config:
@@ -67,7 +69,7 @@ def read(name: str, settings: Mapping[str, Any]) -> Config:
         if chosen is not None and chosen not in names(group):
             raise UserError(f"unknown {group} {chosen!r}; {nearest(str(chosen), names(group))}")
     lines = [f"method={name}"] + ([f"schedule={settings['schedule']}"] if "schedule" in settings else [])
-    loader = _loader()
+    loader = _loader(tuple(CHOICES))
     try:
         files, _ = put_together(loader, loader.repository, OverridesParser.create(loader).parse_overrides(lines))
         kinds = {"method": MethodConfig, "schedule": ScheduleConfig, "training": TrainingConfig}
@@ -85,7 +87,7 @@ def read(name: str, settings: Mapping[str, Any]) -> Config:
 
 
 @cache
-def _loader() -> ConfigLoaderImpl:
+def _loader(choices: tuple[Path, ...]) -> ConfigLoaderImpl:
     return ConfigLoaderImpl(create_config_search_path(str(conf_dir())))
 
 

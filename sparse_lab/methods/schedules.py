@@ -6,9 +6,10 @@ import itertools
 import math
 from typing import TYPE_CHECKING, ClassVar
 
-from sparse_lab.config import ROUNDS, Config, ScheduleConfig, as_written, present
-from sparse_lab.errors import UserError, nearest
+from sparse_lab.config import ROUNDS, Config, ScheduleConfig, add_part, as_written, check_settings, present
+from sparse_lab.errors import SparseLabError, UserError, nearest
 from sparse_lab.methods import phases
+from sparse_lab.registering import check_name, enter
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.schedules import (
     Alternating,
@@ -220,6 +221,30 @@ KINDS: dict[str, Kind] = {
     "soft": KindSoft(),
     "at_end": KindAtEnd(),
 }
+
+
+def register_schedule(name: str, kind: Kind, settings: type) -> None:
+    """Make a schedule of your own known: `schedule=NAME`, with keys `schedule.NAME.KEY`.
+
+    kind: an instance of a subclass of Kind; its `build` reads `config.schedule.NAME`, a `settings`. settings: a
+    dataclass, each field made with `sparse_lab.config.key`; the first line of its docstring is its help.
+    `schedule=NAME` takes a file schedule/NAME.yaml that sets `NAME: {}` or some of its keys
+    (`sparse_lab.register_choices`).
+
+    Raise SparseLabError for a name that is taken or no plain word, for another kind of thing, and for settings that a
+    config cannot hold.
+    """
+    check_name("schedule", name, {*KINDS, *dir(ScheduleConfig)})
+    if not isinstance(kind, Kind):
+        raise SparseLabError(f"schedule {name!r}: an instance of a subclass of Kind is wanted, not {kind!r}")
+    remove = add_part(ScheduleConfig, name, check_settings(f"schedule.{name}", settings))
+
+    def forget() -> None:
+        del KINDS[name]
+        remove()
+
+    KINDS[name] = kind
+    enter("schedule", name, forget)
 
 
 def kind_of(schedule: ScheduleConfig) -> Kind:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,15 +16,31 @@ from sparse_lab.config import Config, MethodConfig, SparsityConfig
 from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.methods import table
 from sparse_lab.methods.batches import GivenBatches, Source
-from sparse_lab.methods.handle import Handle, check_sparsity, handle_of, needed
+from sparse_lab.methods.handle import Handle, check_sparsity, handle_of, looks_at_data, steps_an_epoch
 from sparse_lab.methods.keywords import in_keywords
 from sparse_lab.methods.networks import Structure
 from sparse_lab.methods.plain import plain
 from sparse_lab.methods.read import read
 from sparse_lab.methods.schedules import kind_of
+from sparse_lab.sparsity.choose import choose
 from sparse_lab.sparsity.images import hollow
-from sparse_lab.sparsity.masks import check_maskable
-from sparse_lab.sparsity.scores import Probe
+from sparse_lab.sparsity.masks import check_built, check_maskable
+
+Pattern = str | type[nn.Module]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What `sparsify` is told beside the method, its sparsity and settings; see there."""
+
+    epochs: int | None = None
+    batches: Source | None = None
+    loss: Callable[[Any, Any], Tensor] | None = None
+    input_shape: tuple[int, ...] | None = None
+    include: Sequence[Pattern] = ()
+    exclude: Sequence[Pattern] = ()
+    layers: Mapping[str, float] | None = None
+    seed: int = 0
 
 
 def sparsify(
@@ -37,6 +53,9 @@ def sparsify(
     batches: Source | None = None,
     loss: Callable[[Any, Any], Tensor] | None = None,
     input_shape: tuple[int, ...] | None = None,
+    include: Sequence[Pattern] = (),
+    exclude: Sequence[Pattern] = (),
+    layers: Mapping[str, float] | None = None,
     seed: int = 0,
     **settings: Any,
 ) -> Handle:
@@ -50,27 +69,24 @@ def sparsify(
     steps of the whole training. epochs: how many epochs these are, for what counts epochs. batches: of (inputs,
     targets), for scores that look at data: a loader, a list, or a function that makes one. loss: of (outputs, targets),
     a scalar; cross-entropy where it is not given. input_shape: of one input, without the batch, for what sends one
-    through the network (DyReLU, SynFlow, FLOPs). seed: of what is left to chance.
+    through the network (DyReLU, SynFlow, FLOPs). include: the only layers that are counted; exclude: those that are
+    not, and stay dense; each by name, glob (`layer4.*`) or type. layers: layer or glob -> a sparsity of its own, which
+    the others make good. seed: of what is left to chance.
     settings: any setting of the method by its name, as in `update_every=50`; of a part or a schedule as a dict, as in
     `prune=dict(score="snip")`, None to leave one out; `schedule="cubic"` chooses another schedule.
 
     Raises UserError (one line that says what to do) for unknown names, values out of range, what does not fit the
-    network or needs several trainings, a network without conv or linear weights, and one that is sparsified already.
-    Warns of what is large and not counted, and of what the training is too short for.
+    network or needs several trainings, and SparseLabError for a network without conv or linear weights, and one that is
+    sparsified already. Then the network is as it was. Warns of what is large and not counted, and of what the training
+    is too short for.
     """
-    handle = prepare(
-        model,
-        method,
-        sparsity,
-        epochs=epochs,
-        batches=batches,
-        loss=loss,
-        input_shape=input_shape,
-        seed=seed,
-        **settings,
-    )
-    if batches is None and handle.looks_at_data:
+    given = Given(epochs, batches, loss, input_shape, include, exclude, layers, seed)
+    config = configured(method, sparsity, given, settings)
+    if batches is None and looks_at_data(config):
         raise UserError(f"method {method!r} scores weights by data: give batches=, a loader of (inputs, targets)")
+    if total_steps is not None:
+        steps_an_epoch(config, total_steps, epochs)
+    handle = prepare(model, config, given)
     if total_steps is not None:
         handle.plan(total_steps, epochs)
     elif handle.changes_at_once:
@@ -78,53 +94,40 @@ def sparsify(
     return handle
 
 
-def prepare(
-    model: nn.Module,
-    method: str | None,
-    sparsity: float | None,
-    *,
-    epochs: int | None = None,
-    batches: Source | None = None,
-    loss: Callable[[Any, Any], Tensor] | None = None,
-    input_shape: tuple[int, ...] | None = None,
-    seed: int = 0,
-    **settings: Any,
-) -> Handle:
+def prepare(model: nn.Module, config: Config, given: Given) -> Handle:
     """As `sparsify`, where the length of the training is still to come: `Handle.plan` takes it."""
     network = plain(model)
     if handle_of(network) is not None:
         raise SparseLabError(f"this {type(network).__name__} is sparsified already: handle.remove_masks() first")
-    images = GivenBatches(batches)
-    shape = input_shape if input_shape is not None else images.shape()
+    images = GivenBatches(given.batches)
+    shape = given.input_shape if given.input_shape is not None else images.shape()
     with _in_words_of_the_library():
-        config = _config(method, sparsity, epochs, seed, settings)
-        structure = _checked(network, config, shape)
-        name = structure.name
+        structure = _checked(network, config, given, shape)
+        _choose(network, config, given)
         table.alter(network, config, structure)
-        probe = Probe(lambda: needed(shape or images.shape(), name), loss or functional.cross_entropy)
-        return Handle(network, config, structure, images, probe, shape)
+        return Handle(network, config, structure, images, given.loss or functional.cross_entropy, shape)
 
 
-def _config(
-    method: str | None, sparsity: float | None, epochs: int | None, seed: int, settings: dict[str, Any]
-) -> Config:
-    """The config that the command would have, as far as a training in somebody else's hands has one."""
+def configured(method: str | None, sparsity: float | None, given: Given, settings: Mapping[str, Any]) -> Config:
+    """Return the config that the command would have, as far as a training in somebody else's hands has one."""
     if method is None:
         if settings:
             raise UserError(f"{next(iter(settings))}= is a setting of a method: say method=NAME too")
-        return Config(method=MethodConfig(name="masks"), seed=seed)
-    config = read(method, settings)
-    if config.method.prune is not None:
-        if sparsity is None:
-            raise UserError(f"method {method!r} needs sparsity=, the share of weights that are pruned, as in 0.99")
+        if given.layers and sparsity is None:
+            raise UserError("layers= are sparsities of single layers beside the network's: give sparsity= too")
+    config = Config(method=MethodConfig(name="masks")) if method is None else read(method, settings)
+    if config.method.prune is not None and sparsity is None:
+        raise UserError(f"method {method!r} needs sparsity=, the share of weights that are pruned, as in 0.99")
+    if sparsity is not None:
         check_sparsity(sparsity)
-    _check_one_training(config)
-    length = epochs or 1
+    with _in_words_of_the_library():
+        _check_one_training(config)
+    length = given.epochs or 1
     recipes = {name: replace(getattr(config.training, name), epochs=length) for name in ("finetune", "regrow")}
     return replace(
         config,
-        seed=seed,
-        sparsity=SparsityConfig(target=sparsity or 0.0),
+        seed=given.seed,
+        sparsity=SparsityConfig(target=sparsity or 0.0, layers=dict(given.layers or {})),
         training=replace(config.training, epochs=length, **recipes),
     )
 
@@ -148,16 +151,30 @@ def _check_one_training(config: Config) -> None:
         )
 
 
-def _checked(network: nn.Module, config: Config, shape: tuple[int, ...] | None) -> Structure:
+def _checked(network: nn.Module, config: Config, given: Given, shape: tuple[int, ...] | None) -> Structure:
     """The structure of the network, on which all that can go wrong has been tried; the network itself is untouched."""
-    check_maskable(network)
-    structure = Structure(type(network).__name__, hollow(network), shape)
+    check_built(network)
+    if not given.include and not given.exclude:
+        check_maskable(network)
+    empty = hollow(network)
+    _choose(empty, config, given)
+    check_maskable(empty)
+    structure = Structure(type(network).__name__, empty, shape)
     if table.present(config.method):
         table.check_together(config, structure)
         with torch.device("meta"):
-            table.alter(copy.deepcopy(structure.hollow), config, structure)
+            table.alter(copy.deepcopy(empty), config, structure)
         table.check(config, structure)
     return structure
+
+
+def _choose(network: nn.Module, config: Config, given: Given) -> None:
+    """Mark which layers are counted, and which have a sparsity of their own."""
+    include, exclude = (
+        [one if isinstance(one, str) else one.__name__ for one in patterns]
+        for patterns in (given.include, given.exclude)
+    )
+    choose(network, include, exclude, given.layers, config.sparsity.target)
 
 
 @contextmanager

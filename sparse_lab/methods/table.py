@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sparse_lab import config as schema
-from sparse_lab.config import Config, MethodConfig
-from sparse_lab.errors import UserError
+from sparse_lab.config import Config, MethodConfig, add_part, check_settings
+from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.methods import schedules
 from sparse_lab.methods.base import Component, Site
 from sparse_lab.methods.compactors import Compactors
@@ -26,6 +26,7 @@ from sparse_lab.methods.prune import Prune
 from sparse_lab.methods.regrow import Regrow
 from sparse_lab.methods.schedules import kind_of
 from sparse_lab.methods.sharing import Sharing
+from sparse_lab.registering import check_name, enter
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.schedules import Schedule
 
@@ -51,6 +52,30 @@ COMPONENTS: dict[str, Component] = {
         Regrow(),
     )
 }
+
+
+def register_algorithm(component: Component, settings: type) -> None:
+    """Make a part of methods of your own known: `method.PART={}` adds it, with keys `method.PART.KEY`.
+
+    component: an instance of a subclass of Component with a `part` of its own, which says what the part needs and
+    builds (`sparse_lab.methods.drop_and_grow.DropAndGrow` is one to derive rules of dropping and growing from). It is
+    built after all others. settings: a dataclass, each field made with `sparse_lab.config.key`; the first line of its
+    docstring is its help.
+
+    Raise SparseLabError for a part that is taken or no plain word, for another kind of thing, and for settings that a
+    config cannot hold.
+    """
+    if not isinstance(component, Component):
+        raise SparseLabError(f"an algorithm is an instance of a subclass of Component, not {component!r}")
+    part = check_name("algorithm", getattr(component, "part", None), {*COMPONENTS, *dir(MethodConfig)})
+    remove = add_part(MethodConfig, part, check_settings(f"method.{part}", settings))
+
+    def forget() -> None:
+        del COMPONENTS[part]
+        remove()
+
+    COMPONENTS[part] = component
+    enter("algorithm", part, forget)
 
 
 def present(method: MethodConfig) -> list[Component]:

@@ -8,6 +8,6 @@ not import torch.
 
 from __future__ import annotations
 
-from sparse_lab.models.registry import build, names
+from sparse_lab.models.registry import build, names, register_network
 
-__all__ = ["build", "names"]
+__all__ = ["build", "names", "register_network"]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from sparse_lab.errors import UserError, nearest
+from sparse_lab.registering import check_function, enter
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,13 +19,19 @@ IMAGENET_FROM = 64  # pixels; smaller images get the CIFAR variant
 MAX_WIDTH = 4.0
 
 
+Build = Callable[[int, float, int], "nn.Module"]
+
+
 @dataclass(frozen=True)
 class Entry:
-    """Where a network is built (`sparse_lab.models.<module>`, a function of the network's own name)."""
+    """Where a network is built: `sparse_lab.models.<module>`, a function of the network's own name; or `own`, which was
+    registered.
+    """
 
     module: str
     smallest: int  # image size in pixels below which nothing would be left after the last down-sampling
-    torchvision: str  # torchvision's name for the ImageNet variant
+    torchvision: str  # torchvision's name for the ImageNet variant; "" where there is none
+    own: Build | None = None
 
 
 _NETWORKS = {
@@ -31,6 +40,27 @@ _NETWORKS = {
     "resnet50": Entry("resnet", smallest=8, torchvision="resnet50"),
     "mobilenet_v2": Entry("mobilenet", smallest=8, torchvision="mobilenet_v2"),
 }
+
+
+def register_network(function: Build | None = None, *, smallest: int = 1) -> Any:
+    """Make a network of your own known under its function's name, as a decorator: `@register_network(smallest=8)`.
+
+    The function takes (num_classes, width, image_size) and returns a network in training mode from images
+    (N, 3, image_size, image_size) to logits (N, num_classes), with random weights of torch's own generator. width is
+    the factor on every channel count. It is built on torch's device "meta" too, to ask for its layers before anything
+    trains, so that no value of a tensor may have a say in its structure. Then `model=NAME` takes it, with a file
+    model/NAME.yaml that sets `name: NAME` (`sparse_lab.register_choices`).
+
+    smallest: the image size in pixels that it needs at least.
+
+    Raise SparseLabError for a name that is taken or no plain word, and for what is no function.
+    """
+    if function is None:
+        return partial(register_network, smallest=smallest)
+    name = check_function("network", function, _NETWORKS)
+    _NETWORKS[name] = Entry("", smallest, "", function)
+    enter("network", name, lambda: _NETWORKS.pop(name))
+    return function
 
 
 def names() -> list[str]:
@@ -59,18 +89,31 @@ def build(
     entry = _NETWORKS[name]
     _check(name, entry, num_classes, width, image_size)
     imagenet = image_size >= IMAGENET_FROM
+    if weights == "torchvision" and not entry.torchvision:
+        raise UserError(f"weights='torchvision' exist for no {name}: give a local file, or no weights")
     if weights == "torchvision" and not (imagenet and width == 1.0):
         raise UserError(
             f"weights='torchvision' exist for image_size >= {IMAGENET_FROM} and width 1.0 only, "
             f"not for image_size {image_size} and width {width}: give a local file, or no weights"
         )
-    network: nn.Module = getattr(importlib.import_module(f"sparse_lab.models.{entry.module}"), name)(
-        num_classes, width, imagenet
-    )
+    if entry.own is not None:
+        network = _own(name, entry.own, num_classes, width, image_size)
+    else:
+        module = importlib.import_module(f"sparse_lab.models.{entry.module}")
+        network = getattr(module, name)(num_classes, width, imagenet)
     if weights is not None:
         from sparse_lab.models.weights import load
 
         load(network, name, weights, entry.torchvision)
+    return network
+
+
+def _own(name: str, build: Build, num_classes: int, width: float, image_size: int) -> nn.Module:
+    from torch import nn
+
+    network = build(num_classes, width, image_size)
+    if not isinstance(network, nn.Module):
+        raise UserError(f"network {name!r}: its function returns {type(network).__name__}, and no torch.nn.Module")
     return network
 
 

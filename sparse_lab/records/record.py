@@ -77,6 +77,9 @@ def check_result(result: dict[str, Any]) -> None:
         raise BadRecord("'seconds' is missing or no time")
     if not isinstance(result.get("config"), dict):
         raise BadRecord("'config' is missing or holds no settings")
+    plugins = result.get("plugins", {})  # of a run from before there were any: none
+    if not isinstance(plugins, dict) or not all(isinstance(one, str) for one in plugins.values()):
+        raise BadRecord("'plugins' is no mapping of names to hashes")
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

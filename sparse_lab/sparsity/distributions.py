@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from sparse_lab.errors import SparseLabError, nearest
+from sparse_lab.registering import check_function, enter
+from sparse_lab.sparsity import names
 from sparse_lab.sparsity import scores as scoring
 from sparse_lab.sparsity.masks import count_kept
 from sparse_lab.sparsity.topk import global_counts
@@ -76,12 +78,34 @@ def equal(shapes: Mapping[str, Sequence[int]]) -> dict[str, float]:
     return dict.fromkeys(shapes, 1.0)
 
 
-DISTRIBUTIONS: dict[str, Callable[[Mapping[str, Sequence[int]]], dict[str, float]]] = {
+Claims = Callable[[Mapping[str, Sequence[int]]], dict[str, float]]
+DISTRIBUTIONS: dict[str, Claims] = {
     "uniform": uniform,
     "er": er,
     "erk": erk,
     "equal": equal,
 }
+
+
+def register_distribution(function: Claims) -> Claims:
+    """Make a distribution of your own known under its function's name, as a decorator: `@register_distribution`.
+
+    The function takes {layer: shape of its weight} and returns {layer: claim}: kept weights are split in proportion to
+    the claims, floats of 0 or more, exactly and so that no layer is emptied. Then `method.prune.distribution=NAME` and
+    every other key that takes a distribution take it.
+
+    Raise SparseLabError for a name that is taken or no plain word, and for what is no function.
+    """
+    name = check_function("distribution", function, names.DISTRIBUTIONS)
+
+    def forget() -> None:
+        del DISTRIBUTIONS[name]
+        names.DISTRIBUTIONS.remove(name)
+
+    DISTRIBUTIONS[name] = function
+    names.DISTRIBUTIONS.append(name)
+    enter("distribution", name, forget)
+    return function
 
 
 def distribute(

@@ -310,15 +310,12 @@ class Masks:
 
 def check_maskable(model: nn.Module) -> None:
     """Raise SparseLabError where nothing is counted in `model`, or a mask would not hold on a weight."""
+    check_built(model)
     found = layers(model)
     if not found:
         raise SparseLabError("this network has no conv or linear weights, so no weights that a mask could be for")
     for name, layer in found.items():
         weight = layer._parameters.get("weight")
-        if isinstance(weight, nn.parameter.UninitializedParameter):
-            raise SparseLabError(
-                f"the layer {name!r} is not built yet ({type(layer).__name__}): send a batch through the network first"
-            )
         if hasattr(weight, "device_mesh"):  # torch's DTensor
             raise SparseLabError(
                 f"the weight of {name!r} is shared out over processes (FSDP), so a mask would see a part of it: use DDP"
@@ -327,6 +324,15 @@ def check_maskable(model: nn.Module) -> None:
             raise SparseLabError(
                 f"the weight of {name!r} is computed from others (by a parametrization, weight_norm or torch's own "
                 "pruning), so no mask would hold on it: remove that first"
+            )
+
+
+def check_built(model: nn.Module) -> None:
+    """Raise SparseLabError where a lazy module has not seen an input yet."""
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise SparseLabError(
+                f"{name!r} has no shape yet (of a lazy module): send a batch through the network first"
             )
 
 

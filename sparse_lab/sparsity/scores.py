@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparse_lab.errors import SparseLabError, nearest
+from sparse_lab.registering import check_function, enter
+from sparse_lab.sparsity import names
 from sparse_lab.sparsity.images import Shape, image_like
 from sparse_lab.sparsity.masks import layers
 
@@ -180,6 +182,60 @@ def score(
     OWN_PASSES.update([function.__name__] * own_passes)
     WITHOUT_PASSES.update([function.__name__] * without_passes)
     return function
+
+
+def register_score(
+    function: Callable[[View], Scores] | None = None,
+    *,
+    of_weights: bool = False,
+    own_passes: bool = False,
+    without_passes: bool = False,
+) -> Any:
+    """Make a score of your own known under its function's name, as a decorator: `@register_score`, or with keywords.
+
+    The function takes a `View` and returns one tensor a counted layer, in the weight's shape; higher is better. Then
+    `method.prune.score=NAME` and every other key that takes a score take it.
+
+    of_weights: a weight of zero scores zero, so it cannot say which pruned weight is to come back.
+    own_passes: it runs the network itself, and gradients that a training step has at hand are not enough.
+    without_passes: it runs no network and looks at no gradients, so that no training images are read for it.
+
+    Raise SparseLabError for a name that is taken or no plain word, and for what is no function.
+    """
+    from sparse_lab.sparsity.structured.filter_scores import FILTER_SCORES
+
+    if function is None:
+        return partial(register_score, of_weights=of_weights, own_passes=own_passes, without_passes=without_passes)
+    # one key takes scores of weights and of filters: neither may have a name of the other
+    name = check_function("score", function, {*SCORES, *FILTER_SCORES, *names.WITHOUT_DATA, "none"})
+    known = names.WITHOUT_DATA if without_passes else names.FROM_GRADIENTS
+
+    def forget() -> None:
+        del SCORES[name]
+        for group in (OF_WEIGHTS, OWN_PASSES, WITHOUT_PASSES, known):
+            group.discard(name)
+
+    score(_checked(function), of_weights=of_weights, own_passes=own_passes, without_passes=without_passes)
+    known.add(name)
+    enter("score", name, forget)
+    return function
+
+
+def _checked(function: Callable[[View], Scores]) -> Callable[[View], Scores]:
+    """A score that says so where it returns no tensor, or one of another shape, for a layer."""
+
+    @wraps(function)
+    def checked(view: View) -> Scores:
+        found = function(view)
+        for name, weight in view.weights().items():
+            one = found.get(name) if isinstance(found, dict) else None
+            if not isinstance(one, Tensor) or one.shape != weight.shape:
+                raise SparseLabError(
+                    f"score {function.__name__!r} returns no tensor of shape {list(weight.shape)} for layer {name}"
+                )
+        return found
+
+    return checked
 
 
 def find_score(name: str) -> Callable[[View], Scores]:

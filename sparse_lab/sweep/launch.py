@@ -26,6 +26,7 @@ from omegaconf import OmegaConf
 
 from sparse_lab.config import Config
 from sparse_lab.errors import SparseLabError, UserError
+from sparse_lab.experiment import plugins
 from sparse_lab.records.redaction import redact
 from sparse_lab.records.sweep_dir import ENDED, Job, Overview, SweepFolder, now
 
@@ -58,6 +59,7 @@ class Task:
     swept: tuple[str, ...] = ()
     folder: Path | None = None  # the sweep's; None for a single run
     searches: bool = False  # a sweeper makes the jobs up and wants each one's value
+    argv: tuple[str, ...] = ()  # of a single run: what starts it again, by which DDP starts its other processes
     cwd: str = field(default_factory=os.getcwd)
     pid: int = field(default_factory=os.getpid)
     host: str = field(default_factory=socket.gethostname)
@@ -75,6 +77,7 @@ class Task:
             raise UserError(f"{socket.gethostname()} does not see {self.folder}: a cluster's machines must share it")
         os.chdir(self.cwd)  # paths of the command mean what they mean there
         if self.folder is None:
+            sys.argv = [sys.argv[0], *self.argv]  # Hydra has read its own
             self.last = self._run(lambda: self._config(self.fixed), "", lambda name: None)
             return self.last.get("value")
         from hydra.core.hydra_config import HydraConfig
@@ -189,10 +192,11 @@ def one_line(error: BaseException) -> str:
 
 def start(request: Request) -> int:
     """Run what was asked for through Hydra. Returns the exit status. Raises Stopped after a signal."""
-    command = shlex.join(["sparse-lab", *request.argv])
+    command = shlex.join(["sparse-lab", *plugins.words(), *request.argv])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, where it would print them and leave
     if not request.multirun:
-        task = Task(command, request.launcher, 1, tuple(request.fixed), request.source.user_conf)
+        again = (*plugins.words(whole=True), *request.argv)
+        task = Task(command, request.launcher, 1, tuple(request.fixed), request.source.user_conf, argv=again)
         if not task.done_already(request.configs[0]):
             _through_hydra(request, task, [])
         return _single(task)
@@ -256,7 +260,7 @@ def planned_jobs(
 
 def _sweep_name(request: Request) -> str:
     """The same for the same jobs: of the planned names, or of the command line where a sweeper makes the jobs up."""
-    return short_hash([run["name"] for run in request.plan] or sorted(request.argv))
+    return short_hash([run["name"] for run in request.plan] or [*sorted(request.argv), *plugins.hashes().values()])
 
 
 def short_hash(words: list[str]) -> str:
@@ -283,7 +287,7 @@ def _through_hydra(request: Request, task: Task, overrides: list[str]) -> None:
         left = jobs if request.first is None else [jobs[number] for number in request.first]
         return list(BasicSweeper.split_overrides_to_chunks(left, size))
 
-    sys.argv = [sys.argv[0], *request.argv, *overrides]  # Hydra reads it, and DDP starts its other processes by it
+    sys.argv = [sys.argv[0], *request.argv, *overrides]  # Hydra reads it
     BasicSweeper.split_arguments = staticmethod(first_alone)  # type: ignore[method-assign,assignment]
     try:
         hydra.main(version_base="1.3", config_path=str(request.source.conf), config_name="config")(task)()

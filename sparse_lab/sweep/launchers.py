@@ -18,9 +18,13 @@ from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sparse_lab.config import conf_dir
-from sparse_lab.experiment.compose import ConfigSource
+from sparse_lab.errors import UserError
+from sparse_lab.experiment import plugins
+from sparse_lab.experiment.compose import ConfigSource, leave_out_plugins_own
+from sparse_lab.experiment.plugins import Handed
 from sparse_lab.experiment.security.composed import check_composed
 from sparse_lab.experiment.security.launching import check_batch
+from sparse_lab.records.sweep_dir import SweepFolder
 
 if TYPE_CHECKING:
     from hydra.types import HydraContext, TaskFunction
@@ -150,13 +154,12 @@ class Joblib(Basic):
         self.idle: list[Any] = []
 
     def submit(self, jobs: list[Job]) -> list[Any]:
-        state = Singleton.get_state()
+        state, brought = Singleton.get_state(), plugins.handed()
         handles = []
         for job in jobs:
             process = self.idle.pop() if self.idle else self._new()
-            handles.append(
-                (process, process.submit(compose_elsewhere, self.context, self.config, self.handed, state, job))
-            )
+            handed = (brought, self.context, self.config, self.handed, state, job)
+            handles.append((process, process.submit(compose_elsewhere, *handed)))
         return handles
 
     def _new(self) -> Any:
@@ -199,13 +202,12 @@ class Ray(Basic):
     def submit(self, jobs: list[Job]) -> list[Any]:
         import ray
 
-        state, handles = Singleton.get_state(), []
+        state, brought, handles = Singleton.get_state(), plugins.handed(), []
         for job in jobs:
             # a function for each: Ray may hand another call of the same to a worker that ends after one (max_calls)
             task = ray.remote(**self.remote)(perform_elsewhere).options(name=job.name)
-            handles.append(
-                task.remote(self.context, self.handed, state, composed(self.context, self.config, self.handed, job))
-            )
+            whole = composed(self.context, self.config, self.handed, job)
+            handles.append(task.remote(brought, self.context, self.handed, state, whole, job))
         return handles
 
     def over(self, handle: Any) -> bool:
@@ -242,7 +244,8 @@ class Submitit(Basic):
         executor.update_parameters(
             **{key if key in SHARED else f"{self.cluster}_{key}": value for key, value in own.items()}
         )
-        return executor.map_array(Resubmitted(self.context, self.config, self.handed, Singleton.get_state()), jobs)
+        brought, state = plugins.handed(), Singleton.get_state()
+        return executor.map_array(Resubmitted(brought, self.context, self.config, self.handed, state), jobs)
 
     def over(self, handle: Any) -> bool:
         return handle.done()
@@ -267,13 +270,14 @@ class SubmititSlurm(Submitit):
 class Resubmitted:
     """What submitit calls with a job, and submits again after a time limit."""
 
+    brought: Handed
     context: HydraContext
     config: DictConfig
     task: Task
     state: dict[Any, Any]
 
     def __call__(self, job: Job) -> JobReturn:
-        return compose_elsewhere(self.context, self.config, self.task, self.state, job)
+        return compose_elsewhere(self.brought, self.context, self.config, self.task, self.state, job)
 
     def checkpoint(self, job: Job) -> Any:
         import submitit
@@ -302,17 +306,31 @@ def perform(context: HydraContext, task: TaskFunction, whole: DictConfig) -> Job
     )
 
 
-def perform_elsewhere(context: HydraContext, task: TaskFunction, state: dict[Any, Any], whole: DictConfig) -> JobReturn:
-    """Run a job in the process of a worker, which knows nothing of the command's."""
-    setup_globals()
-    Singleton.set_state(state)
-    return perform(context, task, whole)
+def perform_elsewhere(
+    brought: Handed, context: HydraContext, task: Task, state: dict[Any, Any], whole: DictConfig, job: Job
+) -> JobReturn:
+    """Run a job in the process of a worker, which knows nothing of the command's.
+
+    `brought` stands first, for what comes behind it may hold what plugins define.
+    """
+    return _elsewhere(brought, task, state, job, lambda: perform(context, task, whole))
 
 
 def compose_elsewhere(
-    context: HydraContext, config: DictConfig, task: Task, state: dict[Any, Any], job: Job
+    brought: Handed, context: HydraContext, config: DictConfig, task: Task, state: dict[Any, Any], job: Job
 ) -> JobReturn:
     """The same, composed there: many jobs that are handed over at one time do not wait for one another."""
+    return _elsewhere(brought, task, state, job, lambda: perform(context, task, composed(context, config, task, job)))
+
+
+def _elsewhere(brought: Handed, task: Task, state: dict[Any, Any], job: Job, go: Callable[[], JobReturn]) -> JobReturn:
+    try:
+        brought.check()
+    except UserError as error:
+        assert task.folder is not None
+        SweepFolder(task.folder).outcome(job.number, {"run": job.run, "outcome": "failed", "said": str(error)})
+        return JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
     setup_globals()
     Singleton.set_state(state)
-    return perform(context, task, composed(context, config, task, job))
+    leave_out_plugins_own()
+    return go()

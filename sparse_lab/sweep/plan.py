@@ -258,7 +258,8 @@ class Request:
         lines = []
         for line in self.fixed:
             group, _, name = line.partition("=")
-            sets = self.source.sets(group, name) if group in GROUPS and self.fixed.count(line) == 1 else []
+            once = group in GROUPS and group != "schedule" and self.fixed.count(line) == 1  # a schedule is put in
+            sets = self.source.sets(group, name) if once else []
             if sets and all(key in keys for key in sets):
                 lines.append(f"{line} has no effect: {sets[-1]} takes its place")
         return lines

@@ -129,9 +129,9 @@ def test_the_small_benches_print_shares_of_a_step(tmp_path, capsys):
     times = interleaved.interleaved({"step": lambda: sum(range(20_000)), "part": lambda: sum(range(10_000))}, 3)
     assert {name: len(values) for name, values in times.items()} == {"step": 3, "part": 3}
     times = {"step": [2.0, 4.0], "part": [1.0, 1.0]}
-    interleaved.show("some", times, "step")
+    interleaved.show("some", times, dict.fromkeys(times, "step"))
     assert "0.3750" in capsys.readouterr().out  # the median of 1/2 and 1/4
-    interleaved.save(tmp_path / "some.csv", times, "step")
+    interleaved.save(tmp_path / "some.csv", times, dict.fromkeys(times, "step"))
     assert _rows(tmp_path / "some.csv")[1] == {
         "candidate": "part",
         "median_ms": "1000.0",

@@ -276,7 +276,11 @@ def test_dct_and_recovered_means_stand_in_the_plain_state():
         (lambda: sparsified("mlp", "snip", batches=None), "give batches="),
         (lambda: sparsified("mlp", "synflow", batches=None), "give input_shape="),
         (lambda: sparse_lab.sparsify(nn.Sequential(nn.ReLU()), "rigl", 0.9), "no conv or linear weights"),
-        (lambda: sparse_lab.sparsify(nn.Sequential(nn.LazyLinear(3)), "rigl", 0.9), "not built yet"),
+        (lambda: sparse_lab.sparsify(nn.Sequential(nn.LazyLinear(3)), "rigl", 0.9), "has no shape yet"),
+        (lambda: sparsified("mlp", "rigl", exclude=["head"]), "exclude: 'head' matches no layer"),
+        (lambda: sparsified("mlp", "rigl", exclude=["*"]), "leaves no layer to count"),
+        (lambda: sparsified("mlp", "rigl", layers={"1": 0.1}), "leaves too little for 2 other layers: at most spars"),
+        (lambda: sparse_lab.sparsify(made("mlp"), layers={"1": 0.1}), "give sparsity= too"),
         (lambda: sparse_lab.sparsify(made("mlp"), "rigl"), "needs sparsity="),
         (lambda: sparse_lab.sparsify(made("mlp"), update_every=3), "say method=NAME too"),
         (lambda: sparse_lab.sparsify(made("mlp")).prune(1.5), r"outside \(0, 1\)"),
@@ -370,6 +374,42 @@ def test_frozen_tied_unused_and_grouped_parameters():
     handle.attach(optimizer)
     train(tied, optimizer, STEPS, after=Watch(handle, optimizer))
     assert tied[3].mask is tied[1].mask
+
+
+@pytest.mark.parametrize("method", ["rigl", "gmp", "mest", "snip", "granet"])
+def test_layers_left_out_stay_dense_and_those_of_their_own_keep_their_count(method):
+    network, handle = sparsified("cnn", method, exclude=[nn.Linear], layers={"0": 0.8})
+    optimizer = OPTIMIZERS["momentum"](network.parameters())
+    handle.attach(optimizer)
+    train(network, optimizer, STEPS, after=Watch(handle, optimizer))
+    counted = network[0].weight.numel() + network[4].weight.numel()
+    assert set(handle.masks.layers) == {"0", "4"} and not hasattr(network[8], "mask")
+    assert handle.masks.kept() == round((1.0 - 0.9) * counted)
+    assert int(network[0].mask.sum()) == round((1.0 - 0.8) * network[0].weight.numel())
+    assert (network[8].weight != 0).all()
+    assert {"name": "8.weight", "kind": "excluded", "weights": 320} in handle.summary().uncounted
+    only, handle = sparsified("cnn", method, include=["[48]"])
+    assert set(handle.masks.layers) == {"4", "8"} and not hasattr(only[0], "mask")
+
+
+def test_what_no_mask_could_hold_on_can_be_left_out():
+    network = made("mlp")
+    nn.utils.parametrizations.weight_norm(network[3])
+    with pytest.raises(sparse_lab.SparseLabError, match="'3' is computed from others"):
+        sparse_lab.sparsify(network, "static", 0.9)
+    handle = sparse_lab.sparsify(network, "static", 0.9, exclude=["3"])
+    optimizer = OPTIMIZERS["momentum"](network.parameters())
+    handle.attach(optimizer)
+    train(network, optimizer, 3, after=Watch(handle, optimizer))
+
+
+def test_a_request_that_is_refused_leaves_the_network_as_it_was():
+    network = made("residual")
+    for request in ({"method": "mest", "total_steps": 9}, {"method": "east"}, {"method": "snip"}):
+        with pytest.raises(sparse_lab.SparseLabError):
+            sparse_lab.sparsify(network, sparsity=0.9, **request)
+        assert network.state_dict().keys() == made("residual").state_dict().keys()
+    train(network, OPTIMIZERS["momentum"](network.parameters()), 1)  # and nobody waits for an attach
 
 
 def test_several_optimizers():

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from sparse_lab.config import DatasetConfig, conf_dir
+from sparse_lab.config import CHOICES, DatasetConfig, conf_dir
 from sparse_lab.errors import SparseLabError
 
 GIB = 2**30
@@ -126,11 +126,21 @@ def extras() -> Iterator[Finding]:
         yield Finding(number is not None, f"{use}: {f'{name} {number}' if number is not None else way}")
 
 
+def plugins() -> Iterator[Finding]:
+    """What is loaded of --plugin and of installed packages."""
+    from sparse_lab.experiment.plugins import LOADED
+
+    for plugin in LOADED.values():
+        brought = f", of the installed package {plugin.distribution}" if plugin.distribution else ""
+        registered = "; ".join(f"{one.kind} {one.name}" for one in plugin.registered)
+        yield Finding(True, f"plugin {plugin.name} ({plugin.hash[:10]}, {plugin.place}{brought}): {registered}")
+
+
 def data_sets(root: Path) -> Iterator[Finding]:
     """Each data set of conf/dataset: there, or why not."""
     from sparse_lab import data
 
-    for path in sorted((conf_dir() / "dataset").glob("*.yaml")):
+    for path in sorted(path for folder in (conf_dir(), *CHOICES) for path in (folder / "dataset").glob("*.yaml")):
         values = OmegaConf.load(path)
         values.root = str(root)
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DatasetConfig), values))

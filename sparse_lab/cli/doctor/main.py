@@ -16,6 +16,7 @@ from sparse_lab.cli.doctor.checks import (
     extras,
     gpus,
     machine,
+    plugins,
     room,
     sparse_arithmetic,
     threads,
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> int:
         ("versions", versions),
         ("sparse arithmetic", sparse_arithmetic),
         ("extras", extras),
+        ("plugins", plugins),
     ]
     if command:
         from sparse_lab.cli.doctor.command_checks import look

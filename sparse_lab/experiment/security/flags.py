@@ -15,6 +15,7 @@ FLAGS = (
 )
 OTHER_CONFIG = ("--config-name", "-cn", "--config-path", "-cp")
 UNPICKLES = "--experimental-rerun"
+PLUGIN = "--plugin"  # ours, taken from the process's own command line before this looks at what is left of it
 
 
 def check_flags(argv: Iterable[str]) -> None:
@@ -27,7 +28,7 @@ def check_flags(argv: Iterable[str]) -> None:
             raise UserError("--config-name and --config-path would leave sparse_lab's own config: use --config-dir DIR")
         if name == UNPICKLES:
             raise UserError(f"{name} unpickles a file, which could run anything: give the run's command again")
-        close = difflib.get_close_matches(name, FLAGS, n=1, cutoff=0.0)[0]
+        close = difflib.get_close_matches(name, (*FLAGS, PLUGIN), n=1, cutoff=0.0)[0]
         raise UserError(
             f"cannot read the command line: unknown flag {name!r}; the nearest is {close}; see sparse-lab --help"
         )

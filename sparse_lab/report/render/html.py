@@ -23,6 +23,7 @@ from sparse_lab.report.load.records import Records
 from sparse_lab.report.render import sections
 from sparse_lab.report.render.sections import Report
 from sparse_lab.report.tables.aggregate import grid, panels
+from sparse_lab.report.tables.columns import known
 
 _CHOICES = {"model": "model", "dataset": "dataset", "method": "base"}  # what the cells can be filtered by: its column
 _BRACKETS = f"{sections.BRACKETS}; beside it ours less the published one, in points, and what that says."
@@ -127,10 +128,11 @@ def _cells(table: pd.DataFrame) -> dict[str, Any]:
     if not len(table):
         return {"columns": [], "rows": []}
     shown, meanings = sections.cells(table), sections.meanings(table)
-    raw = [_RAW.get(name, name) for name in shown.columns]
+    of_plugins = {column.heading: column.name for column in known(table)}
+    raw = [(_RAW | of_plugins).get(name, name) for name in shown.columns]
     numbers = [pd.api.types.is_numeric_dtype(table[name]) and table[name].dtype != bool for name in raw]
     columns = [
-        {"name": name, "number": number, "meaning": meanings[of]}
+        {"name": name, "number": number, "meaning": meanings[name if name in of_plugins else of]}
         for name, of, number in zip(shown.columns, raw, numbers, strict=True)
     ]
     keys = [

@@ -10,7 +10,8 @@ import pandas as pd
 
 from sparse_lab.report.render.sections import widths
 from sparse_lab.report.tables.aggregate import Grid, grid, panels
-from sparse_lab.report.tables.cell import MARKS, Cell
+from sparse_lab.report.tables.cell import MARKS, Cell, percent
+from sparse_lab.report.tables.columns import known, shown
 
 COLUMNS, COLUMNS_PUBLISHED = 5, 3  # of sparsities, side by side on a page, without and with published numbers
 _SIGNS = {
@@ -80,6 +81,7 @@ def _panel(table: pd.DataFrame, model: str, dataset: str) -> str:
     for start in range(0, len(found.heads), most):
         lines += [r"  \par\medskip"] if start else []
         lines += _tabular(found, slice(start, start + most))
+    lines += _of_plugins(table[(table["model"] == model) & (table["dataset"] == dataset)])
     return "\n".join([*lines, r"\end{table}", ""])
 
 
@@ -109,6 +111,23 @@ def _tabular(found: Grid, columns: slice) -> Iterator[str]:
         # Rows that are empty in this part of a split table would only repeat names.
         if any(cells[columns]):
             yield _row(escape(method), ["" if cell is None else _cell(cell) for cell in cells[columns]])
+    yield r"    \bottomrule"
+    yield r"  \end{tabular}"
+
+
+def _of_plugins(panel: pd.DataFrame) -> Iterator[str]:
+    """The columns that plugins bring, a row a cell."""
+    columns = known(panel)
+    if not columns:
+        return
+    yield r"  \par\medskip"
+    yield f"  \\begin{{tabular}}{{ll{'r' * len(columns)}}}"
+    yield r"    \toprule"
+    yield _row("method", ["sparsity", *(escape(column.heading) for column in columns)])
+    yield r"    \midrule"
+    for row in panel.to_dict("records"):
+        values = [escape(shown(row[column.name])) for column in columns]
+        yield _row(escape(row["method"]), [escape(percent(row["sparsity"])), *values])
     yield r"    \bottomrule"
     yield r"  \end{tabular}"
 

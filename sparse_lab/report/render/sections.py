@@ -14,6 +14,7 @@ from sparse_lab.records.record import is_number
 from sparse_lab.report.figures.registry import Picture
 from sparse_lab.report.load.planned import Gap, Planned
 from sparse_lab.report.load.records import Finished, Records
+from sparse_lab.report.tables import columns as own
 from sparse_lab.report.tables.aggregate import COLUMNS
 from sparse_lab.report.tables.cell import accuracy, marks, percent
 
@@ -95,14 +96,18 @@ def cells(table: pd.DataFrame) -> pd.DataFrame:
         shown[name] = ["" if pd.isna(value) else ("yes" if value else "no") for value in table[name]]
     for name in ("published_source", "verdict", "partial"):
         shown[name] = ["" if pd.isna(text) else text for text in table[name]]
+    for column in own.OWN.values():
+        shown[column.name] = [own.shown(value) for value in table[column.name]]
     shown = shown.drop(columns=_hidden(table))
-    return shown.rename(columns={"mean": "mean ± std", "published": "published ± std"}).map(str)
+    headings = {column.name: column.heading for column in own.known(table)}
+    return shown.rename(columns={"mean": "mean ± std", "published": "published ± std", **headings}).map(str)
 
 
 def meanings(table: pd.DataFrame) -> dict[str, str]:
-    """What the columns of `cells` mean."""
+    """What the columns of `cells` mean; those of plugins by their headings."""
     hidden = _hidden(table)
-    return {name: text for name, text in COLUMNS.items() if name not in hidden}
+    found = {name: text for name, text in COLUMNS.items() if name not in hidden}
+    return found | {column.heading: column.meaning for column in own.known(table)}
 
 
 def origins(records: Records) -> pd.DataFrame:
@@ -147,7 +152,7 @@ def lacking(gaps: Sequence[Gap]) -> pd.DataFrame:
 
 
 def _hidden(table: pd.DataFrame) -> list[str]:
-    return [*_NOT_SHOWN, *(name for name in _IF_KNOWN if table[name].isna().all())]
+    return [*_NOT_SHOWN, *(name for name in (*_IF_KNOWN, *own.OWN) if table[name].isna().all())]
 
 
 def _many(count: int, thing: str) -> str:

@@ -15,6 +15,7 @@ from sparse_lab.records.record import is_number
 from sparse_lab.report.load.published import Published, find, verdict
 from sparse_lab.report.load.records import Finished, section, share
 from sparse_lab.report.tables.cell import Cell, cell, percent
+from sparse_lab.report.tables.columns import OWN
 from sparse_lab.report.tables.data_used import data_changed, data_of, partial
 from sparse_lab.report.tables.labels import labels
 
@@ -105,7 +106,9 @@ def distinct(runs: Iterable[Finished]) -> tuple[list[Finished], list[str]]:
 
 
 def long(runs: Iterable[Finished], published: Sequence[Published]) -> pd.DataFrame:
-    """One row a cell, with the columns that `COLUMNS` explains; runs that differ only in their seed make a cell."""
+    """One row a cell, with the columns that `COLUMNS` explains and those of plugins; runs that differ in nothing but
+    their seed make a cell.
+    """
     counted, _ = distinct(runs)
     names = labels(counted)
     cells: dict[str, list[Finished]] = defaultdict(list)
@@ -113,7 +116,7 @@ def long(runs: Iterable[Finished], published: Sequence[Published]) -> pd.DataFra
         cells[run.cell].append(run)
     rows = [_row(group, names[cell], published) for cell, group in cells.items()]
     whole = dict.fromkeys(("nonzero", "kept_with_reuse", "parameters_left"), "Int64")
-    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype(whole)
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *OWN]).astype(whole)
     return _sorted(table, ["sparsity", "cell"])
 
 
@@ -214,6 +217,7 @@ def _row(group: Sequence[Finished], name: str, published: Sequence[Published]) -
         "base": result["method"],
         "published_source": number.source if number else None,
         "cell": first.cell,
+        **{name: column.of(group) for name, column in OWN.items()},
     }
 
 

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from sparse_lab.errors import SparseLabError, nearest
+from sparse_lab.registering import check_function, enter
 from sparse_lab.sparsity.masks import Counted, layers, maskable
-from sparse_lab.sparsity.scores import View, evaluating
+from sparse_lab.sparsity.names import WITHOUT_DATA
+from sparse_lab.sparsity.scores import SCORES, View, evaluating
 
 FilterScores = dict[str, Tensor]
 
@@ -34,6 +36,33 @@ def filter_score(function: Callable[[View], FilterScores] | None = None, *, with
         return partial(filter_score, without_passes=without_passes)
     FILTER_SCORES[function.__name__] = function
     FILTER_SCORES_WITHOUT_PASSES.update([function.__name__] * without_passes)
+    return function
+
+
+def register_filter_score(
+    function: Callable[[View], FilterScores] | None = None, *, without_passes: bool = False
+) -> Any:
+    """Make a score of filters of your own known under its function's name, as a decorator: `@register_filter_score`.
+
+    The function takes a `View` and returns one float64 vector [outputs] for each layer of `filtered(view.model)`;
+    higher is better. Then `method.prune.score=NAME` takes it where method.filters is there.
+
+    without_passes: it runs no network and looks at no images.
+
+    Raise SparseLabError for a name that is taken or no plain word, and for what is no function.
+    """
+    if function is None:
+        return partial(register_filter_score, without_passes=without_passes)
+    name = check_function("filter score", function, {*SCORES, *FILTER_SCORES, *WITHOUT_DATA, "none"})
+
+    def forget() -> None:
+        del FILTER_SCORES[name]
+        FILTER_SCORES_WITHOUT_PASSES.discard(name)
+        WITHOUT_DATA.discard(name)
+
+    filter_score(function, without_passes=without_passes)
+    WITHOUT_DATA.update([name] * without_passes)
+    enter("filter score", name, forget)
     return function
 
 
