@@ -77,6 +77,8 @@ def test_no_number_of_any_key_may_be_nan_infinite_or_absurd():
         (schema.AlternatingConfig, "turn", 1e-9, "outside [0.0001, 1]"),
         (schema.CubicConfig, "every", 10**9, "outside [1, 1e+07]"),
         (schema.PathsConfig, "outputs", "~/x", "write the folder out"),
+        (schema.SparsityConfig, "layers", {"fc": 0.5, "layer4.*": 1.0}, "x.layers.layer4.*=1 is outside [0, 1)"),
+        (schema.SparsityConfig, "layers", {"fc": math.nan}, "x.layers.fc=nan is outside [0, 1)"),
     ],
 )
 def test_lists_and_ranges(group, name, value, wanted):

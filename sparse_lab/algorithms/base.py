@@ -5,14 +5,15 @@ state.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
 from sparse_lab.errors import SparseLabError
 from sparse_lab.sparsity.processes import broadcast_from_rank0
+
+HOOKS = "sparse_lab_hooks"
 
 
 class Algorithm:
@@ -31,6 +32,7 @@ class Algorithm:
 
     order = 0
     ends_epoch_every: int | None = None
+    owner: object = None  # what is to live as long as this hangs on an optimizer
 
     def __init__(self) -> None:
         self.step = 0
@@ -98,13 +100,13 @@ class StepHooks:
     `begin_each_step`.
     """
 
-    _known: ClassVar[WeakKeyDictionary[Optimizer, StepHooks]] = WeakKeyDictionary()
-
     @classmethod
     def of(cls, optimizer: Optimizer) -> StepHooks:
-        if optimizer not in cls._known:
-            cls._known[optimizer] = cls(optimizer)
-        return cls._known[optimizer]
+        # on the optimizer itself: in a table of ours the algorithms, which know it, would keep it alive for good
+        own = vars(optimizer)
+        if HOOKS not in own:
+            own[HOOKS] = cls(optimizer)
+        return own[HOOKS]
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.algorithms: list[Algorithm] = []

@@ -184,6 +184,7 @@ def _start(config: Config, starts: dict[str, Path], name: str) -> nn.Module:
     path = Path(str(regrow.reference)) if named and regrow is not None else starts[name]
     state, network = load_network(path), build_model(config)
     if any(key.endswith("mask") for key in state):
+        tell_uncounted(network, lambda line: None)  # that was said of the network that trains
         Masks(network)
     load_into(network, state, path)
     return network

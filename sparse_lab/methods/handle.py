@@ -304,6 +304,7 @@ class Handle:
 
     def _attach(self, optimizer: Optimizer, broadcast: Callable[[Any], Any] | None) -> None:
         for one in self.algorithms:
+            one.owner = self  # also where a user has not kept the handle
             one.attach(optimizer, broadcast)
         self._optimizer = optimizer
         unattached.forget(self.network)

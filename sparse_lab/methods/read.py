@@ -95,7 +95,7 @@ def _set(root: Any, name: str, key: str, value: Any) -> None:
     """Put a setting in place, in `root`."""
     groups = {"method": MethodConfig, "schedule": ScheduleConfig}
     for group, kind in groups.items():
-        if key in parts_of(kind):
+        if key in parts_of(kind) and (value is None or isinstance(value, Mapping)):
             _set_part(root, group, key, value, parts_of(kind)[key])
             return
     there = [
@@ -110,6 +110,8 @@ def _set(root: Any, name: str, key: str, value: Any) -> None:
         listed = " and ".join(there)
         part = there[0].partition(".")[2]
         raise UserError(f"{key}={value!r}: {listed} each have that setting: say which, as in {part}=dict({key}=...)")
+    if not there and any(key in parts_of(kind) for kind in groups.values()):
+        raise UserError(f"{key}={value!r}: {key} is a part: give it settings as a dict, or None to leave it out")
     if not there:
         raise UserError(f"method {name!r} has no setting {key!r}; {nearest(key, _known(root))}")
     _put(root, f"{there[0]}.{key}", value)
@@ -145,10 +147,6 @@ def _set_part(root: Any, path: str, part: str, value: Any, kind: type) -> None:
     if value is None:
         group[part] = None
         return
-    if not isinstance(value, Mapping):
-        raise UserError(
-            f"{part}={value!r}: {path}.{part} is a part: give it settings as a dict, or None to leave it out"
-        )
     if group[part] is None:
         group[part] = OmegaConf.structured(kind())
     known = [entry.name for entry in fields(kind)]

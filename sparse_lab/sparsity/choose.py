@@ -65,15 +65,15 @@ def check_own(model: nn.Module, target: float) -> None:
     low, high = sum(own.values()) + len(others), sum(own.values()) + sum(others)
     if not own or low <= kept <= high:
         return
-    said = f"layers keep {sum(own.values()):,} of the {kept:,} weights that target={target:g} keeps, which"
+    said = f"layers keep {sum(own.values()):,} weights, and target={target:g} {kept:,} of all"
     if not others:
-        raise SparseLabError(f"{said} is not all: with every layer named, target={1.0 - low / total:.10g}")
+        raise SparseLabError(f"{said}: with every layer named, target={1.0 - low / total:.10g}")
     if kept < low:
         raise SparseLabError(
-            f"{said} leaves too little for {len(others)} other layers: at most target={1.0 - low / total:.10g}"
+            f"{said}, which leaves too little for {len(others)} others: at most target={1.0 - low / total:.10g}"
         )
     raise SparseLabError(
-        f"{said} is too little, for the others have no more: at least target={1.0 - high / total:.10g}"
+        f"{said}, which is more than the {len(others)} others have: at least target={1.0 - high / total:.10g}"
     )
 
 

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, ClassVar, NamedTuple
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import Tensor, nn
@@ -163,7 +163,8 @@ class Masks:
     weight that is computed from other Parameters: no mask would hold there.
     """
 
-    _known: ClassVar[WeakKeyDictionary[nn.Module, Masks]] = WeakKeyDictionary()
+    # who uses masks keeps them; what was made of a single layer would hold on to that layer else
+    _known: ClassVar[WeakKeyDictionary[nn.Module, ref[Masks]]] = WeakKeyDictionary()
 
     def __init__(self, model: nn.Module) -> None:
         self._tied = tied_layers(model)
@@ -182,9 +183,12 @@ class Masks:
     @classmethod
     def of(cls, model: nn.Module) -> Masks:
         """The masks of this model; made when they are first asked for."""
-        if model not in cls._known:
-            cls._known[model] = cls(model)
-        return cls._known[model]
+        known = cls._known.get(model)
+        masks = None if known is None else known()
+        if masks is None:
+            masks = cls(model)
+            cls._known[model] = ref(masks)
+        return masks
 
     def __getitem__(self, name: str) -> Tensor:
         return self.layers[name].get_buffer("mask")
@@ -239,7 +243,7 @@ class Masks:
         for tied in self._tied.values():
             for layer in tied:
                 layer._buffers.pop("mask", None)
-        for model in [model for model, masks in Masks._known.items() if masks is self]:
+        for model in [model for model, masks in Masks._known.items() if masks() is self]:
             del Masks._known[model]
 
     def set(self, new: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:

@@ -149,6 +149,7 @@ def test_a_sweep_over_its_setting_and_its_schedule(start, results, capsys):
     assert "4 jobs ask for 3 runs" in capsys.readouterr().out and len(results()) == 5
 
 
+@pytest.mark.full
 def test_a_stopped_run_goes_on_to_the_same_bits(start, results, tmp_path, plug, capsys):
     words = (*RULE, "training.epochs=3", "training.select=last")
     assert start(*words, example="own_method") == 0

@@ -37,6 +37,7 @@ def test_its_packed_file_needs_no_plugin(start, results, examples, tmp_path):
     assert logits.shape == (2, 10)
 
 
+@pytest.mark.full
 def test_both_examples_go_together(examples, small, tmp_path, results):
     own = [f"--plugin={examples / name / 'plugin.py'}" for name in ("own_method", "own_network")]
     request = [*own, *small, "method=blurred_rigl", "model=small_cnn", "sparsity=s90", f"paths.outputs={tmp_path}"]

@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
@@ -552,6 +553,22 @@ def test_a_loss_of_ones_own_is_what_scores_look_at():
     wanted[scores.topk(28).indices] = True
     found = torch.cat([handle.masks[at].flatten() for at in ("0", "2")])
     assert torch.equal(found, wanted)
+
+
+def test_nothing_is_kept_alive_and_a_handle_that_nobody_keeps_lives_with_its_optimizer():
+    network, handle = sparsified("cnn", "rigl")
+    optimizer = OPTIMIZERS["momentum"](network.parameters())
+    handle.attach(optimizer)
+    train(network, optimizer, 2)
+    del handle
+    gc.collect()
+    with pytest.raises(sparse_lab.SparseLabError, match="is sparsified already"):
+        sparse_lab.sparsify(network, "set", 0.9)
+    one = sparse_lab.sparsify(nn.Linear(8, 8), "static", 0.5)
+    left = [weakref.ref(value) for value in (network, optimizer, one.network)]
+    del network, optimizer, one
+    gc.collect()
+    assert [value() for value in left] == [None] * 3
 
 
 def test_public_classes_hang_on_an_optimizer_by_themselves():

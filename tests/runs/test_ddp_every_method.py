@@ -2,7 +2,7 @@
 weights at the end.
 
 One pair of processes makes all the runs (this file, started as a script), for starting a pair takes longer than most of
-the runs; a test a method reads what the pair has written.
+the runs.
 """
 
 from __future__ import annotations
@@ -37,11 +37,6 @@ RUNS[SELECTED_ON_TEST] = ("method=oneshot", *length("oneshot"), "training.select
 # one of each kind of algorithm (pruning and regrowth, drop and grow by gradients and at random, cycles, whole filters,
 # the sphere); the others are for the night
 FAMILIES = {"oneshot_regrow", "rigl", "mest", "east", "sfp", "prune_on_the_fly", IN_GROUPS, SELECTED_ON_TEST}
-
-
-@pytest.fixture(scope="module")
-def families(tmp_path_factory) -> Pair:
-    return run_in_a_pair([name for name in RUNS if name in FAMILIES], tmp_path_factory.mktemp("pair"))
 
 
 def run_in_a_pair(names: list[str], folder: Path) -> Pair:
@@ -79,41 +74,39 @@ def start(rank: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.full
-def test_both_processes_ended_well(families):
-    for rank in (0, 1):
-        assert len(families[rank]) == len(FAMILIES) + 1, families[rank][list(families[rank])[-1]]
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("name", [name for name in RUNS if name in FAMILIES])
-def test_both_hold_the_same_masks_after_every_change(name, families):
-    check_same(name, families)
+def test_both_hold_the_same_masks_after_every_change(tmp_path):
+    """One test: another for each method would be shared out over pytest's workers, and each would make the pair."""
+    check_pair([name for name in RUNS if name in FAMILIES], tmp_path)
 
 
 @pytest.mark.nightly(long=True)
 def test_so_they_do_with_every_other_method(tmp_path):
-    others = [name for name in RUNS if name not in FAMILIES]
-    pair = run_in_a_pair(others, tmp_path)
-    for name in others:
+    check_pair([name for name in RUNS if name not in FAMILIES], tmp_path)
+
+
+def check_pair(names: list[str], folder: Path) -> None:
+    pair = run_in_a_pair(names, folder)
+    for said in pair:
+        assert [*said] == [*names, "end"], list(said.values())[-1]
+    for name in names:
         check_same(name, pair)
 
 
 def check_same(name: str, pair: Pair) -> None:
     first, second = (said.get(name, {"error": "it was not reached"}) for said in pair)
     assert "error" not in first and "error" not in second, (first.get("error"), second.get("error"))
-    assert first["changes"] == second["changes"]
-    assert first["masks"] == second["masks"] and first["weights"] == second["weights"]
-    assert first["levels"] == second["levels"]
+    for part in ("changes", "masks", "weights", "levels"):
+        assert first[part] == second[part], (name, part)
     if name == "dense":
         assert first["kept"] == first["total"] and not first["changes"]
         return
     # controls only train on, whoever makes the run that they start from
-    assert (first["own_changes"] > 0) is not name.endswith(("_extra", "_long"))
+    assert (first["own_changes"] > 0) is not name.endswith(("_extra", "_long")), name
     asked = round((1 - (0.93 if name.endswith("_extra") else 0.9)) * first["total"])
     if name in FILTERS:
-        assert 0 < first["kept"] <= asked
+        assert 0 < first["kept"] <= asked, name
     else:
-        assert first["kept"] == asked
+        assert first["kept"] == asked, name
 
 
 def work(folder: Path, rank: int) -> None:

@@ -461,6 +461,33 @@ def test_a_users_own_folder_adds_choices(tmp_path):
     assert (config.method.name, config.method.prune.score, config.schedule.name) == ("mine", "magnitude", "one_shot")
 
 
+@pytest.mark.parametrize("written", ["{fc:0.5,layer4.*:0.995}", """{"fc":0.5,'layer4.*': 0.995}"""])
+def test_a_mapping_is_written_with_and_without_quotes(written):
+    request = Request.read(["method=rigl", f"sparsity.layers={written}"])
+    assert request.compose([]).config().sparsity.layers == {"fc": 0.5, "layer4.*": 0.995}
+
+
+def test_a_mapping_of_the_command_line_is_put_into_a_files(tmp_path):
+    (tmp_path / "sparsity").mkdir()
+    (tmp_path / "sparsity" / "mine.yaml").write_text("layers: {fc: 0.5, layer1.*: 0.7}\nexclude: [conv1]\n")
+    words = ["--config-dir", str(tmp_path), "sparsity=mine", "method=rigl", "sparsity.layers={layer4.*:0.995,fc:0.6}"]
+    config = Request.read(words).compose([]).config()
+    assert config.sparsity.layers == {"fc": 0.6, "layer1.*": 0.7, "layer4.*": 0.995}
+    assert config.sparsity.exclude == ["conv1"]
+
+
+def test_a_jobs_mapping_is_its_own():
+    request = Request.read(["-m", "method=rigl", "sparsity.layers={fc:0.5},{conv1:0.6}"])
+    composer = request.composer()
+    found = [composer.config(job).sparsity.layers for job in (*request.corners(), *request.corners())]
+    assert found == [{"fc": 0.5}, {"conv1": 0.6}] * 2
+
+
+def test_a_mapping_is_not_set_by_dots():
+    with pytest.raises(UserError, match=r"names may hold dots themselves: sparsity.layers=\{layer4.0.conv1:VALUE\}"):
+        Request.read(["sparsity.layers.layer4.0.conv1=0.5"])
+
+
 def test_a_command_line_list_replaces_an_experiments_list():
     request = Request.read(["-m", "experiment=demo", "seed=5,6,7", "method=dense"])
     request.read_experiment_axes()
