@@ -7,7 +7,9 @@ process that dies ends no other job. Hydra finds the launchers in hydra_plugins/
 from __future__ import annotations
 
 import os
+import re
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from sparse_lab.sweep.launch import Task
 
 LOOK_EVERY = 0.1  # seconds between two looks at jobs in other processes
+NOT_LOADED = re.compile(r"UserError: ((?:plugin|the installed package) .* cannot be loaded: .*)")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 # keys of hydra.launcher that submitit knows by these names; the others are Slurm's own
 SHARED = {"name", "timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem_gb"} | {
@@ -122,6 +125,8 @@ class Basic(hydra.plugins.launcher.Launcher):
         try:
             return self.collect(handle)
         except Exception as error:  # its process died: a job that fails returns
+            if (said := _not_loaded(error)) is not None:
+                return _failed(self.task, job, said)
             self.task.lost[job.name] = error
             return JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)  # without a value, as one that fails
 
@@ -327,10 +332,21 @@ def _elsewhere(brought: Handed, task: Task, state: dict[Any, Any], job: Job, go:
     try:
         brought.check()
     except UserError as error:
-        assert task.folder is not None
-        SweepFolder(task.folder).outcome(job.number, {"run": job.run, "outcome": "failed", "said": str(error)})
-        return JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
+        return _failed(task, job, str(error))
     setup_globals()
     Singleton.set_state(state)
     leave_out_plugins_own()
     return go()
+
+
+def _failed(task: Task, job: Job, said: str) -> JobReturn:
+    """Put a job that did not begin on record as one that failed."""
+    assert task.folder is not None
+    SweepFolder(task.folder).outcome(job.number, {"run": job.run, "outcome": "failed", "said": said})
+    return JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
+
+
+def _not_loaded(error: Exception) -> str | None:
+    """What a worker said of a plugin that it could not load: then it cannot read its job, which says little."""
+    told = NOT_LOADED.search("".join(traceback.format_exception(error)))
+    return None if told is None else told[1]

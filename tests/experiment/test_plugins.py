@@ -20,7 +20,7 @@ from sparse_lab.experiment.identity import cell, identity, request_hash, run_nam
 from sparse_lab.records.record import BadRecord, check_result
 from sparse_lab.registering import REGISTERED
 from sparse_lab.sweep.launch import Task
-from sparse_lab.sweep.launchers import Job, compose_elsewhere
+from sparse_lab.sweep.launchers import Basic, Job, compose_elsewhere
 
 SCORE = """
 @sparse_lab.register_score(without_passes=True, of_weights=True)
@@ -279,6 +279,24 @@ def test_a_job_whose_worker_has_another_content_fails_and_says_so(tmp_path):
     compose_elsewhere(brought, None, None, task, {}, Job(1, "a-run", ()))
     [outcome] = [json.loads(path.read_text()) for path in tmp_path.rglob("*.json")]
     assert outcome["outcome"] == "failed" and outcome["run"] == "a-run" and outcome["said"] == brought.said
+
+
+def test_a_job_whose_worker_cannot_load_one_fails_and_says_so(tmp_path, plugin):
+    path = plugin("1 / 0")
+    launcher = Basic()
+    launcher.task = Task("sparse-lab", "joblib", 1, folder=tmp_path)
+
+    def collect(handle):
+        try:
+            plugins.load(str(path))
+        except UserError as error:
+            raise RuntimeError("a task has failed to un-serialize") from error
+
+    launcher.collect = collect
+    launcher._returned(Job(0, "a-run", ()), None)
+    outcome = json.loads((tmp_path / "000.json").read_text())
+    assert outcome["outcome"] == "failed" and not launcher.task.lost
+    assert outcome["said"] == f"plugin {path} cannot be loaded: ZeroDivisionError: division by zero (line 2)"
 
 
 def test_a_record_s_plugins_are_a_mapping_of_texts(make_result):
