@@ -45,6 +45,15 @@ def started(*argv: str) -> tuple[str, set[str]]:
     return said, set(imported.split())
 
 
+def test_the_package_itself_imports_nothing_heavy():
+    """Neither torch nor Hydra: some dozens of Python's own modules, which take some milliseconds."""
+    code = "import sys; before = set(sys.modules); import sparse_lab; print(*sorted(set(sys.modules) - before))"
+    new = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "sparse_lab" in new and len(new) < 40
+    strange = {name.partition(".")[0] for name in new} - {"sparse_lab", *sys.stdlib_module_names}
+    assert not strange
+
+
 @pytest.mark.skipif(any(list(Path("/dev").glob(name)) for name in GPU_FILES), reason="a GPU is asked through torch")
 def test_a_run_imports_what_it_needs_and_a_finished_one_nothing(tmp_path):
     """torchvision, torchmetrics and torch._dynamo take longer to import than torch; digits need no scikit-learn."""

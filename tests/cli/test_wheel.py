@@ -61,6 +61,17 @@ def test_a_wheel_carries_conf_and_runs_from_another_folder(site, command):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("name", ["plain_loop", "lightning"])
+def test_the_library_s_programs_work_with_it(name, site, tmp_path):
+    shutil.copy(ROOT / "examples" / f"{name}.py", tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-P", f"{name}.py"], capture_output=True, text=True, cwd=tmp_path, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(site)},
+    )  # fmt: skip
+    assert done.returncode == 0 and "sparsity 95%" in done.stdout, done.stderr
+
+
+@pytest.mark.full
 def test_a_method_and_a_network_of_one_s_own_work_with_it(command, small, tmp_path):
     """The folders copied, as a user would."""
     for name in ("own_method", "own_network"):

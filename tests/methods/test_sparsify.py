@@ -109,7 +109,7 @@ def test_every_method_on_a_foreign_network(name, method):
 
 @pytest.mark.parametrize(("optimizer", "precision", "accumulate"), RECIPES)
 @pytest.mark.parametrize(("name", "method"), [("cnn", "rigl"), ("mlp", "gmp"), ("vit", "set"), ("residual", "east")])
-@pytest.mark.every(5)
+@pytest.mark.every(7)
 def test_any_optimizer_precision_and_accumulation(name, method, optimizer, precision, accumulate):
     more = {"cycles": {"every": 1}, "drop_and_grow": {"update_every": 2, "end": 0.9}} if method == "east" else {}
     _, handle, watch = trained(name, method, optimizer, precision, accumulate, **more)
@@ -177,6 +177,23 @@ def test_pruned_and_regrown_at_moments_of_the_users_choosing():
         grown = (handle.masks[name] & ~alive[name])[~alive[name]]
         assert score[grown].min() >= score[~grown].max()
     train(network, optimizer, 4, after=watch)
+
+
+@pytest.mark.parametrize(("optimizer", "precision", "accumulate"), RECIPES)
+@pytest.mark.parametrize("name", ["cnn", "mlp", "vit"])
+@pytest.mark.every(13)
+def test_static_and_pruned_then_regrown_by_any_recipe(name, optimizer, precision, accumulate):
+    network, handle = sparsified(name, "static")
+    moved = OPTIMIZERS[optimizer](network.parameters())
+    handle.attach(moved)
+    watch, skips = Watch(handle, moved), (1,) if precision == "scaled" else ()
+    how = {"accumulate": accumulate, "precision": precision, "skips": skips, "after": watch}
+    train(network, moved, 3, **how)
+    for sparsity, change in ((0.97, handle.prune), (0.8, handle.regrow)):
+        change(sparsity, batches=batches(2), **({} if change == handle.prune else {"dense": made(name)}))
+        train(network, moved, 3, **how)
+    total = handle.masks.total()
+    assert watch.kept == [round((1.0 - one) * total) for one in (0.9, 0.97, 0.8) for _ in range(3)]
 
 
 def test_a_stopped_loop_goes_on_to_the_same_bits():
