@@ -14,7 +14,7 @@ from torch import nn
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.mark.parametrize("name", ["plain_loop", "lightning"])
+@pytest.mark.parametrize("name", ["plain_loop", pytest.param("lightning", marks=pytest.mark.full)])
 def test_the_program_runs_and_ends_at_its_target(name, tmp_path):
     said = subprocess.run(
         [sys.executable, str(EXAMPLES / f"{name}.py")], cwd=tmp_path, capture_output=True, text=True, timeout=600

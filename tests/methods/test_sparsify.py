@@ -297,7 +297,7 @@ def test_dct_and_recovered_means_stand_in_the_plain_state():
         (lambda: sparse_lab.sparsify(nn.Sequential(nn.LazyLinear(3)), "rigl", 0.9), "has no shape yet"),
         (lambda: sparsified("mlp", "rigl", exclude=["head"]), "exclude: 'head' matches no layer"),
         (lambda: sparsified("mlp", "rigl", exclude=["*"]), "leaves no layer to count"),
-        (lambda: sparsified("mlp", "rigl", layers={"1": 0.1}), "leaves too little for 2 other layers: at most spars"),
+        (lambda: sparsified("mlp", "rigl", layers={"1": 0.1}), "leaves too little for 2 others: at most sparsity="),
         (lambda: sparse_lab.sparsify(made("mlp"), layers={"1": 0.1}), "give sparsity= too"),
         (lambda: sparse_lab.sparsify(made("mlp"), "rigl"), "needs sparsity="),
         (lambda: sparse_lab.sparsify(made("mlp"), update_every=3), "say method=NAME too"),

@@ -17,7 +17,8 @@ from tests.methods.loops import made
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("method", ["rigl", pytest.param("mest", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("method", ["rigl", "mest"])
 def test_both_hold_the_same_masks_after_every_step(method, tmp_path):
     command = [sys.executable, "-m", "tests.methods.two_processes"]
     both = [subprocess.Popen([*command, str(rank), method, str(tmp_path)], cwd=ROOT) for rank in (0, 1)]
