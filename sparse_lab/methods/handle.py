@@ -307,7 +307,7 @@ class Handle:
             one.owner = self  # also where a user has not kept the handle
             one.attach(optimizer, broadcast)
         self._optimizer = optimizer
-        unattached.forget(self.network)
+        unattached.watch(self.network, self.masks.weights().values(), optimizer)
 
     def _prepare(self, optimizer: Optimizer) -> None:
         if self._optimizer is not None:
@@ -372,7 +372,7 @@ def _needed(shape: tuple[int, ...] | None, name: str) -> tuple[int, ...]:
 
 def _inner(optimizer: Any) -> Optimizer:
     """The optimizer that does the work, where a library has put one of its own around it."""
-    inner = getattr(optimizer, "optimizer", optimizer)
+    inner = unattached.innermost(optimizer)
     if not isinstance(inner, Optimizer):
         raise SparseLabError(f"attach takes an optimizer of torch.optim, not {type(optimizer).__name__}")
     return inner

@@ -280,7 +280,7 @@ def test_dct_and_recovered_means_stand_in_the_plain_state():
         (lambda: sparse_lab.sparsify(nn.Sequential(nn.LazyLinear(3)), "rigl", 0.9), "has no shape yet"),
         (lambda: sparsified("mlp", "rigl", exclude=["head"]), "exclude: 'head' matches no layer"),
         (lambda: sparsified("mlp", "rigl", exclude=["*"]), "leaves no layer to count"),
-        (lambda: sparsified("mlp", "rigl", layers={"1": 0.1}), "leaves too little for 2 other layers: at most spars"),
+        (lambda: sparsified("mlp", "rigl", layers={"1": 0.1}), "leaves too little for 2 others: at most spars"),
         (lambda: sparse_lab.sparsify(made("mlp"), layers={"1": 0.1}), "give sparsity= too"),
         (lambda: sparse_lab.sparsify(made("mlp"), "rigl"), "needs sparsity="),
         (lambda: sparse_lab.sparsify(made("mlp"), update_every=3), "say method=NAME too"),
@@ -343,6 +343,75 @@ def test_a_step_without_attach_is_stopped_and_one_after_detach_is_told_of():
         train(network, optimizer, 1)  # said once
     handle.attach(optimizer)
     train(network, optimizer, 1, after=Watch(handle, optimizer))
+
+
+@pytest.mark.parametrize("method", ["static", "rigl"])
+def test_what_somebody_writes_into_the_weights_is_masked_after_the_next_step(method):
+    """A dense checkpoint, an edit in place, other memory: nobody's step moves it there, and nobody's step zeroes it."""
+    network, handle = sparsified("cnn", method)
+    optimizer = OPTIMIZERS["momentum"](network.parameters())
+    handle.attach(optimizer)
+    train(network, optimizer, 1)
+
+    def written():
+        with torch.no_grad():
+            network[4].weight.add_(1.0)
+
+    def put():
+        network[4].weight.data = torch.ones_like(network[4].weight)
+
+    for change in (lambda: network.load_state_dict(made("cnn", seed=3).state_dict(), strict=False), written, put):
+        change()
+        train(network, optimizer, 1, after=Watch(handle, optimizer))
+
+
+def test_a_second_optimizer_of_the_same_weights_is_stopped():
+    network, handle = sparsified("cnn", "rigl")
+    first, second = OPTIMIZERS["momentum"](network.parameters()), OPTIMIZERS["adam"](network.parameters())
+    handle.attach(first)
+    train(network, first, 2)
+    with pytest.raises(sparse_lab.SparseLabError, match=r"masks hang on another one: handle\.detach\(\)"):
+        train(network, second, 1)
+    handle.detach()
+    handle.attach(second)
+    train(network, second, 2, after=Watch(handle, second))
+    assert handle.step == 4
+    train(made("mlp"), OPTIMIZERS["adam"](made("mlp").parameters()), 1)
+
+
+def test_an_optimizer_around_another_is_looked_into():
+    class SAM(torch.optim.Optimizer):
+        """Of which torch's hooks see nothing: its own step is never called."""
+
+        def __init__(self, params):
+            super().__init__(params, {})
+            self.base_optimizer = torch.optim.SGD(self.param_groups, lr=0.1, momentum=0.9)
+
+        @torch.no_grad()
+        def second_step(self):
+            self.base_optimizer.step()
+
+    network, handle = sparsified("cnn", "rigl")
+    optimizer = SAM(network.parameters())
+    handle.attach(optimizer)
+    for images, labels in batches(STEPS):
+        functional.cross_entropy(network(images), labels).backward()
+        optimizer.second_step()
+        Watch(handle, optimizer.base_optimizer)(0, True)
+    assert handle.step == STEPS
+
+
+def test_soft_pruning_ends_pruned():
+    """What a plain loop begins after its last step is no epoch more, in which all would live."""
+    network, handle = sparsified("cnn", "sfp", 0.5, input_shape=(3, SIDE, SIDE))
+    optimizer = OPTIMIZERS["momentum"](network.parameters())
+    handle.attach(optimizer)
+    watch = Watch(handle, optimizer)
+    train(network, optimizer, STEPS, after=watch)
+    total = handle.masks.total()
+    assert watch.kept[2] == total and handle.masks.kept() <= round(0.5 * total)
+    train(network, optimizer, 1, after=watch)
+    assert handle.masks.kept() <= round(0.5 * total)
 
 
 def test_frozen_tied_unused_and_grouped_parameters():
