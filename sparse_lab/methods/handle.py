@@ -384,7 +384,7 @@ class Handle:
 
 def check_sparsity(sparsity: Any) -> float:
     """Return it as a float. Raise UserError for what is no share of the weights."""
-    if isinstance(sparsity, bool) or not isinstance(sparsity, Real) or not 0.0 < sparsity < 1.0:
+    if isinstance(sparsity, bool) or not isinstance(sparsity, Real) or not 0.0 < float(sparsity) < 1.0:
         raise UserError(f"sparsity={sparsity!r} is outside (0, 1): the share of weights that are pruned, as in 0.99")
     return float(sparsity)
 

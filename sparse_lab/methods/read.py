@@ -36,8 +36,16 @@ from sparse_lab.errors import UserError, nearest
 
 # what `sparsify` takes beside settings: a misspelt one is looked for here too
 ARGUMENTS = (
-    "method", "sparsity", "total_steps", "epochs", "batches", "loss", "input_shape",
-    "include", "exclude", "seed",
+    "method",
+    "sparsity",
+    "total_steps",
+    "epochs",
+    "batches",
+    "loss",
+    "input_shape",
+    "include",
+    "exclude",
+    "seed",
 )
 # what a method's and a schedule's own files say, and no other
 ALONE = "sparse_lab_method_alone"

@@ -79,8 +79,8 @@ def sparsify(
     targets), for scores that look at data: a loader, a list, or a function that makes one. loss: of (outputs, targets),
     a scalar; cross-entropy where it is not given. input_shape: of one input, without the batch, for what sends one
     through the network (DyReLU, SynFlow, FLOPs). include: the only layers that are counted; exclude: those that are
-    not, and stay dense; one or several, each by name, glob (`layer4.*`) or type. layers: layer or glob -> a sparsity of its own, which
-    the others make good. seed: of what is left to chance.
+    not, and stay dense; one or several, each by name, glob (`layer4.*`) or type. layers: layer or glob -> a sparsity of
+    its own, which the others make good. seed: of what is left to chance.
     settings: any setting of the method by its name, as in `update_every=50`; of a part or a schedule as a dict, as in
     `prune=dict(score="snip")`, None to leave one out; `schedule="cubic"` chooses another schedule.
 
@@ -167,7 +167,9 @@ def _check_given(given: Given) -> None:
         raise UserError(f"layers={layers!r}: a dict of a layer's name and its sparsity, as in {{'head': 0.5}}")
     for name, sparsity in (layers or {}).items():
         if not isinstance(name, str) or isinstance(sparsity, bool) or not isinstance(sparsity, Real):
-            raise UserError(f"layers={{{name!r}: {sparsity!r}}}: a layer's name and its sparsity, as in {{'head': 0.5}}")
+            raise UserError(
+                f"layers={{{name!r}: {sparsity!r}}}: a layer's name and its sparsity, as in {{'head': 0.5}}"
+            )
 
 
 def _check_one_training(config: Config) -> None:

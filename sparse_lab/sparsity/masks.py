@@ -254,7 +254,9 @@ class Masks:
             if name not in self.layers:
                 raise SparseLabError(f"no layer {name!r} has a mask; {nearest(str(name), self.layers)}")
             if mask.shape != self[name].shape:
-                raise SparseLabError(f"the mask of {name!r} has shape {tuple(self[name].shape)}, not {tuple(mask.shape)}")
+                raise SparseLabError(
+                    f"the mask of {name!r} has shape {tuple(self[name].shape)}, not {tuple(mask.shape)}"
+                )
         for name, mask in new.items():
             self[name].copy_(mask)
         self.refresh()

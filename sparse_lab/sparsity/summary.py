@@ -74,8 +74,9 @@ class Summary:
 
 
 def summary(network: nn.Module, masks: Masks, shape: Shape | None) -> Summary:
-    """Return what `network` keeps. shape: of one input, for FLOPs; without it there are none. Raise SparseLabError where
-    such an input does not go through.
+    """Return what `network` keeps. shape: of one input, for FLOPs; without it there are none.
+
+    Raises SparseLabError where such an input does not go through.
     """
     flops: dict[str, int | None] = dict.fromkeys(masks.layers)
     if shape is not None:

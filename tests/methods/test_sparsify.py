@@ -315,8 +315,8 @@ def test_dct_and_recovered_means_stand_in_the_plain_state():
         (lambda: sparsified("mlp", "rigl", update_every="often"), "^drop_and_grow.update_every='often': "),
         (lambda: sparsified("mlp", "rigl", batches=None, prune={"score": "snipp"}), "unknown score 'snipp'"),
         (lambda: attached("mlp", "snip", batches=iter([])), "no batch came: give batches="),
-        (lambda: attached("mlp", "snip", batches=[(torch.zeros(3, 192), torch.zeros(2).long())]), "3 inputs, and 2 targ"),
-        (lambda: attached("mlp", "synflow", input_shape=(1, 8, 8)), r"shape \(1, 8, 8\) does not go through Sequential"),
+        (lambda: attached("mlp", "snip", batches=[(torch.zeros(3, 192), torch.zeros(2).long())]), "3 inputs, and 2"),
+        (lambda: attached("mlp", "synflow", input_shape=(1, 8, 8)), r"shape \(1, 8, 8\) does not go through"),
         (lambda: attached("dict", "synflow"), "one tensor, not a dict"),
         (lambda: attached("dict", "grasp"), "one tensor, not a dict"),
         (lambda: attached("mlp", "rigl").plan(9), "attached already, and under way"),
@@ -338,10 +338,21 @@ def test_bad_use_gets_one_clear_line(act, said):
 
 
 def test_numbers_of_numpy_and_single_names_are_taken():
-    settings = {"total_steps": np.int64(STEPS), "epochs": np.int32(4), "seed": np.int64(7), "drop_fraction": np.float32(0.5)}
+    settings = {
+        "total_steps": np.int64(STEPS),
+        "epochs": np.int32(4),
+        "seed": np.int64(7),
+        "drop_fraction": np.float32(0.5),
+    }
     network = made("mlp")
     handle = sparse_lab.sparsify(
-        network, "rigl", np.float32(0.9), exclude="5", layers={"1": np.float32(0.95)}, update_every=np.int64(3), **settings
+        network,
+        "rigl",
+        np.float32(0.9),
+        exclude="5",
+        layers={"1": np.float32(0.95)},
+        update_every=np.int64(3),
+        **settings,
     )
     optimizer = OPTIMIZERS["momentum"](network.parameters())
     handle.attach(optimizer)
@@ -622,6 +633,22 @@ def test_an_average_of_the_weights_gets_the_masks():
     copied = copy.deepcopy(network)
     copied.load_state_dict(network.state_dict())
     pickle.loads(pickle.dumps(network))
+
+
+def test_a_copy_of_a_network_holds_its_masks_when_it_is_sparsified_itself():
+    network, handle = sparsified("cnn", "rigl")
+    optimizer = OPTIMIZERS["momentum"](network.parameters())
+    handle.attach(optimizer)
+    train(network, optimizer, 4)
+    copied = copy.deepcopy(network)
+    own = sparse_lab.sparsify(copied)
+    assert all(torch.equal(mask, handle.masks[name]) for name, mask in own.masks.masks().items())
+    theirs = OPTIMIZERS["momentum"](copied.parameters())
+    with pytest.raises(sparse_lab.SparseLabError, match=r"call handle\.attach"):
+        train(copied, theirs, 1)
+    own.attach(theirs)
+    train(copied, theirs, 3, after=Watch(own, theirs))
+    train(network, optimizer, 3, after=Watch(handle, optimizer))
 
 
 def test_clipping_schedulers_and_closures():
