@@ -35,7 +35,8 @@ class EnforceMasks(Algorithm):
     weight is touched, where zeroing weights and state after the step would touch up to three.
 
     Where the gradients of pruned weights are read after the step they are left whole, and weights and state are zeroed
-    after it, before any other algorithm looks; so are those whose mask has changed.
+    after it, before any other algorithm looks; so are those whose mask has changed, and those that somebody has written
+    into since the last step (a dense checkpoint, an average). What is written through `.data` nobody can see.
     """
 
     order = -10
@@ -44,15 +45,24 @@ class EnforceMasks(Algorithm):
         super().__init__()
         self.masks = masks
         self._cut = False
+        self._left: list[tuple[int, int]] = []
+        self._written: frozenset[Tensor] = frozenset()
 
     def attach(self, optimizer: Optimizer, broadcast: Callable[[Any], Any] | None = None) -> None:
         super().attach(optimizer, broadcast)
-        self._weights = frozenset(self.masks.weights().values())
+        self._weights = tuple(self.masks.weights().values())
         # a restored checkpoint or a move to a device has changed the buffers behind our back
         self.masks.refresh()
         self.masks.enforce()
+        self._left = self._now()
+
+    def _now(self) -> list[tuple[int, int]]:
+        """Of each weight what changes when somebody writes into it, or puts other memory in its place."""
+        return [(weight._version, weight.data_ptr()) for weight in self._weights]
 
     def before_step(self, optimizer: Optimizer) -> None:
+        pairs = zip(self._weights, self._left, self._now(), strict=True)
+        self._written = frozenset(weight for weight, left, now in pairs if left != now)
         # sparse_cpu's optimizer, which is none of these, has live gradients alone, but where dense ones are read
         self._cut = type(optimizer) in ELEMENTWISE and not StepHooks.of(optimizer).gradients_are_read()
         if self._cut:
@@ -61,7 +71,9 @@ class EnforceMasks(Algorithm):
     def after_step(self, optimizer: Optimizer) -> None:
         # sparse_cpu's optimizer has moved these at live positions alone
         moved_within: frozenset[Tensor] = getattr(optimizer, "stepped", frozenset())
-        self.masks.enforce(optimizer, but=self._weights if self._cut else moved_within)
+        within = frozenset(self._weights) if self._cut else moved_within
+        self.masks.enforce(optimizer, but=within - self._written)
+        self._left = self._now()
 
 
 class MaskAlgorithm(Algorithm):

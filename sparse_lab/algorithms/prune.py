@@ -52,7 +52,8 @@ class Prune(MaskAlgorithm):
 
     def begin_step(self, optimizer: Optimizer) -> None:
         if isinstance(self.schedule, EpochEnds):
-            if self.schedule.soft and self._ended_at == self.step:  # the first step of an epoch
+            first = self._ended_at == self.step  # of an epoch
+            if self.schedule.soft and first and not self.schedule.final(self.epoch - 1):
                 self._open()
         elif self.schedule.due(self.step):
             sparsity = self.schedule.sparsity(self.step)

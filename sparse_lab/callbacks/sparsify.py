@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -20,6 +21,7 @@ from sparse_lab.algorithms.regrow import Regrow
 from sparse_lab.algorithms.selectors import WeightSelector
 from sparse_lab.errors import SparseLabError
 from sparse_lab.methods.handle import Handle
+from sparse_lab.methods.plain import plain
 from sparse_lab.methods.sparsify import Given, configured, prepare
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sparsity.schedules import Constant, Cyclic, DropFraction, OneShot, Schedule
@@ -43,15 +45,14 @@ class Sparsify(pl.Callback):
     def __init__(
         self, *algorithms: Algorithm, method: str | None = None, sparsity: float | None = None, **settings: Any
     ) -> None:
-        if algorithms and (method is not None or settings):
-            raise SparseLabError("Sparsify takes algorithms, or method= with its settings, not both")
+        self._makes = type(self).make is not Sparsify.make
+        _check_asked(algorithms, method, {"sparsity": sparsity, **settings}, self._makes)
         self.algorithms = list(algorithms)
         own = {entry.name for entry in fields(Given)}
         self._method, self._sparsity = method, sparsity
         self._given = Given(**{name: value for name, value in settings.items() if name in own})
         self._settings = {name: value for name, value in settings.items() if name not in own}
         self.handle: Handle | None = None
-        self._makes = type(self).make is not Sparsify.make
         self._state: list[dict[str, Any]] | None = None
         self._optimizer: Optimizer | None = None
         named = [] if method is None else [method]
@@ -68,9 +69,11 @@ class Sparsify(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         check_strategy(trainer)
+        check_averages(trainer, self)
         if self._makes:
             Masks.of(pl_module)  # before a checkpoint is read: it holds masks too
-        elif self._method is not None and self.handle is None:
+        elif self._method is not None and (self.handle is None or self.handle.network is not plain(pl_module)):
+            self.algorithms, self.handle = [], None
             given = replace(self._given, input_shape=self._given.input_shape or _input_shape(pl_module))
             given = replace(given, epochs=given.epochs or _epochs(trainer))
             config = configured(self._method, self._sparsity, given, self._settings)
@@ -92,6 +95,8 @@ class Sparsify(pl.Callback):
             one.attach(self._optimizer, trainer.strategy.broadcast)
 
     def _plan(self, handle: Handle, trainer: pl.Trainer) -> None:
+        if self._state is None and handle.algorithms:  # fitted before: what it did then is not done again
+            self._state = [one.state_dict() for one in handle.algorithms]
         handle.take_batches_of(lambda: trainer.train_dataloader)  # type: ignore[arg-type, return-value]
         if handle.changes_at_once:
             handle.plan_at_once()
@@ -120,6 +125,10 @@ class Sparsify(pl.Callback):
             StepHooks.of(self._optimizer).end_epoch(self._optimizer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._optimizer is not None:
+            for masks in {one.masks for one in self.algorithms if hasattr(one, "masks")}:
+                masks.enforce()  # an average of the weights may have been put in their place at the end
+        self._optimizer = None
         for one in self.algorithms:
             one.detach()
         if self.handle is not None:
@@ -137,6 +146,36 @@ def check_strategy(trainer: pl.Trainer) -> None:
     name = type(trainer.strategy).__name__
     if any(word in name for word in ("FSDP", "DeepSpeed", "ModelParallel")):
         raise SparseLabError(f"{name} shares each weight out, and a mask would see a part of it: use strategy='ddp'")
+
+
+def check_averages(trainer: pl.Trainer, sparsify: Sparsify) -> None:
+    """Raise SparseLabError for an average of the weights that would be one of the masks too, or is made before there
+    are masks.
+    """
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    for average in callbacks:
+        if not isinstance(average, WeightAveraging):
+            continue
+        name = type(average).__name__
+        if callbacks.index(average) < callbacks.index(sparsify):
+            raise SparseLabError(f"{name} copies the network before it has masks: put Sparsify before it in callbacks=")
+        if average._use_buffers:
+            raise SparseLabError(f"{name} would average the masks: give it use_buffers=False")
+
+
+def _check_asked(algorithms: Sequence[Any], method: str | None, settings: dict[str, Any], makes: bool) -> None:
+    given = [name for name, value in settings.items() if value is not None]
+    if algorithms and (method is not None or given):
+        raise SparseLabError("Sparsify takes algorithms, or method= with its settings, not both")
+    other = [one for one in algorithms if not isinstance(one, Algorithm)]
+    if other:
+        raise SparseLabError(
+            f"Sparsify({other[0]!r}): algorithms that are made, or keywords: Sparsify(method='rigl', sparsity=0.99)"
+        )
+    if not algorithms and method is None and not makes:
+        raise SparseLabError("Sparsify would change nothing: say method=, as in Sparsify(method='rigl', sparsity=0.99)")
+    if "total_steps" in settings:
+        raise SparseLabError("Sparsify takes no total_steps=: the Trainer says how long the training is")
 
 
 def _input_shape(module: pl.LightningModule) -> tuple[int, ...] | None:

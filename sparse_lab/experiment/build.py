@@ -138,7 +138,8 @@ def assemble(
         say(f"WARNING: {line}")
     watch = [NanGuard(), *diagnostics, history, boards, *progress]
     # the first and the last place have a reason, see there; the others do not matter to what is computed
-    callbacks = [CheckpointOnExit(save), rounds, log, Sparsify(*algorithms), *watch, save]
+    changes = [Sparsify(*algorithms)] if algorithms else []  # a dense training has none
+    callbacks = [CheckpointOnExit(save), rounds, log, *changes, *watch, save]
     return Parts(model, masks, clock, module, rounds, log, save, callbacks)
 
 

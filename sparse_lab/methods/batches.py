@@ -12,6 +12,7 @@ from torch import Tensor
 from sparse_lab.errors import SparseLabError
 from sparse_lab.sparsity.scores import Batches
 
+NONE = "this score looks at data, and no batch came: give batches=, a loader of (inputs, targets)"
 Source = Iterable[Any] | Callable[[], Iterable[Any]]
 
 
@@ -30,7 +31,10 @@ class GivenBatches:
         return tuple(_checked(self.source[0])[0].shape[1:])
 
     def fixed(self, count: int) -> Batches:
-        return [_checked(batch) for batch in itertools.islice(self._all(), count)]
+        found = [_checked(batch) for batch in itertools.islice(self._all(), count)]
+        if not found:
+            raise SparseLabError(NONE)
+        return found
 
     def balanced(self, per_class: int) -> Batches:
         """Return one batch, of the first images of each class that come."""
@@ -41,18 +45,22 @@ class GivenBatches:
                 raise SparseLabError(
                     "per_class counts images of each class: targets must be class numbers, one an image"
                 )
+            if len(images) != len(labels):
+                raise SparseLabError(f"batches: {len(images)} inputs, and {len(labels)} targets beside them")
             for image, label in zip(images, labels, strict=True):
                 number = int(label)
                 if seen.setdefault(number, 0) < per_class:
                     seen[number] += 1
                     inputs.append(image)
                     targets.append(label)
+        if not inputs:
+            raise SparseLabError(NONE)
         return [(torch.stack(inputs), torch.stack(targets))]
 
     def _all(self) -> Iterable[Any]:
         found = self.source() if callable(self.source) else self.source
         if found is None or (isinstance(found, Sized) and len(found) == 0):
-            raise SparseLabError("this score looks at data: give batches=, a loader of (inputs, targets)")
+            raise SparseLabError(NONE)
         if not isinstance(found, Iterable):
             raise SparseLabError(f"batches={type(found).__name__}: give a loader, or a list, of (inputs, targets)")
         return found

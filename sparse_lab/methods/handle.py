@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -36,7 +37,8 @@ from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sparsity.optimizer_state import remove_params
 from sparse_lab.sparsity.schedules import OneShot
-from sparse_lab.sparsity.scores import Probe
+from sparse_lab.sparsity.scores import SCORES, Probe
+from sparse_lab.sparsity.structured.filter_scores import FILTER_SCORES
 from sparse_lab.sparsity.summary import Summary, summary
 
 AT_ONCE = {"prune", "sharing", "dct"}
@@ -72,17 +74,19 @@ class Handle:
         self.algorithms: list[Algorithm] = []
         self._config, self._structure = config, structure
         self._images, self._loss, self._shape = images, loss, shape
+        self._given_shape = shape is not None
         self._optimizer: Optimizer | None = None
         self._dense: nn.Module | None = None
         self._gone: list[nn.Parameter] = []  # of DyReLUs, which no optimizer needs any more
         _handles[network] = weakref.ref(self)
         unattached.watch(network, self.masks.weights().values())
-        network.register_load_state_dict_pre_hook(_follow)
         self._noting = network.register_forward_pre_hook(_note_shape)
+        self._hooks = [network.register_load_state_dict_pre_hook(_follow), self._noting]
 
     @property
     def sparsity(self) -> float:
         """1 - kept / total, now."""
+        self._check_masks()
         return self.masks.sparsity()
 
     @property
@@ -106,7 +110,10 @@ class Handle:
         Warns of what the method asks for and the training is too short for. Raises UserError where lengths do not go
         together.
         """
-        steps = steps_an_epoch(self._config, total_steps, epochs)
+        if self._optimizer is not None:
+            raise SparseLabError("attached already, and under way: handle.detach() before another plan(total_steps)")
+        total_steps = check_whole("total_steps", total_steps)
+        steps = steps_an_epoch(self._config, total_steps, None if epochs is None else check_whole("epochs", epochs))
         clock = clock_of(self._config, steps)
         self.total_steps = total_steps
         self._build(clock)
@@ -173,7 +180,9 @@ class Handle:
 
         Raises UserError for a sparsity outside (0, 1), SparseLabError where it is lower than now or empties a layer.
         """
-        check_sparsity(sparsity)
+        sparsity = check_sparsity(sparsity)
+        iterations = check_whole("iterations", iterations)
+        self._check_masks()
         if keep_dense and self._dense is None and self.masks.kept() == self.masks.unique():
             self._dense = _without_masks(self.network)
         images = self._images if batches is None else GivenBatches(batches)
@@ -206,7 +215,8 @@ class Handle:
 
         Raises UserError for a sparsity outside (0, 1), SparseLabError where it is higher than now.
         """
-        check_sparsity(sparsity)
+        sparsity = check_sparsity(sparsity)
+        self._check_masks()
         images = self._images if batches is None else GivenBatches(batches)
         dense = self._dense if dense is None else dense
         if dense is None:
@@ -237,16 +247,30 @@ class Handle:
 
     def summary(self) -> Summary:
         """Return what the network keeps, layer by layer; print() shows a table."""
-        return summary(self.network, self.masks, self._input_shape(self._images))
+        self._check_masks()
+        try:
+            return summary(self.network, self.masks, self._input_shape(self._images))
+        except SparseLabError:
+            if self._given_shape:
+                raise
+            # what came first says nothing of networks that take two inputs, or tokens
+            return summary(self.network, self.masks, None)
 
     def remove_masks(self) -> None:
         """Take the masks off for good: what is pruned is zero, the network is a plain one, and trains dense."""
+        self._check_masks()
         self.masks.enforce(self._optimizer)
         self.detach()
+        for hook in self._hooks:
+            hook.remove()
         offsets.fold(self.network)
         self.masks.remove()
         unattached.forget(self.network)
         _handles.pop(self.network, None)
+
+    def _check_masks(self) -> None:
+        if handle_of(self.network) is not self:
+            raise SparseLabError("the masks were removed: sparsify the network again")
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a training that goes on needs beside the network's and the optimizer's own states: plain values
@@ -262,6 +286,8 @@ class Handle:
         """Go on from `state`. Call it last: after `attach`, and after the network's and the optimizer's states are
         loaded. Raises SparseLabError for another method's.
         """
+        if not isinstance(state, Mapping) or not {"method", "algorithms", "dense"} <= state.keys():
+            raise SparseLabError("this is no state of a handle: give what handle.state_dict() returned")
         if state["method"] != self.method or len(state["algorithms"]) != len(self.algorithms):
             raise SparseLabError(f"this state is of method {state['method']!r}, and here it is {self.method!r}")
         for one, own in zip(self.algorithms, state["algorithms"], strict=True):
@@ -307,9 +333,10 @@ class Handle:
             one.owner = self  # also where a user has not kept the handle
             one.attach(optimizer, broadcast)
         self._optimizer = optimizer
-        unattached.forget(self.network)
+        unattached.watch(self.network, self.masks.weights().values(), optimizer)
 
     def _prepare(self, optimizer: Optimizer) -> None:
+        self._check_masks()
         if self._optimizer is not None:
             raise SparseLabError("attached already: handle.detach() first")
         if isinstance(optimizer, LBFGS):
@@ -355,10 +382,18 @@ class Handle:
             remove_params(self._optimizer, gone)
 
 
-def check_sparsity(sparsity: float) -> None:
-    """Raise UserError for what is no share of the weights."""
-    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not 0.0 < sparsity < 1.0:
+def check_sparsity(sparsity: Any) -> float:
+    """Return it as a float. Raise UserError for what is no share of the weights."""
+    if isinstance(sparsity, bool) or not isinstance(sparsity, Real) or not 0.0 < float(sparsity) < 1.0:
         raise UserError(f"sparsity={sparsity!r} is outside (0, 1): the share of weights that are pruned, as in 0.99")
+    return float(sparsity)
+
+
+def check_whole(name: str, value: Any, least: int = 1) -> int:
+    """Return it as an int. Raise UserError for what is no whole number, or too small."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise UserError(f"{name}={value!r}: a whole number" + (" above 0" if least == 1 else ""))
+    return int(value)
 
 
 def _needed(shape: tuple[int, ...] | None, name: str) -> tuple[int, ...]:
@@ -372,7 +407,7 @@ def _needed(shape: tuple[int, ...] | None, name: str) -> tuple[int, ...]:
 
 def _inner(optimizer: Any) -> Optimizer:
     """The optimizer that does the work, where a library has put one of its own around it."""
-    inner = getattr(optimizer, "optimizer", optimizer)
+    inner = unattached.innermost(optimizer)
     if not isinstance(inner, Optimizer):
         raise SparseLabError(f"attach takes an optimizer of torch.optim, not {type(optimizer).__name__}")
     return inner
@@ -385,20 +420,19 @@ def _parameters(optimizer: Optimizer) -> set[int]:
 
 def looks_at_data(config: Config) -> bool:
     """Does a score of the method run the network over batches?"""
-    return config.method.prune is not None and config.method.prune.score not in WITHOUT_DATA
+    score = None if config.method.prune is None else config.method.prune.score
+    return score not in WITHOUT_DATA and (score in SCORES or score in FILTER_SCORES)  # an unknown one is told of later
 
 
 def steps_an_epoch(config: Config, total_steps: int, epochs: int | None) -> int:
     """Return how many steps an epoch has. Raise UserError where lengths do not go together, or one is missing."""
-    if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
-        raise UserError(f"total_steps={total_steps!r}: optimizer steps of the whole training, a whole number above 0")
     if epochs is None:
         counting = [one.part for one in table.present(config.method) if _counts_epochs(config, one.part)]
         if counting or config.schedule.soft is not None:
             what = f"method {config.method.name!r} counts epochs" + (f" ({counting[0]})" if counting else "")
             raise UserError(f"{what}: give epochs= beside total_steps=")
         return total_steps
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1 or total_steps % epochs:
+    if total_steps % check_whole("epochs", epochs):
         raise UserError(f"epochs={epochs!r}: total_steps={total_steps} must be so many epochs of equal length")
     return total_steps // epochs
 

@@ -8,6 +8,8 @@ import re
 WORDS = (
     (r"method\.(\w+)=null", r"\1=None"),
     (r"method\.(\w+)=\{\}", r"\1={}"),
+    (r"which is null", "which is None"),
+    (r"set one of them to null", "set one of them to None"),
     (r"sparsity\.(?=layers|exclude|include)", ""),
     (r"sparsity\.target", "sparsity"),
     (r"\b(?:method|schedule)\.(?=\w)", ""),

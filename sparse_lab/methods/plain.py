@@ -13,6 +13,8 @@ def plain(model: nn.Module) -> nn.Module:
     """Return the network inside: of a compiled module, and of one that is wrapped for DDP or averaging. Raise
     SparseLabError for FSDP's.
     """
+    if not isinstance(model, nn.Module):
+        raise SparseLabError(f"a network (an instance of nn.Module) is needed here, not {type(model).__name__}")
     while True:
         kind = type(model).__name__
         if kind in ("FullyShardedDataParallel", "XlaFullyShardedDataParallel") or kind.startswith("FSDP"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,19 @@ from sparse_lab.config import (
 )
 from sparse_lab.errors import UserError, nearest
 
+# what `sparsify` takes beside settings: a misspelt one is looked for here too
+ARGUMENTS = (
+    "method",
+    "sparsity",
+    "total_steps",
+    "epochs",
+    "batches",
+    "loss",
+    "input_shape",
+    "include",
+    "exclude",
+    "seed",
+)
 # what a method's and a schedule's own files say, and no other
 ALONE = "sparse_lab_method_alone"
 ConfigStore.instance().store(name=ALONE, node={"defaults": [{"schedule": "one_shot"}, {"method": "dense"}]})
@@ -65,9 +79,11 @@ def read(name: str, settings: Mapping[str, Any]) -> Config:
     parts, or of its schedule. Raises UserError for unknown names, each with the nearest known one, and for values of
     another type or out of range.
     """
-    for group, chosen in (("method", name), ("schedule", settings.get("schedule"))):
-        if chosen is not None and chosen not in names(group):
+    for group, chosen in (("method", name), ("schedule", settings.get("schedule", "constant"))):
+        if chosen not in names(group):
             raise UserError(f"unknown {group} {chosen!r}; {nearest(str(chosen), names(group))}")
+    if "schedule" in settings and not isinstance(settings["schedule"], str):
+        raise UserError(f"schedule={settings['schedule']!r}: a name; known: {', '.join(names('schedule'))}")
     lines = [f"method={name}"] + ([f"schedule={settings['schedule']}"] if "schedule" in settings else [])
     loader = _loader(tuple(CHOICES))
     try:
@@ -113,11 +129,13 @@ def _set(root: Any, name: str, key: str, value: Any) -> None:
     if not there and any(key in parts_of(kind) for kind in groups.values()):
         raise UserError(f"{key}={value!r}: {key} is a part: give it settings as a dict, or None to leave it out")
     if not there:
-        raise UserError(f"method {name!r} has no setting {key!r}; {nearest(key, _known(root))}")
+        raise UserError(f"method {name!r} has no setting {key!r}; {nearest(key, {*_known(root), *ARGUMENTS})}")
     _put(root, f"{there[0]}.{key}", value)
 
 
 def _put(root: Any, key: str, value: Any) -> None:
+    if isinstance(value, Number) and hasattr(value, "item"):
+        value = value.item()  # numpy's
     try:
         OmegaConf.update(root, key, as_written(list(value) if isinstance(value, tuple) else value))
     except OmegaConfBaseException as error:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import handle_torch_function, has_torch_function
 
-from sparse_lab.sparsity.images import Shape, image_like
+from sparse_lab.sparsity.images import Shape, image_like, send
 
 PIECES = 2
 REDUCTION = 4
@@ -119,7 +119,7 @@ def _channels(model: nn.Module, shape: Shape) -> dict[str, int]:
     modes = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():
-            model.eval()(image_like(model, shape))
+            send(model.eval(), image_like(model, shape))
     finally:
         for hook in hooks:
             hook.remove()

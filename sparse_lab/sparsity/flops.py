@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_lab.sparsity.images import Shape, image_like
+from sparse_lab.sparsity.images import Shape, image_like, send
 from sparse_lab.sparsity.masks import Counted, is_excluded, maskable
 from sparse_lab.sparsity.scores import evaluating
 
@@ -41,7 +41,7 @@ def layer_costs(model: nn.Module, shape: Shape) -> list[LayerCost]:
     hooks += [one.register_forward_hook(_count_uses(uses, names[one.out_proj])) for one in attentions]
     try:
         with torch.no_grad(), evaluating(model):
-            model(image_like(model, shape))
+            send(model, image_like(model, shape))
     finally:
         for hook in hooks:
             hook.remove()

@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 import torch
 from torch import Tensor, nn
 
-from sparse_lab.errors import SparseLabError
+from sparse_lab.errors import SparseLabError, nearest
 
 COUNTING = "conv and linear weights; biases and BatchNorm are dense and not counted"
 COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -248,8 +248,15 @@ class Masks:
 
     def set(self, new: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:
         """Take new masks (by layer name, shape of the weight). Weights outside them become zero at once, and so does
-        their state in `optimizer`.
+        their state in `optimizer`. Raise SparseLabError for unknown layers and other shapes.
         """
+        for name, mask in new.items():
+            if name not in self.layers:
+                raise SparseLabError(f"no layer {name!r} has a mask; {nearest(str(name), self.layers)}")
+            if mask.shape != self[name].shape:
+                raise SparseLabError(
+                    f"the mask of {name!r} has shape {tuple(self[name].shape)}, not {tuple(mask.shape)}"
+                )
         for name, mask in new.items():
             self[name].copy_(mask)
         self.refresh()

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sparse_lab.errors import SparseLabError, nearest
 from sparse_lab.registering import check_function, enter
 from sparse_lab.sparsity import names
-from sparse_lab.sparsity.images import Shape, image_like
+from sparse_lab.sparsity.images import Shape, check_forward, image_like, send
 from sparse_lab.sparsity.masks import layers
 
 Scores = dict[str, Tensor]
@@ -131,9 +131,17 @@ class View:
         weight = next(iter(layers(self.model).values())).weight
         for images, labels in self.seen():
             with torch.enable_grad():
-                output = self.model(as_input(images, weight))
-                loss = self.probe.loss(output if temperature == 1.0 else output / temperature, labels.to(weight.device))
+                output = self._output(as_input(images, weight))
+                output = output if temperature == 1.0 else _one_tensor(output) / temperature
+                loss = self.probe.loss(output, labels.to(weight.device))
             yield loss
+
+    def _output(self, images: Tensor) -> Any:
+        try:
+            return self.model(images)
+        except NotImplementedError as error:
+            check_forward(self.model, error)
+            raise
 
     def gradients(self, power: int = 1, mode: Mode = evaluating, temperature: float = 1.0) -> Scores:
         """Mean over batches of gradient ** power, dense: pruned positions too. Leaves the network as it was.
@@ -152,6 +160,14 @@ class View:
                 for total, grad in zip(sums, gradients_of(loss, weights), strict=True):
                     total += grad.pow(power)
         return {name: total / len(self.seen()) for name, total in zip(layers(self.model), sums, strict=True)}
+
+
+def _one_tensor(output: Any) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise SparseLabError(
+            f"this score adds up the network's outputs, or divides them: one tensor, not a {type(output).__name__}"
+        )
+    return output
 
 
 SCORES: dict[str, Callable[[View], Scores]] = {}
@@ -336,7 +352,7 @@ def synflow(view: View) -> Scores:
     weights = {name: module.weight for name, module in layers(probe).items()}
     ones = image_like(probe, view.probe.shape(), 1.0)
     with requiring_gradients(weights.values()), torch.enable_grad():
-        grads = gradients_of(probe(ones).sum(), list(weights.values()))
+        grads = gradients_of(_one_tensor(send(probe, ones)).sum(), list(weights.values()))
     return {name: weight.detach() * grad for (name, weight), grad in zip(weights.items(), grads, strict=True)}
 
 

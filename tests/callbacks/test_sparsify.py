@@ -10,6 +10,7 @@ from itertools import pairwise, permutations
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
@@ -233,6 +234,64 @@ def test_weights_in_two_optimizers_are_refused_and_other_parameters_may_lie_else
     module.__class__ = Split
     with pytest.raises(SparseLabError, match="2 optimizers move the weights that have masks"):
         trained(module, digits, PruneCallback(0.9))
+
+
+def test_what_would_change_nothing_is_refused():
+    for wrong, said in (
+        (lambda: Sparsify(), "would change nothing"),
+        (lambda: Sparsify(sparsity=0.9), "would change nothing"),
+        (lambda: Sparsify(update_every=3), "would change nothing"),
+        (lambda: Sparsify("rigl", 0.9), "Sparsify\\('rigl'\\): algorithms that are made"),
+        (lambda: Sparsify(RigL), "algorithms that are made"),
+        (lambda: Sparsify(method="rigl", sparsity=0.9, total_steps=3), "the Trainer says how long"),
+    ):
+        with pytest.raises(SparseLabError, match=said):
+            wrong()
+
+
+def test_a_second_fit_goes_on_and_one_of_another_module_begins_anew(digits):
+    """What a method has done in one fit it does not do again in the next: the mask is not drawn anew, and a schedule
+    that is over stays over.
+    """
+    for settings in ({"method": "static"}, {"method": "gmp", "every": 2}):
+        callback = Sparsify(sparsity=0.9, **settings)
+        module = theirs()
+        trained(module, digits, callback)
+        masks = {name: mask.clone() for name, mask in callback.handle.masks.masks().items()}
+        _, watch = trained(module, digits, callback)
+        assert watch.outside == 0 and callback.handle.step == 40
+        assert all(torch.equal(mask, masks[name]) for name, mask in callback.handle.masks.masks().items())
+        other = theirs()
+        _, watch = trained(other, digits, callback)
+        assert watch.outside == 0 and callback.handle.network is other and callback.handle.step == 20
+        assert watch.kept[-1] == round((1.0 - 0.9) * total(other))
+
+
+def test_averages_of_the_weights_end_in_the_masks_or_are_refused(digits):
+    def rigl():
+        return Sparsify(method="rigl", sparsity=0.9, update_every=2)
+
+    for average in (StochasticWeightAveraging(1e-2, swa_epoch_start=1), WeightAveraging(use_buffers=False)):
+        module = theirs()
+        trained(module, digits, rigl(), average)
+        assert all(not layer.weight[~layer.mask].any() for layer in module.modules() if hasattr(layer, "mask"))
+    with pytest.raises(SparseLabError, match="WeightAveraging would average the masks: give it use_buffers=False"):
+        trained(theirs(), digits, rigl(), WeightAveraging())
+    with pytest.raises(SparseLabError, match="put Sparsify before it"):
+        trained(theirs(), digits, WeightAveraging(use_buffers=False), rigl())
+
+
+def test_scores_of_a_module_without_forward_say_so(digits):
+    class Mute(Theirs):
+        forward = pl.LightningModule.forward
+
+        def training_step(self, batch, batch_idx):
+            return functional.cross_entropy(self.body(batch[0]), batch[1])
+
+    with pytest.raises(SparseLabError, match=r"Mute has no forward\(\)"):
+        trained(Mute(mlp()), digits, Sparsify(method="snip", sparsity=0.9))
+    module = Mute(mlp())
+    trained(module, digits, Sparsify(method="rigl", sparsity=0.9, update_every=2))
 
 
 def test_a_training_without_an_end_is_asked_for_one(digits):

@@ -9,6 +9,7 @@ import warnings
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from torch.nn import functional
 import sparse_lab
 from sparse_lab.sparsity.masks import layers
 from sparse_lab.sparsity.schedules import Cubic
-from tests.methods.loops import NETWORKS, OPTIMIZERS, SIDE, Watch, batches, made, train
+from tests.methods.loops import CLASSES, NETWORKS, OPTIMIZERS, SIDE, Watch, batches, made, train
 
 STEPS = 12
 # method -> settings under which something happens within 12 steps of 4 epochs
@@ -68,6 +69,21 @@ def sparsified(name: str, method: str, sparsity: float = 0.9, **more):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a ViT's packed projections, of which a test of its own asks
         return network, sparse_lab.sparsify(network, method=method, sparsity=sparsity, **settings)
+
+
+def attached(name: str, method: str, **more):
+    network, handle = sparsified("cnn" if name == "dict" else name, method, **more)
+    if name == "dict":  # a network whose output is one
+        network.register_forward_hook(lambda module, inputs, output: {"logits": output})
+        handle._loss = lambda outputs, targets: functional.cross_entropy(outputs["logits"], targets)
+    handle.attach(OPTIMIZERS["momentum"](network.parameters()))
+    return handle
+
+
+def without_masks():
+    handle = sparse_lab.sparsify(made("mlp"))
+    handle.remove_masks()
+    return handle
 
 
 def tenth(name: str) -> int:
@@ -303,6 +319,33 @@ def test_dct_and_recovered_means_stand_in_the_plain_state():
         (lambda: sparse_lab.sparsify(made("mlp"), layers={"1": 0.1}), "give sparsity= too"),
         (lambda: sparse_lab.sparsify(made("mlp"), "rigl"), "needs sparsity="),
         (lambda: sparse_lab.sparsify(made("mlp"), update_every=3), "say method=NAME too"),
+        (lambda: sparse_lab.sparsify(made("mlp"), sparsity=0.9), "say method= too"),
+        (lambda: sparse_lab.sparsify(nn.Linear, "rigl", 0.9), "an instance of nn.Module"),
+        (lambda: sparse_lab.sparsify([nn.Linear(3, 3)], "rigl", 0.9), "an instance of nn.Module.* not list"),
+        (lambda: sparsified("mlp", "rigl", exclude=[nn.Linear(3, 3)]), "names, globs or types of layers"),
+        (lambda: sparsified("mlp", "rigl", layers={"1": "0.5"}), "a layer's name and its sparsity"),
+        (lambda: sparsified("mlp", "rigl", layers=["1"]), "layers=.*a dict"),
+        (lambda: sparsified("mlp", "rigl", seed=None), "seed=None: a whole number"),
+        (lambda: sparsified("mlp", "rigl", seed=2**62), "seed=.*: at most"),
+        (lambda: sparsified("mlp", "rigl", input_shape=192), r"input_shape=192: .*\(3, 32, 32\)"),
+        (lambda: sparsified("mlp", "snip", loss="mse"), r"a function of \(outputs, targets\)"),
+        (lambda: sparsified("mlp", "rigl", schedule=None), "unknown schedule None"),
+        (lambda: sparsified("mlp", "rigl", total_step=9), "did you mean 'total_steps'"),
+        (lambda: sparsified("mlp", "rigl", update_every="often"), "^drop_and_grow.update_every='often': "),
+        (lambda: sparsified("mlp", "rigl", batches=None, prune={"score": "snipp"}), "unknown score 'snipp'"),
+        (lambda: attached("mlp", "snip", batches=iter([])), "no batch came: give batches="),
+        (lambda: attached("mlp", "snip", batches=[(torch.zeros(3, 192), torch.zeros(2).long())]), "3 inputs, and 2"),
+        (lambda: attached("mlp", "synflow", input_shape=(1, 8, 8)), r"shape \(1, 8, 8\) does not go through"),
+        (lambda: attached("dict", "synflow"), "one tensor, not a dict"),
+        (lambda: attached("dict", "grasp"), "one tensor, not a dict"),
+        (lambda: attached("mlp", "rigl").plan(9), "attached already, and under way"),
+        (lambda: sparse_lab.sparsify(made("mlp")).load_state_dict({}), "no state of a handle"),
+        (lambda: sparse_lab.sparsify(made("mlp")).masks.set({"one": torch.ones(3)}), "no layer 'one' has a mask"),
+        (lambda: sparse_lab.sparsify(made("mlp")).masks.set({"1": torch.ones(192)}), r"has shape \(48, 192\), not"),
+        (lambda: sparse_lab.sparsify(made("mlp")).prune(0.5, iterations=0), "iterations=0: a whole number"),
+        (lambda: sparse_lab.plain_state_dict({}), "an instance of nn.Module.*not dict"),
+        (lambda: without_masks().prune(0.5), "the masks were removed"),
+        (lambda: without_masks().remove_masks(), "the masks were removed"),
         (lambda: sparse_lab.sparsify(made("mlp")).prune(1.5), r"outside \(0, 1\)"),
         (lambda: sparse_lab.sparsify(made("mlp")).regrow(0.5), "give dense="),
     ],
@@ -311,6 +354,61 @@ def test_bad_use_gets_one_clear_line(act, said):
     with pytest.raises(sparse_lab.SparseLabError, match=said) as caught:
         act()
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_numpy_and_single_names_are_taken():
+    settings = {
+        "total_steps": np.int64(STEPS),
+        "epochs": np.int32(4),
+        "seed": np.int64(7),
+        "drop_fraction": np.float32(0.5),
+    }
+    network = made("mlp")
+    handle = sparse_lab.sparsify(
+        network,
+        "rigl",
+        np.float32(0.9),
+        exclude="5",
+        layers={"1": np.float32(0.95)},
+        update_every=np.int64(3),
+        **settings,
+    )
+    optimizer = OPTIMIZERS["momentum"](network.parameters())
+    handle.attach(optimizer)
+    train(network, optimizer, STEPS, after=Watch(handle, optimizer))
+    assert set(handle.masks.layers) == {"1", "3"} and handle.total_steps == STEPS
+    assert set(sparsified("cnn", "rigl", include=nn.Conv2d)[1].masks.layers) == {"0", "4"}
+    assert set(sparsified("cnn", "rigl", include=None, exclude=None)[1].masks.layers) == {"0", "4", "8"}
+
+
+def test_a_summary_of_a_network_that_takes_tokens_or_two_inputs_has_no_flops():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(192, CLASSES)
+
+        def forward(self, one, two):
+            return self.head((one + two).flatten(1))
+
+    tokens = nn.Sequential(nn.Embedding(20, 6), nn.Flatten(), nn.Linear(24, CLASSES))
+    image = torch.randn(2, 3, SIDE, SIDE)
+    for network, inputs in ((tokens, (torch.randint(0, 20, (2, 4)),)), (Two(), (image, image))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the embedding
+            handle = sparse_lab.sparsify(network, "static", 0.5)
+        network(*inputs)
+        assert [row.flops for row in handle.summary().layers] == [None]
+    handle = sparse_lab.sparsify(made("mlp"), "static", 0.5, input_shape=(1, SIDE, SIDE))
+    with pytest.raises(sparse_lab.SparseLabError, match=r"shape \(1, 8, 8\) does not go through Sequential"):
+        handle.summary()  # what the user has said is not thrown away in silence
+
+
+def test_masks_that_are_taken_off_leave_no_hooks():
+    network = made("mlp")
+    before = len(network._load_state_dict_pre_hooks), len(network._forward_pre_hooks)
+    for _ in range(3):
+        sparse_lab.sparsify(network, "static", 0.9).remove_masks()
+    assert (len(network._load_state_dict_pre_hooks), len(network._forward_pre_hooks)) == before
 
 
 def test_an_optimizer_that_does_not_fit_is_refused():
@@ -362,6 +460,75 @@ def test_a_step_without_attach_is_stopped_and_one_after_detach_is_told_of():
         train(network, optimizer, 1)  # said once
     handle.attach(optimizer)
     train(network, optimizer, 1, after=Watch(handle, optimizer))
+
+
+@pytest.mark.parametrize("method", ["static", "rigl"])
+def test_what_somebody_writes_into_the_weights_is_masked_after_the_next_step(method):
+    """A dense checkpoint, an edit in place, other memory: nobody's step moves it there, and nobody's step zeroes it."""
+    network, handle = sparsified("cnn", method)
+    optimizer = OPTIMIZERS["momentum"](network.parameters())
+    handle.attach(optimizer)
+    train(network, optimizer, 1)
+
+    def written():
+        with torch.no_grad():
+            network[4].weight.add_(1.0)
+
+    def put():
+        network[4].weight.data = torch.ones_like(network[4].weight)
+
+    for change in (lambda: network.load_state_dict(made("cnn", seed=3).state_dict(), strict=False), written, put):
+        change()
+        train(network, optimizer, 1, after=Watch(handle, optimizer))
+
+
+def test_a_second_optimizer_of_the_same_weights_is_stopped():
+    network, handle = sparsified("cnn", "rigl")
+    first, second = OPTIMIZERS["momentum"](network.parameters()), OPTIMIZERS["adam"](network.parameters())
+    handle.attach(first)
+    train(network, first, 2)
+    with pytest.raises(sparse_lab.SparseLabError, match=r"masks hang on another one: handle\.detach\(\)"):
+        train(network, second, 1)
+    handle.detach()
+    handle.attach(second)
+    train(network, second, 2, after=Watch(handle, second))
+    assert handle.step == 4
+    train(made("mlp"), OPTIMIZERS["adam"](made("mlp").parameters()), 1)
+
+
+def test_an_optimizer_around_another_is_looked_into():
+    class SAM(torch.optim.Optimizer):
+        """Of which torch's hooks see nothing: its own step is never called."""
+
+        def __init__(self, params):
+            super().__init__(params, {})
+            self.base_optimizer = torch.optim.SGD(self.param_groups, lr=0.1, momentum=0.9)
+
+        @torch.no_grad()
+        def second_step(self):
+            self.base_optimizer.step()
+
+    network, handle = sparsified("cnn", "rigl")
+    optimizer = SAM(network.parameters())
+    handle.attach(optimizer)
+    for images, labels in batches(STEPS):
+        functional.cross_entropy(network(images), labels).backward()
+        optimizer.second_step()
+        Watch(handle, optimizer.base_optimizer)(0, True)
+    assert handle.step == STEPS
+
+
+def test_soft_pruning_ends_pruned():
+    """What a plain loop begins after its last step is no epoch more, in which all would live."""
+    network, handle = sparsified("cnn", "sfp", 0.5, input_shape=(3, SIDE, SIDE))
+    optimizer = OPTIMIZERS["momentum"](network.parameters())
+    handle.attach(optimizer)
+    watch = Watch(handle, optimizer)
+    train(network, optimizer, STEPS, after=watch)
+    total = handle.masks.total()
+    assert watch.kept[2] == total and handle.masks.kept() <= round(0.5 * total)
+    train(network, optimizer, 1, after=watch)
+    assert handle.masks.kept() <= round(0.5 * total)
 
 
 def test_frozen_tied_unused_and_grouped_parameters():
@@ -485,6 +652,22 @@ def test_an_average_of_the_weights_gets_the_masks():
     copied = copy.deepcopy(network)
     copied.load_state_dict(network.state_dict())
     pickle.loads(pickle.dumps(network))
+
+
+def test_a_copy_of_a_network_holds_its_masks_when_it_is_sparsified_itself():
+    network, handle = sparsified("cnn", "rigl")
+    optimizer = OPTIMIZERS["momentum"](network.parameters())
+    handle.attach(optimizer)
+    train(network, optimizer, 4)
+    copied = copy.deepcopy(network)
+    own = sparse_lab.sparsify(copied)
+    assert all(torch.equal(mask, handle.masks[name]) for name, mask in own.masks.masks().items())
+    theirs = OPTIMIZERS["momentum"](copied.parameters())
+    with pytest.raises(sparse_lab.SparseLabError, match=r"call handle\.attach"):
+        train(copied, theirs, 1)
+    own.attach(theirs)
+    train(copied, theirs, 3, after=Watch(own, theirs))
+    train(network, optimizer, 3, after=Watch(handle, optimizer))
 
 
 def test_clipping_schedulers_and_closures():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_lab.errors import SparseLabError
-from sparse_lab.sparsity.images import Shape, hollow, image_like
+from sparse_lab.sparsity.images import Shape, hollow, image_like, send
 from sparse_lab.sparsity.masks import is_excluded, layers, tied_layers
 from sparse_lab.sparsity.topk import top_k
 
@@ -67,6 +67,7 @@ def trace(model: nn.Module, shape: Shape) -> Any:
     # the graph is read from autograd's: also where the caller has gradients off, or every weight is frozen
     with torch.inference_mode(False), torch.enable_grad():
         image = image_like(model, shape).requires_grad_()
+        send(model.eval(), image)  # what does not go through says so in words of our own
         return torch_pruning.DependencyGraph().build_dependency(model, (image,))
 
 
