@@ -54,6 +54,7 @@ class Sparsify(pl.Callback):
         self._settings = {name: value for name, value in settings.items() if name not in own}
         self.handle: Handle | None = None
         self._state: list[dict[str, Any]] | None = None
+        self._asked: dict[str, Any] | None = None
         self._optimizer: Optimizer | None = None
         named = [] if method is None else [method]
         self._state_key = " ".join([*(type(one).__qualname__ for one in (self, *algorithms)), *named])
@@ -84,6 +85,9 @@ class Sparsify(pl.Callback):
             self.algorithms = list(self.make(pl_module, Masks.of(pl_module), _total_steps(trainer)))
         elif self.handle is not None:
             self._plan(self.handle, trainer)
+        if self.handle is not None and self._asked is not None:
+            self.handle.check_asked(self._asked)
+        self._asked = None
         for one, state in zip(self.algorithms, self._state or (), strict=self._state is not None):
             one.load_state_dict(state)
         self._state = None
@@ -135,10 +139,11 @@ class Sparsify(pl.Callback):
             self.handle.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"algorithms": [one.state_dict() for one in self.algorithms]}
+        asked = None if self.handle is None else self.handle.asked()
+        return {"algorithms": [one.state_dict() for one in self.algorithms], "asked": asked}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._state = list(state["algorithms"])
+        self._state, self._asked = list(state["algorithms"]), state["asked"]
 
 
 def check_strategy(trainer: pl.Trainer) -> None:

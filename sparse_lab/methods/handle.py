@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
@@ -278,18 +279,43 @@ class Handle:
         """
         return {
             "method": self.method,
+            "asked": self.asked(),
             "algorithms": [one.state_dict() for one in self.algorithms],
             "dense": None if self._dense is None else dict(self._dense.state_dict()),
         }
+
+    def asked(self) -> dict[str, Any]:
+        """Return what was asked for: plain values by setting."""
+        config = self._config
+        plain = {group: dataclasses.asdict(getattr(config, group)) for group in ("sparsity", "method", "schedule")}
+        for words in ("kind", "paper", "summary"):
+            del plain["method"][words]
+        return {**plain, "seed": config.seed, "total_steps": self.total_steps}
+
+    def check_asked(self, other: Mapping[str, Any]) -> None:
+        """Raise SparseLabError where a state is of another request than this. Of another length of the training it may
+        be: then the schedules are those of the new one, and a warning says so.
+        """
+        mine = self.asked()
+        for group, values in mine.items():
+            if group != "total_steps" and other.get(group) != values:
+                raise SparseLabError(f"this state is of other settings ({_differing(group, values, other.get(group))})")
+        if other.get("total_steps") != mine["total_steps"]:
+            warnings.warn(
+                f"this state is of a training of total_steps={other.get('total_steps')}, and this one has "
+                f"{mine['total_steps']}: schedules go on as this one's",
+                stacklevel=3,
+            )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`. Call it last: after `attach`, and after the network's and the optimizer's states are
         loaded. Raises SparseLabError for another method's.
         """
-        if not isinstance(state, Mapping) or not {"method", "algorithms", "dense"} <= state.keys():
+        if not isinstance(state, Mapping) or not {"method", "asked", "algorithms", "dense"} <= state.keys():
             raise SparseLabError("this is no state of a handle: give what handle.state_dict() returned")
         if state["method"] != self.method or len(state["algorithms"]) != len(self.algorithms):
             raise SparseLabError(f"this state is of method {state['method']!r}, and here it is {self.method!r}")
+        self.check_asked(state["asked"])
         for one, own in zip(self.algorithms, state["algorithms"], strict=True):
             one.load_state_dict(own)
         if state["dense"] is not None:
@@ -380,6 +406,14 @@ class Handle:
         self._gone += gone
         if self._optimizer is not None:
             remove_params(self._optimizer, gone)
+
+
+def _differing(group: str, here: Any, there: Any) -> str:
+    """The first value in which two requests differ, in words."""
+    if isinstance(here, Mapping) and isinstance(there, Mapping):
+        name = next(name for name in here if here[name] != there.get(name))
+        return _differing(f"{group}.{name}", here[name], there.get(name))
+    return in_keywords(f"{group}={there}, here {here}")
 
 
 def check_sparsity(sparsity: Any) -> float:

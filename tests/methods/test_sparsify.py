@@ -214,6 +214,21 @@ def test_static_and_pruned_then_regrown_by_any_recipe(optimizer, precision, accu
     assert watch.kept == [round((1.0 - one) * total) for one in (0.9, 0.97, 0.8) for _ in range(3)]
 
 
+def test_a_state_of_another_request_is_refused():
+    _, handle = sparsified("mlp", "gmp")
+    state = handle.state_dict()
+    for other, said in (
+        ({"sparsity": 0.8}, r"other settings \(sparsity=0.9, here 0.8\)"),
+        ({"every": 3}, r"other settings \(cubic.every=2, here 3\)"),
+        ({"prune": {"score": "random"}}, r"other settings \(prune.score=magnitude, here random\)"),
+    ):
+        with pytest.raises(sparse_lab.SparseLabError, match=said):
+            sparsified("mlp", "gmp", **other)[1].load_state_dict(state)
+    _, longer = sparsified("mlp", "gmp", total_steps=24)
+    with pytest.warns(UserWarning, match="of total_steps=12, and this one has 24"):
+        longer.load_state_dict(state)
+
+
 def test_a_stopped_loop_goes_on_to_the_same_bits():
     """The state of network, optimizer and handle, taken in the middle of everything, DyReLU gone and DyReLU there."""
     more = {"cycles": {"every": 1}, "drop_and_grow": {"update_every": 2}}
