@@ -20,7 +20,7 @@ from sparse_lab.experiment.trainer import make_trainer
 from sparse_lab.models.weight_sharing import unshared
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.records.system import reset_peak_memory
-from sparse_lab.sparsity.processes import broadcast_from_rank0, rank
+from sparse_lab.sparsity.processes import are_connected, broadcast_from_rank0, rank
 from sparse_lab.training.checkpoint_io import load_checkpoint, save_network
 from sparse_lab.training.device import device_of
 from sparse_lab.training.signals import StopRequest
@@ -53,7 +53,9 @@ def fit(
     check_selection(config, batches.images)
     parts = assemble(config, batches, folder, starts, console, label, job, stop, device)
     trainer = make_trainer(config, parts, folder)
-    resume = broadcast_from_rank0(_own_checkpoint(folder, stop.say) if rank() == 0 else None)
+    # a process that the first one has started for this run asks nobody yet, and finds what that one has left there
+    looks = rank() == 0 or not are_connected()
+    resume = broadcast_from_rank0(_own_checkpoint(folder, stop.say) if looks else None)
     stop.say(f"goes on from {resume.name}" if resume else f"started{f' from {parent}' if parent else ''}")
     trainer.fit(parts.module, batches.train, batches.validation, ckpt_path=resume, weights_only=True)
     stop.line = f"saved at step {trainer.global_step:,}, the last one; start the same command again for the result"

@@ -29,11 +29,11 @@ from sparse_lab.methods.base import WITHOUT_DATA, Site
 from sparse_lab.methods.batches import GivenBatches, Source
 from sparse_lab.methods.keywords import in_keywords
 from sparse_lab.methods.networks import Structure
+from sparse_lab.methods.optimizers import check_frozen, check_moved, inner_of, parameters_of
 from sparse_lab.methods.plain import plain
 from sparse_lab.methods.recipes import clock_of
-from sparse_lab.models import dyrelu, offsets
+from sparse_lab.models import offsets
 from sparse_lab.models.surgery import rebuild_structure
-from sparse_lab.models.weight_sharing import SharedConv2d
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sparsity.optimizer_state import remove_params
@@ -132,7 +132,7 @@ class Handle:
         Raises SparseLabError where it hangs on one already, or this optimizer does not move the network's weights, not
         all that must move, or calls its closure several times a step (LBFGS); UserError before `plan`.
         """
-        optimizer = _inner(optimizer)
+        optimizer = inner_of(optimizer)
         self._prepare(optimizer)
         if any(getattr(one, "gradients", "") == "before_clipping" for one in self.algorithms):
             raise UserError(
@@ -372,18 +372,13 @@ class Handle:
                 f"how long is the training? sparsify(..., method={self.method!r}, total_steps=len(loader) * epochs)"
             )
         remove_params(optimizer, self._gone)
-        _check_moved(self.network, self.masks, _parameters(optimizer))
+        check_moved(self.network, self.masks, parameters_of(optimizer))
         if any(one.explores for one in table.present(self._config.method)):
-            _check_frozen(self.masks, str(self.method))
+            check_frozen(self.masks, str(self.method))
 
     def _that_moves(self, optimizers: list[Optimizer]) -> Optimizer:
         weights = {id(weight) for weight in self.masks.weights().values()}
-        moving = [
-            one
-            for one in optimizers
-            if len(optimizers) == 1
-            or any(id(each) in weights for group in one.param_groups for each in group["params"])
-        ]
+        moving = [one for one in optimizers if len(optimizers) == 1 or not weights.isdisjoint(parameters_of(one))]
         if len(moving) != 1:
             raise SparseLabError(
                 f"{len(moving)} optimizers move the weights that have masks: let one optimizer move them all, or "
@@ -439,19 +434,6 @@ def _needed(shape: tuple[int, ...] | None, name: str) -> tuple[int, ...]:
     return shape
 
 
-def _inner(optimizer: Any) -> Optimizer:
-    """The optimizer that does the work, where a library has put one of its own around it."""
-    inner = unattached.innermost(optimizer)
-    if not isinstance(inner, Optimizer):
-        raise SparseLabError(f"attach takes an optimizer of torch.optim, not {type(optimizer).__name__}")
-    return inner
-
-
-def _parameters(optimizer: Optimizer) -> set[int]:
-    """The identities of what an optimizer moves."""
-    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-
-
 def looks_at_data(config: Config) -> bool:
     """Does a score of the method run the network over batches?"""
     score = None if config.method.prune is None else config.method.prune.score
@@ -477,44 +459,6 @@ def _counts_epochs(config: Config, part: str) -> bool:
 
 def _no_network(name: str) -> nn.Module:
     raise UserError(f"this needs the {name} network of another training: use handle.prune and handle.regrow")
-
-
-def _check_moved(network: nn.Module, masks: Masks, moved: set[int]) -> None:
-    """Does an optimizer with these parameters move the whole network, but for what is frozen?"""
-    weights = masks.weights()
-    outside = [name for name, weight in weights.items() if id(weight) not in moved and weight.requires_grad]
-    if not any(id(weight) in moved for weight in weights.values()):
-        raise SparseLabError(
-            f"this optimizer moves none of the {len(weights)} layers of {type(network).__name__} that have masks: make "
-            "it of the parameters of the network that was sparsified, and after it was"
-        )
-    if outside:
-        raise SparseLabError(
-            f"this optimizer does not move {outside[0]!r}"
-            + (f" and {len(outside) - 1} more layers with masks" if len(outside) > 1 else "")
-            + ": give it all, freeze the others (requires_grad=False), or leave them out with exclude="
-        )
-    own = [
-        name
-        for prefix, module in network.named_modules()
-        if isinstance(module, (dyrelu.DyReLU, SharedConv2d)) or hasattr(module, "alpha")
-        for name, parameter in module.named_parameters(prefix, recurse=isinstance(module, dyrelu.DyReLU))
-        if id(parameter) not in moved and parameter.requires_grad
-    ]
-    if own:
-        raise SparseLabError(
-            f"this optimizer lacks {len(own)} parameters that sparsify() has put in ({own[0]} first): make the "
-            "optimizer after sparsify()"
-        )
-
-
-def _check_frozen(masks: Masks, method: str) -> None:
-    frozen = [name for name, weight in masks.weights().items() if not weight.requires_grad]
-    if frozen:
-        raise SparseLabError(
-            f"{frozen[0]!r} is frozen, and what {method} grows there would never train: unfreeze it, or leave it out "
-            "with exclude="
-        )
 
 
 def _without_masks(network: nn.Module) -> nn.Module:

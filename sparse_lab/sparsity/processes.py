@@ -14,17 +14,24 @@ def rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def are_connected() -> bool:
+    """Can the processes of a DDP run ask one another? Not before its first training has begun."""
+    if "torch.distributed" not in sys.modules:
+        return False
+    from torch import distributed
+
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def broadcast_from_rank0(seen: T) -> T:
     """What the first process of a DDP run has `seen` on disk: the others may look too early, or while it waits.
 
     Before the first training nothing is agreed: the others are started by it, and find what it has found.
     """
-    if "torch.distributed" not in sys.modules:
+    if not are_connected():
         return seen
     from torch import distributed
 
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return seen
     box = [seen]
     distributed.broadcast_object_list(box, src=0)
     return box[0]

@@ -143,7 +143,7 @@ def test_the_small_benches_print_shares_of_a_step(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "bench",
-    [pytest.param("selection", marks=pytest.mark.nightly(long=True)), pytest.param("masks", marks=pytest.mark.full)],
+    [pytest.param(name, marks=pytest.mark.nightly(long=True)) for name in ("selection", "masks")],
 )
 def test_the_small_benches_run(bench, tmp_path):
     assert main(["bench", bench, "--repeats", "1", "--csv", str(tmp_path / "out.csv")]) == 0

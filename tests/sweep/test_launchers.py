@@ -88,8 +88,8 @@ def ended(pid: int) -> bool:
 
 @pytest.mark.parametrize(
     "launcher",
-    [*(pytest.param(name, marks=pytest.mark.full) for name in ("basic", "joblib")),
-     pytest.param("ray", marks=pytest.mark.nightly(long=True))],
+    [pytest.param("basic", marks=pytest.mark.full),
+     *(pytest.param(name, marks=pytest.mark.nightly(long=True)) for name in ("joblib", "ray"))],
 )  # fmt: skip
 def test_sigterm_saves_what_runs_and_the_second_start_goes_on(launcher, tmp_path, small, command, outcomes, results):
     if launcher != "basic":
