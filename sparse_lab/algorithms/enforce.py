@@ -51,6 +51,7 @@ class EnforceMasks(Algorithm):
     def attach(self, optimizer: Optimizer, broadcast: Callable[[Any], Any] | None = None) -> None:
         super().attach(optimizer, broadcast)
         self._weights = tuple(self.masks.weights().values())
+        self._all = frozenset(self._weights)
         # a restored checkpoint or a move to a device has changed the buffers behind our back
         self.masks.refresh()
         self.masks.enforce()
@@ -71,7 +72,7 @@ class EnforceMasks(Algorithm):
     def after_step(self, optimizer: Optimizer) -> None:
         # sparse_cpu's optimizer has moved these at live positions alone
         moved_within: frozenset[Tensor] = getattr(optimizer, "stepped", frozenset())
-        within = frozenset(self._weights) if self._cut else moved_within
+        within = self._all if self._cut else moved_within
         self.masks.enforce(optimizer, but=within - self._written)
         self._left = self._now()
 

@@ -181,8 +181,8 @@ def _network(
 def _start(config: Config, starts: dict[str, Path], name: str) -> nn.Module:
     """The network of one of the runs that this one starts from, or of a file that it names."""
     regrow = config.method.regrow
-    named = name == "reference" and regrow is not None and regrow.reference is not None
-    path = Path(str(regrow.reference)) if named and regrow is not None else starts[name]
+    named = regrow.reference if name == "reference" and regrow is not None else None
+    path = starts[name] if named is None else Path(named)
     state, network = load_network(path), build_model(config)
     if any(key.endswith("mask") for key in state):
         tell_uncounted(network, lambda line: None)  # that was said of the network that trains

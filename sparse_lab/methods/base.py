@@ -6,7 +6,8 @@ Nothing here imports torch before a network is built or checked: the gallery, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
@@ -156,6 +157,18 @@ def with_clipping(part: str) -> When:
         return config.training.clip_norm is not None and not {settings.drop, settings.grow}.isdisjoint(FROM_GRADIENTS)
 
     return When(reads, f"training.clip_norm, and a method.{part}.drop or grow that looks at gradients")
+
+
+@contextmanager
+def fitting(part: str, structure: Structure, way: str) -> Iterator[None]:
+    """Make of a ValueError that is raised within one line: `part` does not fit the network, why, and what else to do.
+
+    Raise UserError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{part} does not fit {structure.name}: {error}: {way}") from None
 
 
 def often(times: int) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
-from sparse_lab.methods.base import Component, Site
+from sparse_lab.methods.base import Component, Site, fitting
 from sparse_lab.methods.filters import filter_selector
 from sparse_lab.methods.recipes import recipe_of
 from sparse_lab.sparsity.clock import Clock
@@ -51,12 +51,8 @@ class Compactors(Component):
     def alter(self, model: nn.Module, config: Config, structure: Structure) -> None:
         from sparse_lab.models import compactors
 
-        try:
+        with fitting("method.compactors", structure, "use another model or method"):
             compactors.install(model, [group.name for group in structure.filter_groups(config)])
-        except ValueError as error:
-            raise UserError(
-                f"method.compactors does not fit {structure.name}: {error}: use another model or method"
-            ) from None
 
     def build(self, site: Site) -> list[Algorithm]:
         from sparse_lab.algorithms.structured.compaction import Compaction

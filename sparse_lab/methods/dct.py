@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
-from sparse_lab.methods.base import Component
+from sparse_lab.methods.base import Component, fitting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,9 +38,5 @@ class DCT(Component):
     def alter(self, model: nn.Module, config: Config, structure: Structure) -> None:
         from sparse_lab.models import offsets
 
-        try:
+        with fitting("method.dct", structure, "use another model or method, or method.dct=null"):
             offsets.install_dct(model)
-        except ValueError as error:
-            raise UserError(
-                f"method.dct does not fit {structure.name}: {error}: use another model or method, or method.dct=null"
-            ) from None

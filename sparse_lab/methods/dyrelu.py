@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
-from sparse_lab.methods.base import Component, Site
+from sparse_lab.methods.base import Component, Site, fitting
 from sparse_lab.methods.recipes import recipe_of
 from sparse_lab.sparsity.clock import Clock
 
@@ -39,12 +39,8 @@ class DyReLU(Component):
     def alter(self, model: nn.Module, config: Config, structure: Structure) -> None:
         from sparse_lab.models import dyrelu
 
-        try:
+        with fitting("method.dyrelu", structure, "use a network with ReLU, or method.dyrelu=null"):
             dyrelu.install(model, structure.shape)
-        except ValueError as error:
-            raise UserError(
-                f"method.dyrelu does not fit {structure.name}: {error}: use a network with ReLU, or method.dyrelu=null"
-            ) from None
 
     def idle(self, config: Config, clock: Clock) -> list[str]:
         if phasing_steps(config, clock)[1] > 0:

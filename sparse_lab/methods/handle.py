@@ -28,7 +28,7 @@ from sparse_lab.methods import table
 from sparse_lab.methods.base import WITHOUT_DATA, Site
 from sparse_lab.methods.batches import GivenBatches, Source
 from sparse_lab.methods.keywords import in_keywords
-from sparse_lab.methods.networks import Structure
+from sparse_lab.methods.networks import Structure, known_shape
 from sparse_lab.methods.optimizers import check_frozen, check_moved, inner_of, parameters_of
 from sparse_lab.methods.plain import plain
 from sparse_lab.methods.recipes import clock_of
@@ -288,8 +288,9 @@ class Handle:
         """Return what was asked for: plain values by setting."""
         config = self._config
         plain = {group: dataclasses.asdict(getattr(config, group)) for group in ("sparsity", "method", "schedule")}
-        for words in ("kind", "paper", "summary"):
-            del plain["method"][words]
+        for entry in dataclasses.fields(config.method):
+            if not entry.metadata.get("identity", True):  # words about it
+                del plain["method"][entry.name]
         return {**plain, "seed": config.seed, "total_steps": self.total_steps}
 
     def check_asked(self, other: Mapping[str, Any]) -> None:
@@ -349,7 +350,7 @@ class Handle:
         )
 
     def _probe_of(self, images: GivenBatches) -> Probe:
-        return Probe(lambda: _needed(self._input_shape(images), self._structure.name), self._loss)
+        return Probe(lambda: known_shape(self._input_shape(images), self._structure.name), self._loss)
 
     def _input_shape(self, images: GivenBatches) -> tuple[int, ...] | None:
         return self._shape if self._shape is not None else images.shape() or self._images.shape()
@@ -423,15 +424,6 @@ def check_whole(name: str, value: Any, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise UserError(f"{name}={value!r}: a whole number" + (" above 0" if least == 1 else ""))
     return int(value)
-
-
-def _needed(shape: tuple[int, ...] | None, name: str) -> tuple[int, ...]:
-    """Return the shape of an input. Raise UserError where nobody has said it."""
-    if shape is None:
-        raise UserError(
-            f"an input has to go through {name} for this: give input_shape=(C, H, W), or a list as batches="
-        )
-    return shape
 
 
 def looks_at_data(config: Config) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from sparse_lab.config import Config
-from sparse_lab.errors import UserError
-from sparse_lab.methods.base import Component, Site, When
+from sparse_lab.methods.base import Component, Site, When, fitting
 from sparse_lab.methods.prune import weight_selector
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.schedules import EpochEnds
@@ -35,13 +34,10 @@ class Hypersphere(Component):
         from sparse_lab.models import offsets
 
         assert config.method.hypersphere is not None
-        try:
+        with fitting(
+            "method.hypersphere.recovery", structure, "use another model, or method.hypersphere.recovery=false"
+        ):
             offsets.check_plain(structure.hollow, structure.weights if config.method.hypersphere.recovery else ())
-        except ValueError as error:
-            raise UserError(
-                f"method.hypersphere.recovery does not fit {structure.name}: {error}: use another model, or "
-                "method.hypersphere.recovery=false"
-            ) from None
 
     def idle(self, config: Config, clock: Clock) -> list[str]:
         settings = config.method.hypersphere

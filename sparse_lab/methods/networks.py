@@ -84,15 +84,11 @@ class Structure:
 
     def check_shape(self) -> None:
         """Raise UserError where nobody has said what an input looks like."""
-        assert self.shape
+        known_shape(self._shape, self.name)
 
     @property
     def shape(self) -> Shape:
-        if self._shape is None:
-            raise UserError(
-                f"an input has to go through {self.name} for this method: give input_shape=, as in (3, 32, 32)"
-            )
-        return self._shape
+        return known_shape(self._shape, self.name)
 
     @cached_property
     def weights(self) -> dict[str, torch.Size]:
@@ -146,6 +142,13 @@ class Structure:
             )
         # behind a compactor stands one convolution, and nothing else may make what it shrinks
         return [group for group in convs if len(group.producers) == 1] if config.method.compactors else found
+
+
+def known_shape(shape: Shape | None, name: str) -> Shape:
+    """Return the shape of an input of the network `name`. Raise UserError where nobody has said it."""
+    if shape is None:
+        raise UserError(f"an input has to go through {name} for this: give input_shape=, as in (3, 32, 32)")
+    return shape
 
 
 def _size(model: nn.Module) -> Size:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sparse_lab.config import Config
-from sparse_lab.errors import UserError
-from sparse_lab.methods.base import Component
+from sparse_lab.methods.base import Component, fitting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,9 +23,5 @@ class Sharing(Component):
     def alter(self, model: nn.Module, config: Config, structure: Structure) -> None:
         from sparse_lab.models import weight_sharing
 
-        try:
+        with fitting("method.sharing", structure, "use model=resnet34, or method.sharing=null"):
             weight_sharing.share(model)
-        except ValueError as error:
-            raise UserError(
-                f"method.sharing does not fit {structure.name}: {error}: use model=resnet34, or method.sharing=null"
-            ) from None

@@ -26,7 +26,7 @@ def test_the_program_runs_and_ends_at_its_target(name, tmp_path):
         accuracy = float(re.search(r"^test ([\d.]+)%$", said.stdout, re.MULTILINE)[1])
         assert accuracy > 90
         plain = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
-        plain.load_state_dict(torch.load(tmp_path / "digits.pt"), strict=True)
+        plain.load_state_dict(torch.load(tmp_path / "digits.pt", weights_only=True), strict=True)
         assert sum(int((layer.weight != 0).sum()) for layer in plain[::2]) <= 4224
 
 

@@ -23,7 +23,7 @@ def test_both_hold_the_same_masks_after_every_step(method, tmp_path):
     command = [sys.executable, "-m", "tests.methods.two_processes"]
     both = [subprocess.Popen([*command, str(rank), method, str(tmp_path)], cwd=ROOT) for rank in (0, 1)]
     assert [one.wait(timeout=300) for one in both] == [0, 0]
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert len(first["masks"]) == 12
     for here, there in zip(first["masks"], second["masks"], strict=True):
         assert all(torch.equal(mask, there[name]) for name, mask in here.items())
