@@ -62,7 +62,7 @@ PUBLIC = {
     "register_dataset": "sparse_lab.data.registry",
     "register_distribution": "sparse_lab.sparsity.distributions",
     "register_filter_score": "sparse_lab.sparsity.structured.filter_scores",
-    "register_network": "sparse_lab.models.registry",
+    "register_model": "sparse_lab.models.registry",
     "register_schedule": "sparse_lab.methods.schedules",
     "register_score": "sparse_lab.sparsity.scores",
 }

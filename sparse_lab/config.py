@@ -257,9 +257,18 @@ KINDS = (
 @dataclass
 class ModelConfig:
     name: str = key("vgg16", "network, one of sparse_lab.models")
+    arch: str | None = key(None, "model=torchvision or timm: which of that library's networks", named=True)
     width: float = key(1.0, "factor on every channel count", low=0.0, open_low=True, high=4.0)
     weights: str | None = key(
-        None, "'torchvision', or a file with a state dict to start from (ImageNet variants too)", file=True
+        None,
+        "'torchvision' or 'timm' (downloaded), or a file with a state dict to start from (ImageNet variants too)",
+        file=True,
+    )
+    adapt_stem: bool = key(
+        False, "a 3x3 convolution of stride 1, and no pooling, where an ImageNet network begins: for small images"
+    )
+    options: dict[str, Any] = key(
+        dict, "settings of the network itself: model.options.NAME=VALUE; which there are says sparse-lab keys model"
     )
 
 
@@ -267,10 +276,36 @@ class ModelConfig:
 class DatasetConfig:
     name: str = key("cifar10", "data set, one of sparse_lab.data")
     root: str = key("data", "folder that holds (or will hold) the files", identity=False, folder=True)
-    num_classes: int = key(10, "number of labels", low=2, high=MANY)
-    image_size: int = key(32, "height and width of an image in pixels", low=8, high=4096)
-    mean: list[float] = key(lambda: [0.5, 0.5, 0.5], "per channel, of pixels in 0..1", low=0.0, high=1.0, length=3)
-    std: list[float] = key(lambda: [0.25, 0.25, 0.25], "per channel, of pixels in 0..1", low=1e-4, high=1.0, length=3)
+    file: str | None = key(
+        None, "dataset=arrays: the .npz file with images and labels", identity=False, folder=True
+    )  # known by its content, as all data are
+    num_classes: int | None = key(10, "number of labels; null: counted (folder, arrays)", low=2, high=MANY)
+    image_size: Any = key(
+        32, "height and width of an image in pixels: 32, or [24,32]; null: the file's own (arrays)", low=1, high=4096
+    )
+    channels: int | None = key(3, "of an image: 1 grey, 3 colour; null: the file's own (arrays)", low=1, high=4096)
+    mean: list[float] | None = key(
+        None,
+        "per channel, of pixels in 0..1; null: of the training images",
+        low=-MANY,
+        high=MANY,
+        first=[0.5, 0.5, 0.5],
+    )
+    std: list[float] | None = key(
+        None,
+        "per channel, of pixels in 0..1; null: of the training images",
+        low=1e-4,
+        high=MANY,
+        first=[0.25, 0.25, 0.25],
+    )
+    test: float = key(
+        0.2,
+        "folder, arrays: share of the images that is the test set, drawn by seed, where none is there",
+        low=0.0,
+        open_low=True,
+        high=0.9,
+    )
+    skip_corrupt: bool = key(False, "folder: leave out files that cannot be read, by name; false: refuse them")
     mirror: bool = key(True, "a mirrored image keeps its label (false for digits)")
     validation: float = key(
         0.1, "share of the training images held out, drawn by seed", low=0.0, open_low=True, high=0.9
@@ -286,8 +321,40 @@ class DatasetConfig:
     )
     download: bool = key(False, "fetch missing files from the data set's own site", identity=False)
     workers: int = key(
-        2, "loader processes, where images are decoded one by one (imagenet)", low=0, high=1024, identity=False
+        2, "loader processes, where images are decoded one by one (imagenet, folder)", low=0, high=1024, identity=False
     )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of an image in pixels. Raise UserError where they are not given as such, or not known."""
+        size = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
+        whole = isinstance(size, (list, tuple)) and len(size) == 2
+        if not whole or any(not isinstance(side, int) or isinstance(side, bool) for side in size):
+            raise UserError(
+                f"dataset.image_size={self.image_size}: a whole number of pixels, or height and width as in [24,32]"
+            )
+        return size[0], size[1]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image. Raise UserError where they are not known."""
+        if self.channels is None:
+            raise UserError("dataset.channels=null: say how many channels an image has, as in dataset.channels=3")
+        return self.channels, *self.size
+
+    @property
+    def normalisation(self) -> tuple[list[float], list[float]]:
+        """mean and std, a number a channel. Raise UserError where they are not known."""
+        if self.mean is None or self.std is None:
+            raise UserError("dataset.mean and dataset.std are not known before the training images are read")
+        return self.mean, self.std
+
+    @property
+    def classes(self) -> int:
+        """The number of labels. Raise UserError where it is not known."""
+        if self.num_classes is None:
+            raise UserError("dataset.num_classes=null: say how many labels there are, as in dataset.num_classes=10")
+        return self.num_classes
 
 
 @dataclass

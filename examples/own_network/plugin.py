@@ -13,7 +13,7 @@ from sparse_lab.config import DatasetConfig
 sparse_lab.register_choices(Path(__file__).with_name("conf"))
 
 
-@sparse_lab.register_network(smallest=8)
+@sparse_lab.register_model(smallest=8)
 def small_cnn(num_classes: int, width: float, image_size: int) -> nn.Module:
     """Three convolutions and a classifier."""
     channels = [max(4, round(width * wide)) for wide in (32, 64, 128)]

@@ -196,10 +196,10 @@ class Photos(Dataset[tuple[Tensor, int]]):
     """Random images as torchvision's CIFAR10 hands them out: a PIL image through crop, flip and normalisation."""
 
     def __init__(self, count: int, config: Config) -> None:
-        size = config.dataset.image_size
+        size = config.dataset.size[0]
         generator = torch.Generator().manual_seed(0)
         self.images = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator).numpy()
-        self.labels = torch.randint(0, config.dataset.num_classes, (count,), generator=generator).tolist()
+        self.labels = torch.randint(0, config.dataset.classes, (count,), generator=generator).tolist()
         self.transform = v2.Compose(
             [
                 v2.RandomCrop(size, padding=4),

@@ -17,6 +17,7 @@ from sparse_lab.records.run_dir import RunDir
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.connectivity import Connectivity, connectivity
 from sparse_lab.sparsity.flops import layer_costs
+from sparse_lab.sparsity.images import Shape
 from sparse_lab.sparsity.masks import Masks, count_kept, maskable
 
 FILE = "updates"
@@ -45,7 +46,7 @@ class MaskLogger(pl.Callback):
         say: Callable[[str], None],
         *,
         trained: Callable[[], int],
-        image_size: int,
+        shape: Shape,
         require_connected: bool,
         explore: bool,
         by_layer: bool,
@@ -57,7 +58,7 @@ class MaskLogger(pl.Callback):
         self.folder = folder
         self.say = say
         self.trained = trained
-        self.image_size = image_size
+        self.shape = shape
         self.require_connected = require_connected
         self.by_layer = by_layer
         self.apart = apart
@@ -73,7 +74,7 @@ class MaskLogger(pl.Callback):
 
     def look(self) -> Connectivity:
         """How the network is connected now."""
-        return connectivity(self.model, self.image_size)
+        return connectivity(self.model, self.shape)
 
     def trained_macs(self) -> int:
         """Multiply-adds of kept weights in one forward pass of every image trained on, as they were then."""
@@ -84,7 +85,7 @@ class MaskLogger(pl.Callback):
     def _count(self) -> None:
         """Note how many multiply-adds there are from the next image on."""
         if not self._uses:
-            self._uses = {cost.name: cost.macs // cost.total for cost in layer_costs(self.model, self.image_size)}
+            self._uses = {cost.name: cost.macs // cost.total for cost in layer_costs(self.model, self.shape)}
         found = {name: tied.layers[0] for name, tied in maskable(self.model).items()}
         multiplied = {name: layer.weight.numel() for name, layer in found.items()}
         if self.masks is not None:  # a dense offset beside the weights multiplies everywhere

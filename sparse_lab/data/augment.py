@@ -57,5 +57,5 @@ def _folded(position: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def normalise(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """(pixel / 255 - mean) / std: uint8 [B, 3, H, W] to float32; mean and std are [3, 1, 1] on the same device."""
+    """(pixel / 255 - mean) / std: uint8 [B, C, H, W] to float32; mean and std are [C, 1, 1] on the same device."""
     return images.float().div_(255).sub_(mean).div_(std)

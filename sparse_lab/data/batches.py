@@ -18,7 +18,7 @@ class Batches(Loader):
     """A Loader over images in memory.
 
     Attributes:
-        images: uint8 [N, 3, H, W] on the device; batches come out there.
+        images: uint8 [N, C, H, W] on the device; batches come out there.
         labels: int64 [N] on the same device.
         augment: crop and flip; None for evaluation.
         mirror: a mirrored image keeps its label; False switches the flip off.

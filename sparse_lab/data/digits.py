@@ -20,23 +20,23 @@ def check(dataset: DatasetConfig) -> None:
 
 
 def load(dataset: DatasetConfig, seed: int) -> ImageSet:
-    """All scans, scaled to dataset.image_size and repeated over 3 channels.
+    """All scans, scaled to dataset.image_size and repeated over dataset.channels.
 
     A fifth of each class is the test set, the same for every run whatever its seed.
     """
-    images, labels, md5 = _scaled(dataset.image_size)
+    images, labels, md5 = _scaled(dataset.size, dataset.shape[0])
     test = _test_mask(labels)
     return ImageSet(images[~test], labels[~test], images[test], labels[test], {"digits": md5}, official=True)
 
 
 @functools.lru_cache(maxsize=2)
-def _scaled(size: int) -> tuple[torch.Tensor, torch.Tensor, str]:
+def _scaled(size: tuple[int, int], channels: int) -> tuple[torch.Tensor, torch.Tensor, str]:
     """Images, labels and the MD5 of what was read: to read and scale them takes longer than a small run's epoch."""
     scans = np.loadtxt(digits_file(), delimiter=",")  # a row a scan: 64 pixels of 0..16, then the label
     grey = torch.from_numpy(scans[:, :-1]).float().view(-1, 1, 8, 8) * (255 / 16)
     labels = torch.from_numpy(scans[:, -1]).long()
-    scaled = torch.nn.functional.interpolate(grey, size=(size, size), mode="bilinear", align_corners=False)
-    return scaled.round().to(torch.uint8).repeat(1, 3, 1, 1), labels, md5_of_tensors([grey, labels])
+    scaled = torch.nn.functional.interpolate(grey, size=size, mode="bilinear", align_corners=False)
+    return scaled.round().to(torch.uint8).repeat(1, channels, 1, 1), labels, md5_of_tensors([grey, labels])
 
 
 def _test_mask(labels: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,7 @@ from sparse_lab.data.loader import Batch, Loader
 from sparse_lab.data.plan import Plan
 from sparse_lab.data.reads import photo_folder
 from sparse_lab.data.seeding import generator, seed_of
+from sparse_lab.data.source import Moments
 from sparse_lab.errors import UserError
 
 Item = tuple[torch.Tensor, int]
@@ -74,6 +75,12 @@ class PhotoSet:
         """UserError: as `photo.check` of a sample of these training photos and of the test photos, by class."""
         photo.check(_by_class(self.train[index] for index in indices.tolist()), _by_class(self.test))
 
+    def statistics(self, indices: torch.Tensor, dataset: DatasetConfig) -> tuple[list[float], list[float]]:
+        found, transform = Moments(dataset.shape[0]), _eval_transform(dataset.size)
+        for index in indices.tolist():
+            found.add(transform(photo.decode(self.train[index][0])).unsqueeze(0))
+        return found.mean_and_std()
+
     def loader(
         self,
         indices: torch.Tensor,
@@ -85,14 +92,15 @@ class PhotoSet:
         augment: AugmentConfig | None = None,
     ) -> Photos:
         samples = self.test if test else self.train
+        mean, std = dataset.normalisation
         chosen = [samples[index] for index in indices.tolist()]
         return Photos(
             paths=[path for path, _ in chosen],
             labels=torch.tensor([label for _, label in chosen], dtype=torch.int64),
             plan=plan,
-            mean=dataset.mean,
-            std=dataset.std,
-            image_size=dataset.image_size,
+            mean=mean,
+            std=std,
+            size=dataset.size,
             workers=dataset.workers,
             device=device,
             train_transform=_train_transform(dataset, augment) if augment is not None else None,
@@ -109,11 +117,12 @@ def _by_class(samples: Iterable[tuple[str, int]]) -> list[list[str]]:
 def _train_transform(dataset: DatasetConfig, augment: AugmentConfig) -> v2.Compose:
     """Random area and shape (Szegedy et al. 2015), then the flip; crop_padding and padding_mode have no say here."""
     flip = 0.5 if augment.flip and dataset.mirror else 0.0
-    return v2.Compose([v2.RandomResizedCrop(dataset.image_size), v2.RandomHorizontalFlip(flip), v2.PILToTensor()])
+    return v2.Compose([v2.RandomResizedCrop(dataset.size), v2.RandomHorizontalFlip(flip), v2.PILToTensor()])
 
 
-def _eval_transform(image_size: int) -> v2.Compose:
-    return v2.Compose([v2.Resize(round(image_size * 256 / 224)), v2.CenterCrop(image_size), v2.PILToTensor()])
+def _eval_transform(size: tuple[int, int]) -> v2.Compose:
+    shorter = round(max(size) * 256 / 224)
+    return v2.Compose([v2.Resize(shorter), v2.CenterCrop(size), v2.PILToTensor()])
 
 
 @dataclass(kw_only=True, eq=False)
@@ -121,7 +130,7 @@ class Photos(Loader):
     """A Loader that decodes. What a photo looks like depends on (seed, epoch, photo), not on the number of workers."""
 
     paths: list[str]
-    image_size: int
+    size: tuple[int, int]
     workers: int
     device: torch.device
     train_transform: v2.Compose | None = None
@@ -129,10 +138,10 @@ class Photos(Loader):
     def _from(self, first: int) -> Iterator[Batch]:
         order = self.plan.order(self.count, self.epoch)
         picks = [order[block] for block in self.plan.blocks(self.count)[first:]]
-        return self._decoded(picks, self.train_transform or _eval_transform(self.image_size), self.epoch)
+        return self._decoded(picks, self.train_transform or _eval_transform(self.size), self.epoch)
 
     def picked(self, picks: list[torch.Tensor]) -> list[Batch]:
-        return list(self._decoded(picks, _eval_transform(self.image_size), 0))
+        return list(self._decoded(picks, _eval_transform(self.size), 0))
 
     def _decoded(self, picks: list[torch.Tensor], transform: v2.Compose, epoch: int) -> Iterator[Batch]:
         batches = DataLoader(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sparse_lab.config import DatasetConfig, TrainingConfig
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from sparse_lab.data.loader import Loader
-    from sparse_lab.data.source import ImageSet
+    from sparse_lab.data.source import ImageSet, Source
     from sparse_lab.data.split import Parts
 
 # Each module has check(dataset) and load(dataset, seed) -> Source.
@@ -55,12 +55,13 @@ class Own:
         whole = isinstance(found, tuple) and len(found) == 4 and all(isinstance(one, torch.Tensor) for one in found)
         if not whole:
             raise UserError(f"data set {self.name!r}: images, labels, test images and test labels are to be returned")
-        size = dataset.image_size
+        shape = dataset.shape
         for part, images, labels in (("training", *found[:2]), ("test", *found[2:])):
-            if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size) or not len(images):
+            if images.dtype != torch.uint8 or images.shape[1:] != shape or not len(images):
                 raise UserError(
-                    f"data set {self.name!r}: {part} images are to be uint8 [N, 3, {size}, {size}] "
-                    f"(dataset.image_size={size}), not {images.dtype} {list(images.shape)}"
+                    f"data set {self.name!r}: {part} images are to be uint8 [N, {', '.join(map(str, shape))}] "
+                    f"(dataset.channels={dataset.channels} dataset.image_size={dataset.image_size}), not "
+                    f"{images.dtype} {list(images.shape)}"
                 )
             if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
                 raise UserError(
@@ -72,10 +73,11 @@ class Own:
 
 def register_dataset(name: str, load: Callable[[DatasetConfig, int], Arrays], *, files: reads.Files | None) -> None:
     """Make a data set of your own known: `dataset=NAME`, with a file dataset/NAME.yaml (`sparse_lab.register_choices`)
-    that sets at least `name: NAME`, `root: ${paths.data}`, `num_classes`, `image_size`, `mean` and `std`.
+    that sets at least `name: NAME`, `root: ${paths.data}`, `num_classes`, `image_size` and `channels` (3 where it is
+    not set; mean and std are computed from the training images where they are not set).
 
     load: takes the config group `dataset` and the run's seed, and returns images, labels, test images and test labels:
-    uint8 [N, 3, image_size, image_size] and int64 [N] tensors. It neither splits, augments nor normalises them.
+    uint8 [N, *dataset.shape] and int64 [N] tensors. It neither splits, augments nor normalises them.
     files: takes `dataset` and returns the names below dataset.root of all files that load reads: a run is known by what
     they hold. None: the data set is made, and no file below dataset.root is read.
 
@@ -108,6 +110,8 @@ class Data:
             (path, size).
         official: the md5s are the publisher's. True as well where there is nothing to compare (digits, synthetic,
             imagenet).
+        shape: (channels, height, width) of an image.
+        mean, std: by which images are normalised, a number a channel, of pixels in 0..1.
         images: train, validation, test -> how many images are used of how many that there are, before any limit.
     """
 
@@ -115,7 +119,9 @@ class Data:
     validation: Loader
     test: Loader
     num_classes: int
-    image_size: int
+    shape: tuple[int, int, int]
+    mean: list[float]
+    std: list[float]
     md5: dict[str, str]
     official: bool
     images: dict[str, tuple[int, int]]
@@ -175,6 +181,7 @@ def build(
         dataset.eval_limit,
     )
     source.check_images(parts.train, dataset)
+    dataset = _normalised(dataset, source, parts.train)
     device = torch.device(device)
 
     def plan(limit: int | None, train: bool = False) -> Plan:
@@ -185,12 +192,31 @@ def build(
         train=source.loader(parts.train, plan(limit, train=True), dataset, device, augment=training.augment),
         validation=source.loader(parts.validation, plan(limit), dataset, device),
         test=source.loader(parts.test, plan(None), dataset, device, test=True),
-        num_classes=dataset.num_classes,
-        image_size=dataset.image_size,
+        num_classes=dataset.classes,
+        shape=dataset.shape,
+        mean=dataset.normalisation[0],
+        std=dataset.normalisation[1],
         md5=source.md5,
         official=source.official,
         images=_used(source.count(test=False), source.count(test=True), parts, dataset, training),
     )
+
+
+def _normalised(dataset: DatasetConfig, source: Source, train: torch.Tensor) -> DatasetConfig:
+    """With mean and std: those of the training images where the config has none. UserError: one of them is missing, or
+    they are not a number a channel.
+    """
+    channels = dataset.shape[0]
+    if dataset.mean is None and dataset.std is None:
+        mean, std = source.statistics(train, dataset)
+        return replace(dataset, mean=mean, std=std)
+    for name, numbers in (("mean", dataset.mean), ("std", dataset.std)):
+        if numbers is None or len(numbers) != channels:
+            raise UserError(
+                f"dataset.{name}={numbers}: {channels} number(s), one a channel; dataset.mean=null dataset.std=null "
+                "are computed from the training images"
+            )
+    return dataset
 
 
 def _used(

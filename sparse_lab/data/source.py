@@ -25,7 +25,8 @@ LOOKED_AT = 256  # images at a time: as a rule the first ones differ
 class Source(Protocol):
     """What `registry.build` needs of a data set; `test` chooses the test images instead of the training images.
 
-    check_images: raises a UserError where nothing can be learned from these training images.
+    check_images: raises a UserError where nothing can be learned from these training images. statistics: mean and
+    standard deviation of each channel of these training images, of pixels in 0..1.
     """
 
     md5: dict[str, str]
@@ -34,6 +35,8 @@ class Source(Protocol):
     def count(self, *, test: bool) -> int: ...
 
     def check_images(self, indices: torch.Tensor, dataset: DatasetConfig) -> None: ...
+
+    def statistics(self, indices: torch.Tensor, dataset: DatasetConfig) -> tuple[list[float], list[float]]: ...
 
     def loader(
         self,
@@ -49,7 +52,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images in memory: uint8 [N, 3, H, W] with int64 labels [N], on the CPU; a Source.
+    """Images in memory: uint8 [N, C, H, W] with int64 labels [N], on the CPU; a Source.
 
     `md5` maps a file below dataset.root to the md5 seen; `official` says whether these are the publisher's.
     """
@@ -76,6 +79,12 @@ class ImageSet:
         if plain or len(indices) > 1:
             raise UserError(no_variance(f"{dataset.name} in {dataset.root}", len(indices), plain))
 
+    def statistics(self, indices: torch.Tensor, dataset: DatasetConfig) -> tuple[list[float], list[float]]:
+        found = Moments(self.images.shape[1])
+        for some in indices.split(LOOKED_AT):
+            found.add(self.images[some])
+        return found.mean_and_std()
+
     def loader(
         self,
         indices: torch.Tensor,
@@ -89,6 +98,7 @@ class ImageSet:
         """A loader over a copy of the chosen images on `device`. UserError: a label outside dataset.num_classes."""
         images, labels = (self.test_images, self.test_labels) if test else (self.images, self.labels)
         check_labels(labels, dataset)
+        mean, std = dataset.normalisation
         on_gpu = device.type == "cuda"
         if on_gpu and not plan.shuffle and plan.limit is None:
             plan = replace(plan, batch_size=max(plan.batch_size, EVALUATED))
@@ -96,13 +106,34 @@ class ImageSet:
             images=images[indices].to(device),
             labels=labels[indices].to(device),
             plan=plan,
-            mean=dataset.mean,
-            std=dataset.std,
+            mean=mean,
+            std=std,
             augment=augment,
             mirror=dataset.mirror,
             ahead=max(1, MADE // plan.batch_size) if on_gpu else 1,
             layout=layout_of(device),
         )
+
+
+class Moments:
+    """Mean and standard deviation of each channel of uint8 images, exact sums of whole numbers."""
+
+    def __init__(self, channels: int) -> None:
+        self._pixels = 0
+        self._sums = torch.zeros(2, channels, dtype=torch.float64)
+
+    def add(self, images: torch.Tensor) -> None:
+        """Take in uint8 [N, C, H, W]."""
+        values = images.transpose(0, 1).flatten(1).to(torch.int64)
+        self._pixels += values.shape[1]
+        self._sums += torch.stack([values.sum(1), (values * values).sum(1)])
+
+    def mean_and_std(self) -> tuple[list[float], list[float]]:
+        """Return both, of pixels in 0..1; a channel that never varies gets 1 as its std, and so is 0 throughout."""
+        mean, square = self._sums / max(1, self._pixels) / torch.tensor([[255.0], [255.0**2]], dtype=torch.float64)
+        std = (square - mean * mean).clamp_min(0.0).sqrt()
+        std[std < 1e-4] = 1.0
+        return mean.tolist(), std.tolist()
 
 
 def no_variance(whose: str, count: int, plain: bool) -> str:
@@ -114,18 +145,19 @@ def no_variance(whose: str, count: int, plain: bool) -> str:
 def check_labels(labels: torch.Tensor, dataset: DatasetConfig) -> None:
     """UserError: a label outside 0..num_classes-1."""
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= dataset.num_classes:
+    if low < 0 or high >= dataset.classes:
         raise UserError(
             f"{dataset.name} has labels from {low} to {high}, but dataset.num_classes={dataset.num_classes} allows "
-            f"0 to {dataset.num_classes - 1}"
+            f"0 to {dataset.classes - 1}"
         )
 
 
 def check_size(dataset: DatasetConfig, native: int) -> None:
     """UserError: the config asks for a size that this data set does not have."""
-    if dataset.image_size != native:
+    if dataset.shape != (3, native, native):
         raise UserError(
-            f"{dataset.name} gives {native}x{native} pixels: set dataset.image_size={native}, not {dataset.image_size}"
+            f"{dataset.name} gives {native}x{native} pixels of 3 channels: set dataset.image_size={native} and "
+            f"dataset.channels=3, not {dataset.image_size} and {dataset.channels}"
         )
 
 

@@ -33,6 +33,6 @@ def _pool(wanted: int, validation: float) -> int:
 
 def _images(count: int, dataset: DatasetConfig, part: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     source = generator("synthetic", part, seed)
-    shape = (count, 3, dataset.image_size, dataset.image_size)
+    shape = (count, *dataset.shape)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=source)
-    return images, torch.randint(0, dataset.num_classes, (count,), generator=source)
+    return images, torch.randint(0, dataset.classes, (count,), generator=source)

@@ -208,7 +208,7 @@ def _log(
         folder,
         say,
         trained=lambda: module.figures.trained,
-        image_size=config.dataset.image_size,
+        shape=config.dataset.shape,
         require_connected=config.sparsity.require_connected,
         explore=any(one.explores for one in table.present(config.method)),
         by_layer=config.diagnostics.layers,

@@ -49,6 +49,7 @@ from sparse_lab.config import (
     parts_of,
     renamed,
 )
+from sparse_lab.data.facts import filled
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment.security.composed import check_composed
 from sparse_lab.experiment.security.files import CheckedRepository, Setting, check_files, check_settings
@@ -58,6 +59,7 @@ from sparse_lab.methods.read import put_together
 PARTS: dict[str, type] = {}  # every part that a method or a schedule can have, as method.prune -> its settings
 LEAVES: dict[str, Any] = {}  # every key that has a value -> its type, where it is not null
 MAPPINGS: list[str] = []  # those of them that are mappings
+OF_LAYERS = ("sparsity.layers",)  # mappings whose names hold dots themselves
 
 
 def _leaves(kind: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -181,10 +183,12 @@ class Composed:
 
     def config(self) -> Config:
         """The run's config as plain dataclasses. Raises UserError when a value is missing, of the wrong type or out of
-        range, those of what the run does not have or read too: they have no say in whether it is done.
+        range, those of what the run does not have or read too: they have no say in whether it is done. What the files
+        of a data set say of it (`filled`) is there.
         """
         config = to_config(self.cfg)
         check_ranges(config)
+        config.dataset = filled(config.dataset)
         for part in PARTS.keys() - self.parts:
             group, name = part.split(".")
             setattr(getattr(config, group), name, None)
@@ -575,6 +579,8 @@ def check_key(key: str) -> None:
     """Is `key` (dots between its parts) one of the schema's? Raises UserError with the nearest one."""
     if (mapping := next((one for one in MAPPINGS if key.startswith(f"{one}.")), None)) is not None:
         name = key.removeprefix(f"{mapping}.")
+        if mapping not in OF_LAYERS and "." not in name:
+            return
         raise UserError(f"{key}: names may hold dots themselves: {mapping}={{{name}:VALUE}}")
     walked: list[str] = []
     for part in key.split("."):

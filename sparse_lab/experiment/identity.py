@@ -155,7 +155,8 @@ def run_name(config: Config) -> str:
     which no folder is made.
     """
     sparsity = [] if config.method.prune is None else [f"{100 * phases.final_sparsity(config):.6g}"]
-    words = [config.model.name, config.dataset.name, config.method.name, *sparsity, f"seed{config.seed}"]
+    arch = [] if config.model.arch is None else [config.model.arch]
+    words = [config.model.name, *arch, config.dataset.name, config.method.name, *sparsity, f"seed{config.seed}"]
     return "-".join([*words, run_hash(config)])
 
 

@@ -29,7 +29,7 @@ def make_result(
 ) -> dict[str, Any]:
     """The whole record, plain values only. Accuracies in percent, times in seconds, memory in MiB."""
     levels = parts.rounds.levels
-    costs = layer_costs(parts.model, config.dataset.image_size)
+    costs = layer_costs(parts.model, config.dataset.shape)
     last = levels[-1]
     return finite(
         {
@@ -39,6 +39,7 @@ def make_result(
             "request": request_hash(config),
             "model": config.model.name,
             "width": config.model.width,
+            "arch": config.model.arch,
             "dataset": config.dataset.name,
             "method": config.method.name,
             "seed": config.seed,
@@ -70,6 +71,7 @@ def make_result(
             "data": {"md5": data.md5, "official": data.official, "fingerprint": surroundings(config).data},
             "plugins": surroundings(config).plugins,
             "ranks": surroundings(config).ranks,
+            "normalise": {"mean": data.mean, "std": data.std},
             "images": {part: {"used": used, "whole": whole} for part, (used, whole) in data.images.items()},
             "computed": parts.save.computed,
             "device": device_name(device_of(config.trainer.accelerator)),
@@ -95,14 +97,14 @@ def remove_channels_of(config: Config, parts: Parts, data: Data) -> tuple[nn.Mod
     went. Papers on filters count the filters alone (`removed_filters`); really gone are also the weights that read
     them (`remove_channels_of`).
     """
-    image_size = config.dataset.image_size
-    small = thin(parts.model, image_size)
+    shape = config.dataset.shape
+    small = thin(parts.model, shape)
     # in float64: it is the surgery that is compared, not the rounding of logits that may be large
     masked, thinned = copy.deepcopy(parts.model).double().eval(), copy.deepcopy(small).double().eval()
     images = data.train.fixed(1)[0][0].to(next(thinned.parameters()))
     with torch.no_grad():
         difference = float((masked(images) - thinned(images)).abs().max())
-    before, after = layer_costs(parts.model, image_size), layer_costs(small, image_size)
+    before, after = layer_costs(parts.model, shape), layer_costs(small, shape)
     rows = {name: layer.weight.shape[0] for name, layer in layers(small).items()}
     shares = {name: rows[name] / layer.weight.shape[0] for name, layer in layers(parts.model).items()}
 

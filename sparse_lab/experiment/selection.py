@@ -27,7 +27,7 @@ def check_selection(config: Config, images: dict[str, tuple[int, int]]) -> None:
     choosing = {"validation_best": ["validation"], "test_best": ["test"], "last": []}[config.training.select]
     patient = ["validation"] if _patient(config) else []
     for part in dict.fromkeys([*choosing, *patient]):
-        used, classes = images[part][0], config.dataset.num_classes
+        used, classes = images[part][0], config.dataset.classes
         if used < classes and not config.training.select_on_few:
             way = f"training.select={config.training.select}" if part in choosing else "training.patience"
             raise UserError(

@@ -67,6 +67,7 @@ def check_request(config: Config) -> None:
     check_ranges(config)
     if config.model.name not in models.names():
         raise UserError(f"unknown model {config.model.name!r}; {nearest(config.model.name, models.names())}")
+    models.check(spec_of(config))
     _check_training(config)
     _check_parts(config)
     backend.check(config, here=False)
@@ -77,7 +78,7 @@ def _check_files(config: Config) -> None:
     """Can the checkpoints be read that a run starts from?"""
     regrow = config.method.regrow
     for path in (config.model.weights, None if regrow is None else regrow.reference):
-        if path not in (None, "torchvision"):
+        if path not in (None, *models.LIBRARIES):
             load_checkpoint(str(path))
 
 
@@ -133,7 +134,7 @@ def _check_training(config: Config) -> None:
         raise UserError("training.stop_after is for method=dense: other methods would end before their target")
     if (training.stop_after or 0) > training.epochs:
         raise UserError(f"training.stop_after={training.stop_after}: training.epochs={training.epochs}")
-    if training.augment.padding_mode == "reflect" and training.augment.crop_padding >= config.dataset.image_size:
+    if training.augment.padding_mode == "reflect" and training.augment.crop_padding >= min(config.dataset.size):
         raise UserError(
             f"training.augment.crop_padding={training.augment.crop_padding} cannot reflect an image that small"
         )

@@ -33,10 +33,10 @@ def export(run: Finished, files: dict[str, Path], values: packed.Precision = "fp
     Raises UserError when the network has no graph, when the package onnx is needed and missing, and when a float32
     file's logits are not those of the original.
     """
-    shown, which = images(run, 64 if run.image_size < 64 else 16)
-    graph = reduced(traced(run.model, run.image_size)) if set(files) - {"torch"} else None
+    shown, which = images(run, 64 if min(run.shape[1:]) < 64 else 16)
+    graph = reduced(traced(run.model, run.shape)) if set(files) - {"torch"} else None
     dense = sum(parameter.numel() * parameter.element_size() for parameter in run.model.parameters())
-    costs = layer_costs(run.model, run.image_size)
+    costs = layer_costs(run.model, run.shape)
     found: dict[str, Any] = {"written": now(), "compared_on": f"{len(shown)} {which}", "values": values}
     found["macs"] = {"dense": sum(cost.macs for cost in costs)}
     found["bytes"] = {"dense": dense}

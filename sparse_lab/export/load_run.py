@@ -34,8 +34,10 @@ class Finished:
     normalise: dict[str, list[float]]
 
     @property
-    def image_size(self) -> int:
-        return self.build["image_size"]
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image."""
+        size = self.build["image_size"]
+        return self.build.get("channels", 3), *((size, size) if isinstance(size, int) else size)
 
     def about(self) -> dict[str, Any]:
         """What a file says of the network: plain facts."""
@@ -54,7 +56,9 @@ def finished(run: Path) -> Finished:
         model, dataset = result["config"]["model"], result["config"]["dataset"]
         build = {"name": model["name"], "num_classes": dataset["num_classes"], "width": model["width"]}
         build["image_size"] = dataset["image_size"]
-        normalise = {"mean": dataset["mean"], "std": dataset["std"]}
+        build |= {name: model[name] for name in ("arch", "adapt_stem", "options") if model.get(name)}
+        build |= {"channels": dataset["channels"]} if dataset.get("channels", 3) != 3 else {}
+        normalise = result.get("normalise") or {"mean": dataset["mean"], "std": dataset["std"]}
     except FileNotFoundError:
         raise UserError(f"{run} is not a finished run: it has no result.json") from None
     except BadRecord as error:
@@ -118,4 +122,4 @@ def images(run: Finished, count: int) -> tuple[Tensor, str]:
         return torch.cat(batches), f"test images of {config.dataset.name}"
     except (SparseLabError, OSError, OmegaConfBaseException):
         source = torch.Generator().manual_seed(0)
-        return torch.randn(count, 3, run.image_size, run.image_size, generator=source), "random images"
+        return torch.randn(count, *run.shape, generator=source), "random images"

@@ -13,13 +13,14 @@ from torch import Tensor, fx, nn
 
 from sparse_lab.errors import UserError
 from sparse_lab.export.graph import Activation, AveragePool, Conv, Graph, Map, MaxPool, Node, Pair, windows
+from sparse_lab.sparsity.images import Shape, full_shape
 
 NOTHING = np.zeros(0, dtype=np.int64)
 
 
-def traced(model: nn.Module, image_size: int) -> Graph:
-    """The graph of a plain network (images (N, 3, image_size, image_size) to logits) in evaluation mode, all channels
-    kept, weights that are zero left out.
+def traced(model: nn.Module, shape: Shape) -> Graph:
+    """The graph of a plain network (images (N, *shape) to logits) in evaluation mode, all channels kept, weights that
+    are zero left out.
 
     Raises UserError, in one line, for a layer or an operation that a graph has no place for.
     """
@@ -31,7 +32,7 @@ def traced(model: nn.Module, image_size: int) -> Graph:
     finally:
         for module, mode in modes.items():
             module.training = mode
-    building = _Building(image_size)
+    building = _Building(*full_shape(shape))
     with torch.no_grad():
         for step in symbolic.graph.nodes:
             building.take(step, model)
@@ -42,8 +43,8 @@ class _Building:
     """A graph in the making: `at` says which map each step of the trace is. A map that is not `shared` by several
     readers may still take a batch norm, an addend or an activation into the convolution that makes it."""
 
-    def __init__(self, image_size: int) -> None:
-        self.maps = [_map(3, image_size, image_size)]
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        self.maps = [_map(channels, height, width)]
         self.nodes: list[Node] = []
         self.at: dict[fx.Node, int] = {}
         self.shared: set[int] = set()

@@ -22,16 +22,24 @@ from sparse_lab.sparsity.structured import channels
 
 def build_model(config: Config) -> nn.Module:
     """The plain network of `config`, its layers chosen."""
-    model = models.build(*spec_of(config), config.model.weights)
+    model = models.make(spec_of(config), config.model.weights)
     _choose(model, choice_of(config))
     return model
 
 
-Spec = tuple[str, int, float, int]  # name, classes, width, image size: what `models.build` takes
-
-
-def spec_of(config: Config) -> Spec:
-    return config.model.name, config.dataset.num_classes, config.model.width, config.dataset.image_size
+def spec_of(config: Config) -> models.Spec:
+    """What `models.make` is told."""
+    model, dataset = config.model, config.dataset
+    return models.Spec(
+        name=model.name,
+        num_classes=dataset.classes,
+        width=model.width,
+        image_size=dataset.size,
+        channels=dataset.shape[0],
+        arch=model.arch,
+        adapt_stem=model.adapt_stem,
+        options=models.frozen(model.options),
+    )
 
 
 class Choice(NamedTuple):
@@ -162,8 +170,8 @@ def structure_of(config: Config) -> Structure:
 
 
 @lru_cache(maxsize=8)
-def _structure(spec: Spec, choice: Choice) -> Structure:
+def _structure(spec: models.Spec, choice: Choice) -> Structure:
     with torch.device("meta"):
-        model = models.build(*spec)
+        model = models.make(spec)
     _choose(model, choice)
-    return Structure(spec[0], model, spec[3])
+    return Structure(spec.title, model, spec.shape)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from sparse_lab.models.initialisation import initialise
+from sparse_lab.models.spec import Spec
 from sparse_lab.models.width import scaled_to_eights
 
 STEM = 32
@@ -53,10 +54,11 @@ class MobileNetV2(nn.Module):
     paper).
     """
 
-    def __init__(self, num_classes: int, width: float, imagenet: bool) -> None:
+    def __init__(self, spec: Spec) -> None:
         super().__init__()
+        width, imagenet = spec.width, spec.imagenet
         inputs = scaled_to_eights(STEM, width)
-        features: list[nn.Module] = [_conv_bn_relu6(3, inputs, kernel=3, stride=2 if imagenet else 1)]
+        features: list[nn.Module] = [_conv_bn_relu6(spec.channels, inputs, kernel=3, stride=2 if imagenet else 1)]
         for index, (expansion, channels, blocks, first_stride) in enumerate(STAGES):
             outputs = scaled_to_eights(channels, width)
             for block in range(blocks):
@@ -67,17 +69,17 @@ class MobileNetV2(nn.Module):
         features.append(_conv_bn_relu6(inputs, last, kernel=1))
         self.features = nn.Sequential(*features)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(last, num_classes))
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(last, spec.num_classes))
         initialise(self, linear_std=0.01)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (N, 3, H, W) to logits (N, num_classes)."""
+        """Images (N, C, H, W) to logits (N, num_classes)."""
         return self.classifier(torch.flatten(self.avgpool(self.features(images)), 1))
 
 
-def mobilenet_v2(num_classes: int, width: float, imagenet: bool) -> MobileNetV2:
-    """MobileNetV2 with `width` as its width multiplier."""
-    return MobileNetV2(num_classes, width, imagenet)
+def mobilenet_v2(spec: Spec) -> MobileNetV2:
+    """MobileNetV2 with the width as its width multiplier."""
+    return MobileNetV2(spec)
 
 
 def _conv_bn_relu6(inputs: int, outputs: int, *, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:

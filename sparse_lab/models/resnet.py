@@ -1,4 +1,4 @@
-"""ResNet-34 and ResNet-50 (He et al., CVPR 2016), for small images and for ImageNet."""
+"""ResNet-18, 34 and 50 (He et al., CVPR 2016), for small images and for ImageNet."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from sparse_lab.models.initialisation import initialise
+from sparse_lab.models.spec import Spec
 from sparse_lab.models.width import scaled
 
-STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))  # channels, blocks, stride of the first block
+STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))  # channels, stride of the first block
 
 
 class BasicBlock(nn.Module):
@@ -67,43 +68,49 @@ class ResNet(nn.Module):
     classifier with bias.
     """
 
-    def __init__(self, block: type[BasicBlock | Bottleneck], num_classes: int, width: float, imagenet: bool) -> None:
+    def __init__(self, block: type[BasicBlock | Bottleneck], blocks: tuple[int, int, int, int], spec: Spec) -> None:
         super().__init__()
+        width, imagenet = spec.width, spec.imagenet
         stem = scaled(64, width)
         if imagenet:
-            self.conv1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False)
+            self.conv1 = nn.Conv2d(spec.channels, stem, 7, stride=2, padding=3, bias=False)
         else:
-            self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
+            self.conv1 = nn.Conv2d(spec.channels, stem, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if imagenet else nn.Identity()
         stages = []
         inputs = stem
-        for channels, blocks, stride in STAGES:
+        for (channels, stride), count in zip(STAGES, blocks, strict=True):
             inner, outputs = scaled(channels, width), scaled(channels * block.EXPANSION, width)
             first = block(inputs, inner, outputs, stride)
-            stages.append(nn.Sequential(first, *(block(outputs, inner, outputs, 1) for _ in range(blocks - 1))))
+            stages.append(nn.Sequential(first, *(block(outputs, inner, outputs, 1) for _ in range(count - 1))))
             inputs = outputs
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(inputs, num_classes, bias=imagenet)
+        self.fc = nn.Linear(inputs, spec.num_classes, bias=imagenet)
         initialise(self, linear_std=None)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (N, 3, H, W) to logits (N, num_classes)."""
+        """Images (N, C, H, W) to logits (N, num_classes)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
-def resnet34(num_classes: int, width: float, imagenet: bool) -> ResNet:
+def resnet18(spec: Spec) -> ResNet:
+    """ResNet-18: 2, 2, 2 and 2 basic blocks."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), spec)
+
+
+def resnet34(spec: Spec) -> ResNet:
     """ResNet-34: 3, 4, 6 and 3 basic blocks."""
-    return ResNet(BasicBlock, num_classes, width, imagenet)
+    return ResNet(BasicBlock, (3, 4, 6, 3), spec)
 
 
-def resnet50(num_classes: int, width: float, imagenet: bool) -> ResNet:
+def resnet50(spec: Spec) -> ResNet:
     """ResNet-50: 3, 4, 6 and 3 bottlenecks."""
-    return ResNet(Bottleneck, num_classes, width, imagenet)
+    return ResNet(Bottleneck, (3, 4, 6, 3), spec)
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:

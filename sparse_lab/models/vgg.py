@@ -1,20 +1,22 @@
-"""VGG16 with batch normalisation (Simonyan & Zisserman, ICLR 2015), for small images and for ImageNet."""
+"""VGG16 and VGG19 with batch normalisation (Simonyan & Zisserman, ICLR 2015), for small images and for ImageNet."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
+from sparse_lab.errors import UserError
 from sparse_lab.models.initialisation import initialise
+from sparse_lab.models.spec import Spec
 from sparse_lab.models.width import scaled
 
-STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and convolutions; a max-pool ends each
+STAGES = (64, 128, 256, 512, 512)  # channels; a max-pool ends each
 IMAGENET_POOL = 7
 HIDDEN = 4096
 
 
 class VGG(nn.Module):
-    """`features` (N, 3, H, W) -> `avgpool` -> flattened -> `classifier` -> logits (N, classes)."""
+    """`features` (N, C, H, W) -> `avgpool` -> flattened -> `classifier` -> logits (N, classes)."""
 
     def __init__(self, features: nn.Sequential, avgpool: nn.Module, classifier: nn.Sequential) -> None:
         super().__init__()
@@ -26,30 +28,43 @@ class VGG(nn.Module):
         return self.classifier(torch.flatten(self.avgpool(self.features(images)), 1))
 
 
-def vgg16(num_classes: int, width: float, imagenet: bool) -> VGG:
-    """VGG16: 13 3x3 convolutions with bias, each with BatchNorm and ReLU, and 5 max-pools.
+def vgg16(spec: Spec) -> VGG:
+    """VGG16: 13 3x3 convolutions, otherwise as `_vgg`."""
+    return _vgg((2, 2, 3, 3, 3), spec)
 
-    imagenet=False: images of 32 to 63 pixels, one Linear(512, num_classes) on the 1x1 map that the pools leave.
-    imagenet=True: average pool to 7x7 and three linear layers with dropout 0.5, named as in torchvision's vgg16_bn.
+
+def vgg19(spec: Spec) -> VGG:
+    """VGG19: 16 3x3 convolutions, otherwise as `_vgg`."""
+    return _vgg((2, 2, 4, 4, 4), spec)
+
+
+def _vgg(convolutions: tuple[int, ...], spec: Spec) -> VGG:
+    """So many 3x3 convolutions a stage, with bias, each with BatchNorm and ReLU, and 5 max-pools.
+
+    Images below 64 pixels: a linear layer on what the pools leave, 1x1 of 32 to 63 pixels. From 64 up: average pool to
+    7x7 and three linear layers with dropout 0.5, named as in torchvision's vgg16_bn.
     """
-    last = scaled(STAGES[-1][0], width)
-    if imagenet:
+    if spec.adapt_stem:
+        raise UserError(f"model.adapt_stem: {spec.name} begins with a convolution of stride 1 as it is; leave it out")
+    last = scaled(STAGES[-1], spec.width)
+    if spec.imagenet:
         avgpool: nn.Module = nn.AdaptiveAvgPool2d(IMAGENET_POOL)
-        classifier = _imagenet_classifier(last * IMAGENET_POOL**2, scaled(HIDDEN, width), num_classes)
+        classifier = _imagenet_classifier(last * IMAGENET_POOL**2, scaled(HIDDEN, spec.width), spec.num_classes)
     else:
         avgpool = nn.Identity()
-        classifier = nn.Sequential(nn.Linear(last, num_classes))
-    network = VGG(_features(width), avgpool, classifier)
+        height, width = (side // 2 ** len(STAGES) for side in spec.image_size)
+        classifier = nn.Sequential(nn.Linear(last * height * width, spec.num_classes))
+    network = VGG(_features(convolutions, spec), avgpool, classifier)
     initialise(network, linear_std=0.01)
     return network
 
 
-def _features(width: float) -> nn.Sequential:
+def _features(convolutions: tuple[int, ...], spec: Spec) -> nn.Sequential:
     layers: list[nn.Module] = []
-    inputs = 3
-    for channels, convolutions in STAGES:
-        outputs = scaled(channels, width)
-        for _ in range(convolutions):
+    inputs = spec.channels
+    for channels, count in zip(STAGES, convolutions, strict=True):
+        outputs = scaled(channels, spec.width)
+        for _ in range(count):
             layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
             inputs = outputs
         layers.append(nn.MaxPool2d(2))

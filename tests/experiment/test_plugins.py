@@ -321,7 +321,7 @@ def test_nothing_is_registered_under_a_name_that_is_no_word(plugin):
             return {}
 
         function.__name__ = name
-        for register in (sparse_lab.register_score, sparse_lab.register_distribution, sparse_lab.register_network):
+        for register in (sparse_lab.register_score, sparse_lab.register_distribution, sparse_lab.register_model):
             with pytest.raises(SparseLabError, match="a name is a plain word"):
                 register(function)
 

@@ -193,7 +193,7 @@ def test_a_part_s_name_is_none_of_a_method_s(name):
 
 
 def test_a_network():
-    @sparse_lab.register_network(smallest=8)
+    @sparse_lab.register_model(smallest=8)
     def own_net(num_classes, width, image_size):
         return nn.Sequential(nn.Flatten(), nn.Linear(3 * image_size**2, num_classes))
 
@@ -206,9 +206,9 @@ def test_a_network():
             models.build("own_net", **wrong)
     with pytest.raises(SparseLabError, match="network 'vgg16' is taken"):
         own_net.__name__ = "vgg16"
-        sparse_lab.register_network(own_net)
+        sparse_lab.register_model(own_net)
 
-    @sparse_lab.register_network
+    @sparse_lab.register_model
     def no_net(num_classes, width, image_size):
         return None
 
