@@ -37,6 +37,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from sparse_lab import models
 from sparse_lab.config import (
     CHOICES,
     FOLLOWERS,
@@ -189,6 +190,7 @@ class Composed:
         config = to_config(self.cfg)
         check_ranges(config)
         config.dataset = filled(config.dataset)
+        config.model.options = models.differing(config.model.name, config.model.options)
         for part in PARTS.keys() - self.parts:
             group, name = part.split(".")
             setattr(getattr(config, group), name, None)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from sparse_lab import models
 from sparse_lab.config import Config, RecipeConfig
 from sparse_lab.data.reads import MADE, PUBLISHED
 from sparse_lab.experiment.selection import selects
@@ -61,6 +62,9 @@ def _finetune_epochs(config: Config) -> bool:
 
 
 READ_WHEN: dict[str, When] = {
+    "model.adapt_stem": When(
+        lambda config: models.has_stem(config.model.name, config.dataset.size), "a network with ImageNet's stem"
+    ),
     "dataset.root": When(lambda config: config.dataset.name not in MADE, "a dataset that is read from files"),
     "dataset.mirror": When(lambda config: config.training.augment.flip, "training.augment.flip=true"),
     "dataset.verify": When(

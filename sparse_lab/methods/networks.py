@@ -16,7 +16,8 @@ from sparse_lab.models import weight_sharing
 from sparse_lab.sparsity import masks
 from sparse_lab.sparsity.choose import check_own, choose
 from sparse_lab.sparsity.flops import layer_costs
-from sparse_lab.sparsity.images import Shape
+from sparse_lab.sparsity.images import Shape, image_like, send
+from sparse_lab.sparsity.scores import evaluating
 from sparse_lab.sparsity.structured import channels
 
 
@@ -169,9 +170,24 @@ def structure_of(config: Config) -> Structure:
     return _structure(spec_of(config), choice_of(config))
 
 
+def _check_output(spec: models.Spec, model: nn.Module) -> None:
+    """Raise UserError where an image does not go through, or what comes out are no logits."""
+    try:
+        with torch.no_grad(), evaluating(model):
+            logits = send(model, image_like(model, spec.shape))
+    except NotImplementedError:
+        return  # it looks at values, which a network on the device "meta" does not have
+    except SparseLabError as error:
+        raise UserError(f"{spec.title}: {error}; choose another dataset.image_size") from None
+    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (1, spec.num_classes):
+        made = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(f"{spec.title} makes {made} of an image, and no logits (1, {spec.num_classes})")
+
+
 @lru_cache(maxsize=8)
 def _structure(spec: models.Spec, choice: Choice) -> Structure:
     with torch.device("meta"):
         model = models.make(spec)
+    _check_output(spec, model)
     _choose(model, choice)
     return Structure(spec.title, model, spec.shape)

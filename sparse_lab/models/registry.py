@@ -6,7 +6,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,12 @@ def names() -> list[str]:
     return sorted(_NETWORKS)
 
 
+def differing(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are not the network's own defaults: what is written in two ways is one network."""
+    known = {} if name not in _NETWORKS else options_of(name) or {}
+    return {key: value for key, value in options.items() if key not in known or known[key] != value}
+
+
 def options_of(name: str) -> Mapping[str, Any] | None:
     """Return the options of a network and their defaults; None where its library says which there are."""
     return None if name in LIBRARIES else _NETWORKS[name].options or {}
@@ -152,7 +158,8 @@ def make(spec: Spec, weights: str | None = None) -> nn.Module:
         return library.build(spec, weights)
     else:
         _check_download(spec, entry, weights)
-        network = getattr(importlib.import_module(f"sparse_lab.models.{entry.module}"), spec.name)(spec)
+        whole = replace(spec, options=frozen({**(entry.options or {}), **dict(spec.options)}))
+        network = getattr(importlib.import_module(f"sparse_lab.models.{entry.module}"), spec.name)(whole)
     if weights is not None:
         from sparse_lab.models.weights import load
 
@@ -169,6 +176,11 @@ def _check_download(spec: Spec, entry: Entry, weights: str | None) -> None:
             f"not for image_size {_shown(spec.image_size)}, {spec.channels} channels and width {spec.width}: give a "
             "local file, or no weights"
         )
+
+
+def has_stem(name: str, image_size: tuple[int, int]) -> bool:
+    """Does a network for images of this size begin as ImageNet's do, unless adapt_stem says otherwise?"""
+    return name in LIBRARIES or (bool(_NETWORKS[name].torchvision) and min(image_size) >= IMAGENET_FROM)
 
 
 def _own(spec: Spec, entry: Entry) -> nn.Module:

@@ -27,7 +27,7 @@ def load(network: nn.Module, name: str, weights: str, torchvision_name: str) -> 
         source, state = weights, _read(Path(weights).expanduser())
     wanted = network.state_dict()
     classifier = _classifier(network)
-    classes = _other_number_of_classes(state, wanted, f"{classifier}.weight")
+    classes = None if classifier is None else _other_number_of_classes(state, wanted, f"{classifier}.weight")
     if classes is not None:
         own = {key for key in wanted if key.startswith(f"{classifier}.")}
         state = {key: tensor for key, tensor in state.items() if key not in own}
@@ -98,9 +98,9 @@ def _read_safetensors(path: Path) -> Any:
         raise UserError(f"{path} cannot be read as safetensors ({type(error).__name__})") from error
 
 
-def _classifier(network: nn.Module) -> str:
-    """The name of the layer that makes the logits: the last linear one."""
-    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+def _classifier(network: nn.Module) -> str | None:
+    """The name of the layer that makes the logits: the last linear one; None where there is none."""
+    return ([None] + [name for name, module in network.named_modules() if isinstance(module, nn.Linear)])[-1]
 
 
 def _other_number_of_classes(state: Mapping[str, Any], wanted: Mapping[str, torch.Tensor], key: str) -> int | None:

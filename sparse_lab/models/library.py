@@ -1,0 +1,79 @@
+"""What networks of torchvision and of timm have in common: which options they take, and how they are made to fit."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from sparse_lab.errors import UserError, nearest
+from sparse_lab.models import stem
+from sparse_lab.models.spec import Spec
+from sparse_lab.models.weights import load
+
+# what the Spec says, what would read a file or fetch one, and what is no plain value
+OF_THE_SPEC = frozenset({"num_classes", "in_chans", "image_size", "img_size", "input_size", "device", "dtype"})
+PLAIN = (bool, int, float, str, type(None))
+
+
+def parameters_of(builder: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return what the class of a builder's networks is made with."""
+    kind = typing.get_type_hints(builder).get("return")
+    if not isinstance(kind, type):
+        return {}
+    # one class may hand the rest on to another
+    found = [inspect.signature(one.__init__).parameters for one in kind.__mro__ if issubclass(one, nn.Module)]
+    return {name: takes for parameters in reversed(found) for name, takes in parameters.items()}
+
+
+def check_options(spec: Spec, takes: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """Return the options, or raise UserError for one that the network does not take, or of another type."""
+    known = {
+        name
+        for name, one in takes.items()
+        if name not in OF_THE_SPEC and (one.default is one.empty or isinstance(one.default, PLAIN)) and name != "self"
+    }
+    for name, value in spec.options:
+        if name not in known:
+            raise UserError(f"model.options.{name}: no option of {spec.title}; {nearest(name, sorted(known))}")
+        default = takes[name].default
+        numbers = isinstance(value, (int, float)) and isinstance(default, (int, float)) and type(value) is not bool
+        if type(default) in (bool, int, float, str) and type(value) is not type(default) and not numbers:
+            raise UserError(f"model.options.{name}={value}: {spec.title} takes {type(default).__name__} there")
+    return dict(spec.options)
+
+
+def made(spec: Spec, builder: Callable[..., Any], arguments: dict[str, Any]) -> nn.Module:
+    """Return the library's network, not in place anywhere: hooks may keep what they see. Raise UserError where it
+    cannot be made of these arguments.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the library's own deprecated ways
+            network = builder(**arguments)
+    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, ZeroDivisionError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{spec.title} cannot be made as it was asked for ({said}): look at model.options") from None
+    for module in network.modules():
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False
+    return network
+
+
+def fitted(spec: Spec, network: nn.Module, weights: str | None, reads: int) -> nn.Module:
+    """Return the network with its start weights, reading as many channels as the Spec says, its stem adapted. reads:
+    how many channels it reads now.
+    """
+    if weights is not None:
+        load(network, spec.title, weights, spec.arch or "")
+    if reads != spec.channels:
+        stem.read_channels(network, spec.title, spec.shape)
+    if spec.adapt_stem:
+        stem.adapt(network, spec.title, spec.shape)
+    if weights is not None and (spec.adapt_stem or reads != spec.channels):
+        warnings.warn(f"the first convolution of {spec.title} is new and starts from random weights", stacklevel=2)
+    return network

@@ -1,0 +1,49 @@
+"""model=timm model.arch=NAME: the networks of the package timm (the extra `timm`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from sparse_lab.errors import UserError, nearest
+from sparse_lab.models.library import check_options, fitted, made, parameters_of
+from sparse_lab.models.spec import Spec
+
+
+def _library() -> Any:
+    try:
+        import timm
+    except ImportError:
+        raise UserError("model=timm needs the package timm: pip install 'sparse_lab[timm]'") from None
+    return timm
+
+
+def names() -> list[str]:
+    """Return the names that model.arch takes."""
+    return _library().list_models()
+
+
+def build(spec: Spec, weights: str | None) -> nn.Module:
+    """Return the network of a Spec; see `sparse_lab.models.build`."""
+    timm = _library()
+    assert spec.arch is not None
+    if not timm.is_model(spec.arch):
+        raise UserError(f"model.arch={spec.arch}: no network of timm; {nearest(spec.arch, names())}")
+    takes = parameters_of(timm.model_entrypoint(spec.arch))
+    size = {"img_size": spec.image_size} if "img_size" in takes else {}
+    arguments = {**check_options(spec, takes), **size, "num_classes": spec.num_classes, "in_chans": spec.channels}
+    if weights != "timm":
+        network = made(spec, timm.create_model, {**arguments, "model_name": spec.arch})
+        return fitted(spec, network, weights, reads=spec.channels)
+    try:
+        network = made(spec, timm.create_model, {**arguments, "model_name": spec.arch, "pretrained": True})
+    except UserError:
+        raise
+    except Exception as error:  # of the hub, of the network and of the file, each with its own kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"timm's weights of {spec.arch} could not be had ({reason}): give a local file as model.weights, or connect "
+            "to the network and try again"
+        ) from None
+    return fitted(spec, network, None, reads=spec.channels)
