@@ -104,6 +104,11 @@ def names() -> list[str]:
     return sorted(_NETWORKS)
 
 
+def is_ours(name: str) -> bool:
+    """Is it a network of this package, neither another library's nor registered?"""
+    return name in _NETWORKS and name not in LIBRARIES and _NETWORKS[name].own is None
+
+
 def differing(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that are not the network's own defaults: what is written in two ways is one network."""
     known = {} if name not in _NETWORKS else options_of(name) or {}

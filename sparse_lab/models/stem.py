@@ -22,7 +22,8 @@ def read_channels(network: nn.Module, name: str, shape: tuple[int, int, int]) ->
 
 
 def adapt(network: nn.Module, name: str, shape: tuple[int, int, int]) -> None:
-    """Begin with a 3x3 convolution of stride 1 and no pooling, in place: the stem for small images. Its weights are new.
+    """Begin with a 3x3 convolution of stride 1 and no pooling, in place: the stem for small images. Its weights are
+    new.
 
     Raise UserError where the network begins otherwise than ImageNet's convolutional networks do.
     """

@@ -43,7 +43,7 @@ def build(spec: Spec, weights: str | None) -> nn.Module:
     except Exception as error:  # of the hub, of the network and of the file, each with its own kinds
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(
-            f"timm's weights of {spec.arch} could not be had ({reason}): give a local file as model.weights, or connect "
-            "to the network and try again"
+            f"timm's weights of {spec.arch} could not be had ({reason}): give a local file as model.weights, or "
+            "connect to the network and try again"
         ) from None
     return fitted(spec, network, None, reads=spec.channels)

@@ -12,6 +12,7 @@ import itertools
 import math
 import typing
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from importlib.util import find_spec
@@ -475,11 +476,12 @@ def check_run(config: Config, here: bool = True) -> None:
     from sparse_lab.training.light_imports import import_lightning, kept_out
 
     import_lightning()
-    from sparse_lab import data
+    from sparse_lab import data, models
     from sparse_lab.experiment.validate import check
 
-    data.module_of(config.dataset)  # torchvision, where it is needed, imports parts of what is kept out
-    with kept_out():
+    # torchvision, where it is needed, and whatever a foreign network needs, import parts of what is kept out
+    data.module_of(config.dataset)
+    with kept_out() if models.is_ours(config.model.name) else nullcontext():
         check(config, here=here)
 
 
