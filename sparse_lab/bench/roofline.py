@@ -53,10 +53,10 @@ class Machine:
 def training_work(model: nn.Module, image_size: int, images: int) -> Work:
     """Of a training step on live weights: three products a weight and position (forward, and both gradients)."""
     costs, found = layer_costs(model, image_size), layers(model)
-    macs = 3 * images * sum(cost.sparse_macs for cost in costs)
-    outputs = sum(cost.macs // cost.total * found[cost.name].weight.shape[0] for cost in costs)
+    macs = 3 * images * sum(cost.sparse_macs for cost in costs if cost.total)
+    outputs = sum(cost.macs // cost.total * found[cost.name].weight.shape[0] for cost in costs if cost.total)
     moved = sum(PASSES.values()) * images * outputs * NUMBER
-    return Work(macs, moved + WEIGHT_IN_TRAINING * sum(cost.kept for cost in costs))
+    return Work(macs, moved + WEIGHT_IN_TRAINING * sum(cost.kept for cost in costs if cost.total))
 
 
 def inference_work(graph: Graph, images: int) -> Work:

@@ -82,7 +82,8 @@ class Loggers(pl.Callback):
         self._seen = self.mask_log.changes
         found, kept = self.mask_log.look(), masks.kept_by_layer()
         figures = {f"density/{name}": kept[name] / mask.numel() for name, mask in masks.masks().items()}
-        figures["masks/effective_share"] = found.effective / max(found.kept, 1)
+        if found.effective is not None:
+            figures["masks/effective_share"] = found.effective / max(found.kept, 1)
         if self.mask_log.explored is not None:
             figures["masks/explored"] = self.mask_log.explored
         return figures

@@ -65,12 +65,14 @@ class MaskLogger(pl.Callback):
         self.changes = 0  # a line each
         self._looked: int | None = None  # at which step paths were followed
         self._uses: dict[str, int] = {}
+        self._other = 0
         self.macs: list[tuple[int, int]] = []
         self.ever: dict[str, Tensor] = {}
         if explore and masks is not None:
             self.ever = {name: torch.zeros_like(mask) for name, mask in masks.masks().items()}
         self._dead: set[str] = set()
         self._connected = True
+        self._said_unknown = False
 
     def look(self) -> Connectivity:
         """How the network is connected now."""
@@ -85,13 +87,16 @@ class MaskLogger(pl.Callback):
     def _count(self) -> None:
         """Note how many multiply-adds there are from the next image on."""
         if not self._uses:
-            self._uses = {cost.name: cost.macs // cost.total for cost in layer_costs(self.model, self.shape)}
+            costs = layer_costs(self.model, self.shape)
+            self._uses = {cost.name: cost.macs // cost.total for cost in costs if cost.total}
+            self._other = sum(cost.macs for cost in costs if not cost.total)
         found = {name: tied.layers[0] for name, tied in maskable(self.model).items()}
         multiplied = {name: layer.weight.numel() for name, layer in found.items()}
         if self.masks is not None:  # a dense offset beside the weights multiplies everywhere
             kept = self.masks.kept_by_layer()
             multiplied |= {name: number for name, number in kept.items() if not hasattr(found[name], "offset")}
-        self.macs.append((self.trained(), sum(self._uses[name] * number for name, number in multiplied.items())))
+        macs = self._other + sum(self._uses[name] * number for name, number in multiplied.items())
+        self.macs.append((self.trained(), macs))
 
     def _step(self) -> int:
         return self.clock.round * self.clock.steps_a_round + self.clock.step_in_round
@@ -147,6 +152,12 @@ class MaskLogger(pl.Callback):
         return row
 
     def _warn(self, found: Connectivity) -> None:
+        if found.not_known is not None:
+            if not self._said_unknown:
+                self.say(f"which weights lie on a path is not known: {found.not_known}")
+            self._said_unknown = True
+            return
+        assert found.connected is not None and found.live_logits is not None and found.logits is not None
         was_connected, self._connected = self._connected, found.connected
         newly, self._dead = set(found.dead_layers) - self._dead, set(found.dead_layers)
         if not found.connected:

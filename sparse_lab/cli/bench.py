@@ -9,8 +9,9 @@ from typing import Any
 
 from sparse_lab.bench.cells import INFERENCE, MASKS, RIVALS, SPARSITIES, TRAINING, Settings
 from sparse_lab.errors import UserError
-from sparse_lab.models import names
+from sparse_lab.models import LIBRARIES, names
 
+NETWORKS = [name for name in names() if name not in LIBRARIES]
 COMPUTE = "sparse arithmetic against dense: training and inference at each sparsity (also without the word compute)"
 TRAIN = "images a second of whole runs, dense and masked, beside a bare loop and a plain PyTorch loop"
 OTHERS = {
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     one = benches.add_parser("compute", help=COMPUTE, description=COMPUTE, epilog=AFTER, formatter_class=raw)
     many: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
     one.add_argument(
-        "--model", choices=names(), default=["vgg16", "resnet34"], help=_of(names(), "vgg16 resnet34"), **many
+        "--model", choices=NETWORKS, default=["vgg16", "resnet34"], help=_of(NETWORKS, "vgg16 resnet34"), **many
     )
     what = (TRAINING, INFERENCE)
     one.add_argument("--what", choices=what, default=list(what), help=_of(what, "both"), **many)
@@ -104,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train_words(one: argparse.ArgumentParser) -> None:
-    one.add_argument("--model", choices=names(), default="vgg16", metavar="NAME", help=_of(names(), "vgg16"))
+    one.add_argument("--model", choices=NETWORKS, default="vgg16", metavar="NAME", help=_of(NETWORKS, "vgg16"))
     methods = ["dense", "static", "rigl"]
     text = "methods that train from scratch; the others' overhead is against the first (default dense static rigl)"
     one.add_argument("--method", nargs="+", default=methods, metavar="NAME", help=text)

@@ -16,7 +16,7 @@ from sparse_lab.models.spec import Spec
 from sparse_lab.models.weights import load
 
 # what the Spec says, what would read a file or fetch one, and what is no plain value
-OF_THE_SPEC = frozenset({"num_classes", "in_chans", "image_size", "img_size", "input_size", "device", "dtype"})
+OF_THE_SPEC = frozenset({"self", "num_classes", "in_chans", "image_size", "img_size", "input_size", "device", "dtype"})
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -35,7 +35,9 @@ def check_options(spec: Spec, takes: Mapping[str, inspect.Parameter]) -> dict[st
     known = {
         name
         for name, one in takes.items()
-        if name not in OF_THE_SPEC and (one.default is one.empty or isinstance(one.default, PLAIN)) and name != "self"
+        if name not in OF_THE_SPEC
+        and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+        and (one.default is one.empty or isinstance(one.default, PLAIN))
     }
     for name, value in spec.options:
         if name not in known:

@@ -147,7 +147,7 @@ def build(
     Raises UserError on an unknown name or option, a value out of range, an image too small for the network, and weights
     that cannot be had, cannot be read or do not fit.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    size = tuple(image_size) if isinstance(image_size, (list, tuple)) else (image_size, image_size)
     spec = Spec(name, num_classes, width, size, channels, arch, adapt_stem, frozen(options or {}))  # type: ignore[arg-type]
     return make(spec, weights)
 
@@ -156,13 +156,12 @@ def make(spec: Spec, weights: str | None = None) -> nn.Module:
     """The network of a Spec, otherwise as `build`."""
     check(spec)
     entry = _NETWORKS[spec.name]
+    if spec.name in LIBRARIES:
+        return importlib.import_module(f"sparse_lab.models.{entry.module}").build(spec, weights)
+    _check_download(spec, entry, weights)
     if entry.own is not None:
         network = _own(spec, entry)
-    elif spec.name in LIBRARIES:
-        library = importlib.import_module(f"sparse_lab.models.{entry.module}")
-        return library.build(spec, weights)
     else:
-        _check_download(spec, entry, weights)
         whole = replace(spec, options=frozen({**(entry.options or {}), **dict(spec.options)}))
         network = getattr(importlib.import_module(f"sparse_lab.models.{entry.module}"), spec.name)(whole)
     if weights is not None:
@@ -225,10 +224,9 @@ def check(spec: Spec) -> None:
         raise UserError(f"width must be above 0 and at most {MAX_WIDTH:g}, not {spec.width!r}")
     if not entry.widens and spec.width != 1.0:
         raise UserError(f"width={spec.width:g}: {spec.title} has one width; leave model.width out")
-    if len(spec.image_size) != 2 or any(
-        not isinstance(side, int) or isinstance(side, bool) for side in spec.image_size
-    ):
-        raise UserError(f"image_size must be a whole number of pixels, or height and width, not {spec.image_size!r}")
+    sides = spec.image_size
+    if len(sides) != 2 or any(not isinstance(side, int) or isinstance(side, bool) for side in sides):
+        raise UserError(f"image_size must be a whole number of pixels, or height and width, not {_shown(sides)}")
     if min(spec.image_size) < entry.smallest:
         raise UserError(
             f"{spec.name} needs images of at least {entry.smallest} pixels, not {_shown(spec.image_size)}: "

@@ -40,7 +40,7 @@ def load(network: nn.Module, name: str, weights: str, torchvision_name: str) -> 
         warnings.warn(
             f"{source} is for {classes} classes: all of {name} is loaded but the classifier {classifier!r}, "
             f"which starts from random weights",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from sparse_lab.sparsity.images import Shape, image_like, send
-from sparse_lab.sparsity.masks import Counted, is_excluded, maskable
+from sparse_lab.sparsity.masks import is_excluded, maskable
 from sparse_lab.sparsity.scores import evaluating
+
+OTHER = "products of activations, weights of no layer"
+WEIGHTED = frozenset({"conv1d", "conv2d", "conv3d", "linear", "bilinear"} | {f"conv_transpose{n}d" for n in (1, 2, 3)})
+FACTOR = {"baddbmm": 1, "addbmm": 1, "addmm": 1}  # which argument's last dimension is summed over; else the first's
+PRODUCTS = frozenset({"matmul", "bmm", "mm", "__matmul__", *FACTOR})
 
 
 @dataclass(frozen=True)
@@ -30,38 +39,103 @@ class LayerCost:
 
 def layer_costs(model: nn.Module, shape: Shape) -> list[LayerCost]:
     """One entry a layer, counted or left out, in the model's order; runs one image through the network in evaluation
-    mode.
+    mode, and counts by the operations that it calls, whoever calls them. What else multiplies, if anything does, has an
+    entry of its own at the end: products of two activations (attention), weights that no layer of ours holds.
     """
     found = {name: tied.layers for name, tied in maskable(model).items()}
-    uses: dict[str, int] = dict.fromkeys(found, 0)
-    names = {module: name for name, tied in found.items() for module in tied}
-    hooks = [module.register_forward_hook(_count_uses(uses, name)) for module, name in names.items()]
-    # attention multiplies by the weight of its last layer and does not call it
-    attentions = [one for one in model.modules() if isinstance(one, nn.MultiheadAttention) and one.out_proj in names]
-    hooks += [one.register_forward_hook(_count_uses(uses, names[one.out_proj])) for one in attentions]
+    counter = _Counter({id(module.weight): name for name, tied in found.items() for module in tied})
+    hooks = [hook for name, tied in found.items() for module in tied for hook in counter.follow(module, name)]
+    hooks += [
+        hook for one in model.modules() if not getattr(one, "counted", True) for hook in counter.follow(one, None)
+    ]
     try:
-        with torch.no_grad(), evaluating(model):
+        with torch.no_grad(), evaluating(model), counter:
             send(model, image_like(model, shape))
     finally:
         for hook in hooks:
             hook.remove()
     costs = []
     for name, (module, *_) in found.items():
+        uses = counter.uses.get(name, 0)
         total = module.weight.numel()
         mask = getattr(module, "mask", None)
         kept = total if mask is None else int(mask.sum())
         multiplied = total if hasattr(module, "offset") else kept
-        counted = not is_excluded(module)
-        costs.append(LayerCost(name, kept, total, total * uses[name], multiplied * uses[name], counted))
+        costs.append(LayerCost(name, kept, total, total * uses, multiplied * uses, not is_excluded(module)))
+    if counter.other:
+        costs.append(LayerCost(OTHER, 0, 0, counter.other, counter.other, False))
     return costs
 
 
-def _count_uses(uses: dict[str, int], name: str):  # type: ignore[no-untyped-def]
-    def hook(module: Counted | nn.MultiheadAttention, inputs: tuple[Tensor, ...], output: Any) -> None:
-        # each weight multiplies once at each output position: of C channels [1, C, H, W] has H * W, [1, T, C] has T
-        if isinstance(module, nn.MultiheadAttention):
-            uses[name] += output[0].numel() // module.embed_dim
-        else:
-            uses[name] += output.numel() // len(module.weight)
+class _Counter(TorchFunctionMode):
+    """Sees every function of torch that is called. uses: how often each layer's weight multiplies; other: multiply-adds
+    of all else.
+    """
 
-    return hook
+    def __init__(self, weights: dict[int, str]) -> None:
+        super().__init__()
+        self.weights = weights
+        self.uses: dict[str, int] = {}
+        self.other = 0
+        # the layers whose forward is running: what one computes of its weight is its weight
+        self._inside: list[str | None] = []
+
+    def follow(self, module: nn.Module, name: str | None) -> list[RemovableHandle]:
+        """Know when a layer is being called, or a module that is not counted at all (None), until the hooks that are
+        returned are removed.
+        """
+        return [
+            module.register_forward_pre_hook(lambda module, inputs: self._inside.append(name)),
+            module.register_forward_hook(lambda module, inputs, output: self._inside.pop() and None),
+        ]
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs, name = kwargs or {}, getattr(function, "__name__", "")
+        made = function(*args, **kwargs)
+        if None in self._inside:
+            return made
+        given = (*args, *kwargs.values())
+        if name in WEIGHTED:
+            weight: Tensor = args[1] if len(args) > 1 else kwargs["weight"]
+            self._weighted(weight, made.numel() // weight.shape[1 if "transpose" in name else 0])
+        elif name == "multi_head_attention_forward":
+            self._attention(given)
+        elif name in PRODUCTS and isinstance(made, Tensor):
+            self.other += made.numel() * given[FACTOR.get(name, 0)].shape[-1]
+        elif name == "scaled_dot_product_attention":
+            self.other += given[0].shape[:-1].numel() * given[1].shape[-2] * (given[0].shape[-1] + given[2].shape[-1])
+        elif name == "einsum":
+            self.other += _einsum(given)
+        return made
+
+    def _weighted(self, weight: Tensor, uses: int) -> None:
+        # each weight multiplies once at each output position: of C channels [1, C, H, W] has H * W, [1, T, C] has T
+        layer = self.weights.get(id(weight), self._inside[-1] if self._inside else None)
+        if layer is None:
+            self.other += weight.numel() * uses
+        else:
+            self.uses[layer] = self.uses.get(layer, 0) + uses
+
+    def _attention(self, given: tuple[Any, ...]) -> None:
+        """torch's own, of (tokens, images, channels): packed weights, which no layer holds, and a last layer's."""
+        (query, key, value, dim), out = given[:4], given[11]
+        tokens, others = query.shape[:-1].numel(), key.shape[:-1].numel()
+        self.other += dim * (query.shape[-1] * tokens + key.shape[-1] * others + value.shape[-1] * others)
+        self.other += 2 * dim * tokens * key.shape[0]
+        self._weighted(out, tokens)
+
+
+def _einsum(given: tuple[Any, ...]) -> int:
+    """Multiply-adds of a product by an equation: one for each combination of its indices."""
+    equation, *operands = given
+    flat = [one for value in operands for one in (value if isinstance(value, (list, tuple)) else [value])]
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    sizes: dict[str, int] = {}
+    for term, operand in zip(terms, flat, strict=False):
+        named = term.replace("...", "")
+        rest = operand.shape[: operand.dim() - len(named)].numel() if "..." in term else 1
+        sizes["..."] = max(sizes.get("...", 1), rest)
+        sizes |= dict(zip(named, operand.shape[operand.dim() - len(named) :], strict=False))
+    return math.prod(sizes.values())

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from sparse_lab import models
+from sparse_lab.config import conf_dir
 from sparse_lab.errors import UserError
 from sparse_lab.models import build, names
 
 
-def test_names_are_the_four_networks() -> None:
-    assert names() == ["mobilenet_v2", "resnet34", "resnet50", "vgg16"]
+def test_names_are_those_of_the_choices() -> None:
+    assert names() == sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
+    assert {"vgg16", "resnet20", "wrn28_10", "densenet121", "vit", "mixer", "torchvision", "timm"} < set(names())
     assert models.build is build
 
 
@@ -34,7 +36,7 @@ sys.exit(2)
 
 def test_an_unknown_name_brings_the_nearest_one_and_all() -> None:
     with pytest.raises(
-        UserError, match=r"'resnet43'.*did you mean 'resnet34'\?.*mobilenet_v2, resnet34, resnet50, vgg16"
+        UserError, match=r"'resnet43'.*did you mean 'resnet34'\?.*mobilenet_v2, .*resnet34, resnet50, .*vgg16"
     ):
         build("resnet43")
 
@@ -53,7 +55,7 @@ def test_an_unknown_name_brings_the_nearest_one_and_all() -> None:
         ({"width": float("inf")}, "not inf"),
         ({"width": "1"}, "not '1'"),
         ({"width": True}, "not True"),
-        ({"image_size": 32.0}, "image_size must be a whole number of pixels, not 32.0"),
+        ({"image_size": 32.0}, "image_size must be a whole number of pixels, or height and width, not 32.0"),
         ({"image_size": True}, "not True"),
         ({"image_size": 28}, "vgg16 needs images of at least 32 pixels, not 28"),
         ({"image_size": 0}, "not 0"),

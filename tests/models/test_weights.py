@@ -269,5 +269,5 @@ def test_torchvision_weights_are_for_full_imagenet_networks_only(
         raise AssertionError("no download must be tried")
 
     monkeypatch.setattr(torchvision.models.ResNet34_Weights, "get_state_dict", get_state_dict)
-    with pytest.raises(UserError, match=r"image_size >= 64 and width 1\.0 only"):
+    with pytest.raises(UserError, match=r"image_size >= 64, 3 channels and width 1\.0 only"):
         _torchvision(**arguments)
