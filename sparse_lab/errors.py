@@ -14,8 +14,15 @@ class UserError(SparseLabError):
     """The same of a command: the line names the keys that the user can change."""
 
 
+MOST = 100  # names that a line still holds
+NEAREST = 8
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a mistyped name: the nearest known one, and all of them."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    """A hint for a mistyped name: the nearest known one, and all of them; of very many the nearest few."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=NEAREST, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(sorted(known))}"
+    if len(names) <= MOST:
+        return f"{hint}known: {', '.join(names)}"
+    return f"{hint}near it: {', '.join(close) or 'none'}, of {len(names):,}"

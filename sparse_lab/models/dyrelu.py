@@ -70,8 +70,9 @@ def dynamic_relu(x: Tensor, coefficients: Tensor) -> Tensor:
 def install(model: nn.Module, shape: Shape) -> None:
     """A DyReLU with parameters of its own in place of every ReLU of `model`, in the order of the network.
 
-    One image of zeros goes through the network to learn each ReLU's channels. Raises ValueError when the network has no
-    ReLU, or another activation that DyReLU could not fade into.
+    One image of zeros goes through the network to learn each ReLU's channels. Where one ReLU is used in several places,
+    they share a DyReLU. Raises ValueError when the network has no ReLU, or another activation that DyReLU could not
+    fade into, or one ReLU for maps of different channels.
     """
     if any(isinstance(module, nn.ReLU6) for module in model.modules()):
         raise ValueError("its activations are ReLU6, and DyReLU fades into ReLU")
@@ -110,9 +111,11 @@ def rebuild_structure(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def _channels(model: nn.Module, shape: Shape) -> dict[str, int]:
-    seen: dict[str, int] = {}
+    found: dict[str, set[int]] = {}
     hooks = [
-        module.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0].shape[1]}))
+        module.register_forward_pre_hook(
+            lambda _, inputs, name=name: found.setdefault(name, set()).add(inputs[0].shape[1])
+        )
         for name, module in model.named_modules()
         if isinstance(module, nn.ReLU)
     ]
@@ -125,7 +128,13 @@ def _channels(model: nn.Module, shape: Shape) -> dict[str, int]:
             hook.remove()
         for module, mode in modes.items():
             module.training = mode
-    return seen
+    for name, numbers in found.items():
+        if len(numbers) > 1:
+            raise ValueError(
+                f"its ReLU {name!r} is used in several places, of {' and '.join(map(str, sorted(numbers)))} channels, "
+                "and each needs one of its own"
+            )
+    return {name: channels for name, (channels,) in found.items()}
 
 
 def _replace(model: nn.Module, name: str, new: nn.Module) -> None:

@@ -99,7 +99,9 @@ class _Counter(TorchFunctionMode):
         given = (*args, *kwargs.values())
         if name in WEIGHTED:
             weight: Tensor = args[1] if len(args) > 1 else kwargs["weight"]
-            self._weighted(weight, made.numel() // weight.shape[1 if "transpose" in name else 0])
+            # each weight multiplies once at each output position: of C channels [1, C, H, W] has H * W, [1, T, C] has T
+            positions = given[0].numel() if "transpose" in name else made.numel()
+            self._weighted(weight, positions // len(weight))
         elif name == "multi_head_attention_forward":
             self._attention(given)
         elif name in PRODUCTS and isinstance(made, Tensor):
@@ -111,7 +113,6 @@ class _Counter(TorchFunctionMode):
         return made
 
     def _weighted(self, weight: Tensor, uses: int) -> None:
-        # each weight multiplies once at each output position: of C channels [1, C, H, W] has H * W, [1, T, C] has T
         layer = self.weights.get(id(weight), self._inside[-1] if self._inside else None)
         if layer is None:
             self.other += weight.numel() * uses

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models as torchvision_models
 
 from sparse_lab.models import build
-from sparse_lab.sparsity.flops import LayerCost, layer_costs
+from sparse_lab.sparsity.flops import OTHER, LayerCost, layer_costs
 from sparse_lab.sparsity.masks import Masks
 
 OFFICIAL = {
@@ -86,3 +87,45 @@ def test_a_network_is_left_as_it_was() -> None:
     assert [module.training for module in net] == [True, False, True, True, True, True]
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
     assert all(not module._forward_hooks for module in net)
+
+
+ANY = {
+    "torchvision mobilenet_v3_small": ("torchvision", "mobilenet_v3_small", {}),
+    "torchvision swin_t": ("torchvision", "swin_t", {}),
+    "timm convnext_atto": ("timm", "convnext_atto", {}),
+    "timm vit_tiny": ("timm", "vit_tiny_patch16_224", {"patch_size": 4, "depth": 2}),
+    "timm coat_tiny": ("timm", "coat_tiny", {}),
+    "vit": ("vit", None, {}),
+    "mixer": ("mixer", None, {}),
+}
+
+
+@pytest.mark.parametrize("name", ANY)
+def test_any_network_multiplies_as_torch_counts(name: str) -> None:
+    """torch's own counter sees each operation behind all modules and functions; attention is in both."""
+    kind, arch, options = ANY[name]
+    network = build(kind, 10, arch=arch, options=options).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.randn(1, 3, 32, 32))
+    costs = layer_costs(network, 32)
+    assert 2 * sum(cost.macs for cost in costs) == counter.get_total_flops()
+    assert all(cost.macs for cost in costs)
+
+
+def test_products_and_weights_of_no_layer_stand_at_the_end() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.up = nn.Linear(4, 6), nn.ConvTranspose2d(3, 2, 2, stride=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = torch.nn.functional.linear(
+                self.up(x).flatten(2).transpose(1, 2)[:, :5].repeat(1, 1, 2), self.fc.weight
+            )
+            return torch.einsum("nij,nkj->nik", rows, rows) @ rows
+
+    # the layer 5 x 4 x 6; up 16 x 3 x 8, a product by equation 5 x 6 x 5, and one by @ 5 x 5 x 6
+    assert layer_costs(Mixed(), 4) == [
+        LayerCost("fc", 24, 24, 120, 120),
+        LayerCost(OTHER, 0, 0, 16 * 24 + 150 + 150, 16 * 24 + 150 + 150, counted=False),
+    ]

@@ -8,6 +8,7 @@ a dead channel meets masked columns alone.
 from __future__ import annotations
 
 import bisect
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +69,11 @@ def trace(model: nn.Module, shape: Shape) -> Any:
     with torch.inference_mode(False), torch.enable_grad():
         image = image_like(model, shape).requires_grad_()
         send(model.eval(), image)  # what does not go through says so in words of our own
-        return torch_pruning.DependencyGraph().build_dependency(model, (image,))
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # of Parameters of a module's own: what they mean for channels is seen below
+            return torch_pruning.DependencyGraph().build_dependency(model, (image,))
 
 
 def kept_weights(groups: Sequence[Group], left: Mapping[str, int], sizes: Mapping[str, torch.Size]) -> int:
