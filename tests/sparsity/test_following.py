@@ -85,7 +85,7 @@ def _draw_weights(network: nn.Module, source: torch.Generator, positive: bool) -
 
 @pytest.mark.parametrize("sparsity", [0.9, 0.99, 0.999])
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.full]) for name in NETWORKS]
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.nightly]) for name in NETWORKS]
 )
 @pytest.mark.filterwarnings("ignore:.*not counted")
 def test_a_logit_is_live_if_and_only_if_it_moves(name: str, sparsity: float) -> None:
