@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
-import os
-import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
@@ -17,20 +13,13 @@ import pytest
 import torch
 
 from sparse_lab import models
-from sparse_lab.algorithms.base import StepHooks
-from sparse_lab.algorithms.enforce import EnforceMasks
-from sparse_lab.callbacks.checkpoint import Checkpoint
-from sparse_lab.callbacks.nan_guard import NanGuard
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
 from sparse_lab.models import offsets
 from sparse_lab.models.offsets import folded
 from sparse_lab.models.surgery import rebuild_structure
-from sparse_lab.report.load.records import read
-from sparse_lab.report.load.traces import traces
-from sparse_lab.report.tables.aggregate import levels, long
-from sparse_lab.training.checkpoint_io import load_checkpoint, load_network
-from sparse_lab.training.signals import Stopped
+from sparse_lab.training.checkpoint_io import load_network
+from tests.runs.promises import End, check_report, die, stop
 
 OFTEN = ("method.drop_and_grow.update_every=2",)
 CYCLES = ("method.cycles.every=1", "method.cycles.lengths=[0.3,0.3]")
@@ -111,129 +100,6 @@ def test_every_method_of_the_gallery_is_in_the_table():
 
 
 @pytest.fixture
-def watched(monkeypatch) -> dict[int, str]:
-    """Looks at the network after everything that follows an optimizer step; step -> a hash of weights and optimizer."""
-    steps: dict[int, str] = {}
-
-    def last_of_all(self, trainer, module) -> None:
-        hung = StepHooks.of(trainer.optimizers[0]).algorithms
-        masks = next((one.masks for one in hung if isinstance(one, EnforceMasks)), None)
-        trainer.optimizers[0].register_step_post_hook(partial(after, trainer, module, masks))
-
-    def after(trainer, module, masks, optimizer, *_) -> None:
-        if masks is not None:
-            check_zeros(optimizer, masks)
-        seen = tensors([module.model.state_dict(), optimizer.state_dict()["state"]])
-        steps[trainer.global_step + 1] = hash_of(dict(seen))
-
-    monkeypatch.setattr(Checkpoint, "on_fit_start", last_of_all)
-    return steps
-
-
-def check_zeros(optimizer, masks) -> None:
-    for name, module in masks.layers.items():
-        mask = masks[name]
-        assert mask.any(), f"{name} is empty"
-        assert not module.weight[~mask].any(), name
-        same_shape = [v for v in optimizer.state[module.weight].values() if v.shape == mask.shape]
-        assert same_shape, "this optimizer keeps no state of the weight's shape"
-        assert not any(value[~mask].any() for value in same_shape), name
-
-
-def tensors(part, path="") -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a nested checkpoint, by its path."""
-    if isinstance(part, torch.Tensor):
-        yield path, part
-    elif isinstance(part, (dict, list)):
-        for key, value in part.items() if isinstance(part, dict) else enumerate(part):
-            yield from tensors(value, f"{path}/{key}")
-
-
-def hash_of(named: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in named.items():
-        digest.update(name.encode() + value.detach().numpy().tobytes())
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class End:
-    """A run ends early: by `how`, once `step` steps are done."""
-
-    how: Callable[[], None]
-    step: int
-
-    def __str__(self) -> str:
-        return f"{'its death' if self.how is die else 'a stop'} at step {self.step}"
-
-
-def die() -> None:
-    raise RuntimeError("pulled the plug")
-
-
-def stop() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-@pytest.fixture
-def check_interrupted(watched, quiet, monkeypatch) -> Callable[..., list[dict]]:
-    """check_interrupted(config, ends, whole) makes the run of `config`, which ends early and goes on again and again,
-    and compares it with the undisturbed run `whole`: all that the two leave must be equal, and `steps`, what `watched`
-    saw of that one. Returns the checkpoints that it went on from.
-    """
-
-    def check(config, ends: list[End], whole, steps: dict[int, str]) -> list[dict]:
-        checkpoints = []
-        for before, end in zip([None, *ends], [*ends, None], strict=True):
-            watched.clear()
-            if end is None:
-                run(config, "x", quiet)
-            else:
-                checkpoints.append(interrupted(config, end, quiet, monkeypatch))
-            wrong = [step for step in watched if watched[step] != steps[step]]
-            assert not wrong, f"after {before or 'its start'} it goes another way from step {min(wrong)} on"
-        check_same(whole, config)
-        return checkpoints
-
-    return check
-
-
-def interrupted(config, end: End, quiet, monkeypatch) -> dict:
-    """Run until `end`; the checkpoint that is left."""
-
-    def interrupt(self, trainer, *rest):
-        if trainer.global_step == end.step:
-            end.how()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(NanGuard, "on_train_batch_end", interrupt)
-        with pytest.raises(RuntimeError if end.how is die else Stopped) as caught:
-            run(config, "x", quiet)
-    status = json.loads((run_dir(config).path / "status.json").read_text())
-    checkpoint = load_checkpoint(run_dir(config).last)
-    if end.how is die:
-        assert status["state"] == "failed" and "pulled the plug" in status["error"]
-    else:
-        assert status["state"] == "interrupted" and f"SIGTERM: saved at step {end.step};" in status["error"]
-        assert caught.value.status == 143 and checkpoint["global_step"] == end.step
-    return checkpoint
-
-
-def check_same(whole, broken) -> None:
-    """The two runs left the same network, optimizer, random state and rows, to the last bit."""
-    first, second = (load_network(run_dir(config).best) for config in (whole, broken))
-    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-    parts = ("state_dict", "optimizer_states", "random_state")
-    lasts = (load_checkpoint(run_dir(config).last) for config in (whole, broken))
-    first, second = (dict(tensors({key: last[key] for key in parts})) for last in lasts)
-    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-    for name in ("metrics.csv", "updates.jsonl", "gradients.jsonl"):
-        paths = [run_dir(config).path / name for config in (whole, broken)]
-        assert paths[0].exists() == paths[1].exists()
-        assert not paths[0].exists() or paths[0].read_bytes() == paths[1].read_bytes(), name
-
-
-@pytest.fixture
 def pair(compose, with_starts, tmp_path) -> Callable[..., list]:
     """pair(method, ...) -> the same run twice, in two folders; what it starts from lies there, finished."""
 
@@ -302,17 +168,6 @@ def check_masks_and_network(method, config, result) -> None:
         check_the_plain_network_of(state, plain)
     else:
         plain.load_state_dict({name: value for name, value in state.items() if not name.endswith("mask")})
-
-
-def check_report(config, result) -> None:
-    """The tables of a report on the run and what it started from."""
-    records = read(run_dir(config).path.parent)
-    assert not records.warnings and not records.unfinished
-    [row] = [row for _, row in long(records.results, []).iterrows() if row["base"] == result["method"]]
-    assert (row["kept"], row["mean"]) == (result["kept"], pytest.approx(result["test_accuracy"]))
-    passed = levels([one for one in records.results if one.name == result["name"]])
-    assert list(passed["kept"]) == [level["kept"] for level in result["levels"]]
-    assert not traces(records.results)[1]
 
 
 def with_a_channel_more(masks: dict[str, np.ndarray]) -> int:
