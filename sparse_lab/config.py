@@ -268,7 +268,8 @@ class ModelConfig:
         False, "a 3x3 convolution of stride 1, and no pooling, where an ImageNet network begins: for small images"
     )
     options: dict[str, Any] = key(
-        dict, "settings of the network itself: model.options.NAME=VALUE; which there are says sparse-lab keys model"
+        dict,
+        "settings of the network itself: model.options.NAME=VALUE; `sparse-lab keys model.options` names them",
     )
 
 

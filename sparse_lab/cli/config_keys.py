@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from typing import Any
 
+from sparse_lab import models
 from sparse_lab.config import Config, parts_of, span
 from sparse_lab.errors import nearest
 
@@ -28,6 +29,15 @@ def keys(part: Any = None, path: str = "") -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def options() -> list[tuple[str, str, str, str]]:
+    """The same of every option that a network says it has."""
+    return [
+        (f"model.options.{key}", "null" if default is None else str(default), "", f"an option of model={name}")
+        for name in models.names()
+        for key, default in (models.options_of(name) or {}).items()
+    ]
+
+
 def main(argv: list[str]) -> int:
     """Print the keys that contain a word, or all."""
     parser = argparse.ArgumentParser(
@@ -38,7 +48,7 @@ def main(argv: list[str]) -> int:
         "word", nargs="?", default="", help="only keys that contain this, such as regrow or training.lr"
     )
     args = parser.parse_args(argv)
-    rows = keys()
+    rows = [*keys(), *options()]
     found = [row for row in rows if args.word in row[0]]
     if not found:
         parser.error(f"no key contains {args.word!r}; {nearest(args.word, [row[0] for row in rows])}")
