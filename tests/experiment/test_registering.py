@@ -263,8 +263,9 @@ def test_a_data_set_that_is_read_counts_by_what_its_files_hold(tmp_path):
     ("change", "said"),
     [
         (lambda found: found[:3], "images, labels, test images and test labels are to be returned"),
-        (lambda found: (found[0].float(), *found[1:]), r"training images are to be uint8 \[N, 3, 8, 8\]"),
-        (lambda found: (*found[:2], found[2][:, :1], found[3]), r"test images .* not torch.uint8 \[20, 1, 8, 8\]"),
+        (lambda found: (found[0].half(), *found[1:]), r"training images are to be uint8 or float32 \[N, 3, 8, 8\]"),
+        (lambda found: (found[0].float(), *found[1:]), r"test images are to be float32 \[N, 3, 8, 8\] .* not uint8"),
+        (lambda found: (*found[:2], found[2][:, :1], found[3]), r"test images .* not uint8 \[20, 1, 8, 8\]"),
         (lambda found: (found[0], found[1].int(), *found[2:]), r"training labels are to be int64 \[60\], not"),
     ],
 )
