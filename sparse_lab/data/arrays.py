@@ -38,7 +38,7 @@ def load(dataset: DatasetConfig, seed: int) -> ImageSet:
             test image is drawn.
     """
     found = npz.npz_of(dataset)
-    parts = _read(found, dataset.classes, npz.state_of(found.path))
+    parts = _read(found, dataset.classes)
     images, labels = parts["train"]
     if "test" in parts:
         test_images, test_labels = parts["test"]
@@ -66,7 +66,7 @@ Part = tuple[torch.Tensor, torch.Tensor]
 
 
 @lru_cache(maxsize=1)
-def _read(found: Npz, classes: int, state: tuple[int, ...]) -> dict[str, Part]:
+def _read(found: Npz, classes: int) -> dict[str, Part]:
     """Images and labels of each part; those of the last run are kept, for the next one of a sweep."""
     needed = sum(math.prod(images.shape) * _width(images) for _, images, _ in found.parts.values())
     if 2 * needed > (room := available_memory()):  # what is split off is a copy

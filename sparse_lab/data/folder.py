@@ -58,9 +58,7 @@ def load(dataset: DatasetConfig, seed: int) -> ImageSet:
     parts = [part for part, named in files.items() for _ in named]
     kept = [parts[index] for index in decoded.kept]
     tested = drawn_test(labels, dataset.test, "folder") if layout.test is None else _are(kept, layout.test)
-    _check_parts(labels, tested, layout, decoded)
-    if layout.validation is not None and layout.validation not in kept:
-        raise UserError(f"{shown(layout.base / layout.validation)}: no photo there can be read")
+    _check_parts(labels, tested, kept, layout, decoded)
     return ImageSet(
         _part(decoded.images, ~tested),
         labels[~tested],
@@ -125,11 +123,12 @@ def _decode(layout: Layout, named: list[Named], dataset: DatasetConfig) -> Decod
         _say(f"folder: left out {len(bad):,} file(s) that cannot be read: {_listed(skipped)}")
     if images is None:
         _say(
-            f"folder: {len(kept):,} photos would take {_mib(size)} in memory, more than a quarter of the {_mib(room)} "
-            f"that are available: they are decoded batch by batch, in {undecoded.threads} thread(s) (dataset.workers)"
+            f"folder: {len(kept):,} photos would take {_bytes(size)} in memory, more than a quarter of the "
+            f"{_bytes(room)} available: they are decoded batch by batch, in {undecoded.threads} thread(s) "
+            "(dataset.workers)"
         )
     else:
-        _say(f"folder: {len(kept):,} photos decoded once, {_mib(size)} in memory")
+        _say(f"folder: {len(kept):,} photos decoded once, {_bytes(size)} in memory")
     whole: torch.Tensor | Undecoded = undecoded if images is None else images
     return Decoded([named[index] for index in kept], kept, _part(whole, _mask(len(paths), kept)), skipped)
 
@@ -143,16 +142,20 @@ def _check_readable(paths: list[str], bad: list[int], skip: bool) -> None:
         )
 
 
-def _check_parts(labels: torch.Tensor, tested: torch.Tensor, layout: Layout, decoded: Decoded) -> None:
-    """UserError: no test photo is drawn, or nothing is left of a class to train on."""
+def _check_parts(
+    labels: torch.Tensor, tested: torch.Tensor, parts: list[str], layout: Layout, decoded: Decoded
+) -> None:
+    """UserError: no test photo is drawn, or nothing is left of a part, or of a class to train on."""
+    if lacking := [part for part in layout.parts() if part not in parts]:
+        raise UserError(f"{shown(layout.base / lacking[0])}: no photo there can be read")
     if not tested.any():
         raise UserError(
             f"{shown(layout.base)}: dataset.test draws no test photo of {len(labels):,}: raise it, or give a test/"
         )
     classes = layout.classes()
-    if lacking := set(range(len(classes))) - set(labels[~tested].tolist()):
+    if empty := set(range(len(classes))) - set(labels[~tested & _are(parts, layout.train)].tolist()):
         raise UserError(
-            f"{shown(layout.base / layout.train / classes[min(lacking)])}: no photo of the class can be read "
+            f"{shown(layout.base / layout.train / classes[min(empty)])}: no photo of the class can be read "
             f"({_listed(decoded.skipped)} cannot)"
         )
 
@@ -188,8 +191,9 @@ def _listed(names: tuple[str, ...]) -> str:
     return shown(", ".join(names[:NAMED])) + more
 
 
-def _mib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+def _bytes(size: int) -> str:
+    unit, name = next((one for one in ((2**30, "GiB"), (2**20, "MiB")) if size >= one[0]), (2**10, "KiB"))
+    return f"{size / unit:,.1f} {name}"
 
 
 def _say(line: str) -> None:
@@ -275,5 +279,5 @@ class Undecoded:
                 bad.append(index)
             else:
                 if into is not None:
-                    into[index] = torch.from_numpy(pixels)
+                    into.numpy()[index] = pixels
         return bad

@@ -22,7 +22,7 @@ from sparse_lab.data.augment import normalise
 from sparse_lab.data.loader import Batch, Loader
 from sparse_lab.data.plan import Plan
 from sparse_lab.data.seeding import generator, seed_of
-from sparse_lab.data.source import BYTE, Moments
+from sparse_lab.data.source import BYTE, Levels
 from sparse_lab.errors import UserError
 
 Item = tuple[torch.Tensor, int]
@@ -86,7 +86,7 @@ class PhotoSet:
 
     def statistics(self, indices: torch.Tensor, dataset: DatasetConfig) -> tuple[list[float], list[float]]:
         channels = dataset.shape[0]
-        found, transform = Moments(channels), _eval_transform(dataset.size)
+        found, transform = Levels(channels), _eval_transform(dataset.size)
         for index in indices.tolist():
             found.add(transform(photo.decode(self.train[index][0], channels)).unsqueeze(0))
         return found.mean_and_std()

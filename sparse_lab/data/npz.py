@@ -46,21 +46,18 @@ class Header:
     dtype: np.dtype[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Npz:
-    """A file whose arrays can be images and labels. parts: of train, and of val and test where they are there, the keys
-    and headers of both.
+    """A file whose arrays can be images and labels; there is one for each state of the file.
+
+    parts: of train, and of val and test where they are there, the keys and headers of both. order: of an image's axes,
+    CHW, HWC or HW. shape: (channels, height, width).
     """
 
     path: Path
     parts: dict[str, tuple[Pair, Header, Header]]
-    order: str  # of an image's axes: CHW, HWC or HW
-    shape: tuple[int, int, int]  # channels, height, width
-
-    @property
-    def count(self) -> int:
-        """All images."""
-        return sum(images.shape[0] for _, images, _ in self.parts.values())
+    order: str
+    shape: tuple[int, int, int]
 
 
 def file_of(dataset: DatasetConfig) -> Path:
@@ -84,12 +81,12 @@ def npz_of(dataset: DatasetConfig) -> Npz:
     """
     path = file_of(dataset)
     size = None if dataset.image_size is None else dataset.size
-    return _npz(str(path), state_of(path), dataset.channels, size)
+    return _npz(str(path), _state(path), dataset.channels, size)
 
 
 def class_count(npz: Npz) -> int:
     """Return how many labels the training images have. Raise UserError where they are not 0 to that number."""
-    return _class_count(str(npz.path), state_of(npz.path), npz.parts["train"][0][1])
+    return _class_count(str(npz.path), _state(npz.path), npz.parts["train"][0][1])
 
 
 def array(path: Path, key: str) -> np.ndarray:
@@ -102,8 +99,7 @@ def array(path: Path, key: str) -> np.ndarray:
         raise UserError(f"{shown(path)}: {key} cannot be read ({_reason(error)}): save the file again") from None
 
 
-def state_of(path: Path) -> tuple[int, ...]:
-    """Return what a file is known by without reading it."""
+def _state(path: Path) -> tuple[int, ...]:
     about = os.stat(path)
     return about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
 

@@ -46,7 +46,7 @@ def fitted(path: str, channels: int, size: tuple[int, int]) -> np.ndarray:
     """
     image = ImageOps.fit(decode(path, channels), (size[1], size[0]), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def check(train: Sequence[Sequence[str]], test: Sequence[Sequence[str]]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from sparse_lab.config import AugmentConfig, DatasetConfig
@@ -22,7 +23,8 @@ MADE = 8192
 EVALUATED = 1024
 LOOKED_AT = 2**22  # values at a time: as a rule the first images differ
 BYTE, AS_IT_IS = 255, 1  # what a value of an image is divided by before mean and std are: one of uint8, one of float32
-# a channel with a smaller standard deviation does not vary: of bytes in 0..1, and of other values in their mean
+LEVELS = 256
+# a channel with a smaller standard deviation does not vary: of bytes, in 0..1; of others, as a share of their mean
 CONSTANT, ROUNDING = 1e-4, 1e-6
 
 
@@ -105,7 +107,8 @@ class ImageSet:
             raise UserError(no_variance(f"{dataset.name} in {dataset.root}", len(indices), plain))
 
     def statistics(self, indices: torch.Tensor, dataset: DatasetConfig) -> tuple[list[float], list[float]]:
-        found = Moments(self.images.shape[1])
+        kind = Levels if self.scale == BYTE else Moments
+        found = kind(self.images.shape[1])
         for some in indices.split(self._some()):
             found.add(self.images[some])
         return found.mean_and_std()
@@ -155,35 +158,50 @@ def _placed(images: torch.Tensor | Decoder, indices: torch.Tensor, device: torch
     return chosen.to(device)
 
 
+class Levels:
+    """Mean and standard deviation of each channel of uint8 images, by how often each of the 256 levels is there: exact
+    counts, whatever the images come in.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self._seen = torch.zeros(channels, LEVELS, dtype=torch.int64)
+
+    def add(self, images: torch.Tensor) -> None:
+        """Take in uint8 [N, C, H, W]."""
+        for channel, seen in zip(images.transpose(0, 1), self._seen, strict=True):
+            seen += channel.flatten().bincount(minlength=LEVELS)
+
+    def mean_and_std(self) -> tuple[list[float], list[float]]:
+        """Return both, of pixels in 0..1; a channel that does not vary gets 1 as its std, and so is 0 throughout."""
+        level = np.arange(LEVELS) / BYTE
+        shares = self._seen.numpy() / self._seen.numpy().sum(1, keepdims=True)
+        mean = (shares * level).sum(1)
+        std = np.sqrt((shares * (level - mean[:, None]) ** 2).sum(1))
+        return mean.tolist(), np.where(std < CONSTANT, 1.0, std).tolist()
+
+
 class Moments:
-    """Mean and standard deviation of each channel, in float64: means and squared deviations of parts are put together
-    (Chan et al. 1979), which loses no digits where the mean is large.
+    """The same of float32 images, in float64: means and squared deviations of parts are put together (Chan et al.
+    1979), which loses no digits where the mean is large. By numpy, whose sums do not depend on the number of threads.
     """
 
     def __init__(self, channels: int) -> None:
         self._count = 0
-        self._least = 0.0
-        self._mean, self._squares = torch.zeros(2, channels, dtype=torch.float64)
+        self._mean, self._squares = np.zeros((2, channels))
 
     def add(self, images: torch.Tensor) -> None:
-        """Take in uint8 or float32 [N, C, H, W]."""
-        values = images.transpose(0, 1).flatten(1).to(torch.float64)
-        if images.dtype == torch.uint8:
-            values, self._least = values / BYTE, CONSTANT
+        """Take in float32 [N, C, H, W]."""
+        values = images.transpose(0, 1).flatten(1).numpy().astype(np.float64)
         count, mean = values.shape[1], values.mean(1)
-        squares = (values - mean[:, None]).square().sum(1)
         apart, whole = mean - self._mean, self._count + count
-        self._squares += squares + apart.square() * (self._count * count / whole)
+        self._squares += ((values - mean[:, None]) ** 2).sum(1) + apart**2 * (self._count * count / whole)
         self._mean += apart * (count / whole)
         self._count = whole
 
     def mean_and_std(self) -> tuple[list[float], list[float]]:
-        """Return both, of bytes in 0..1 or of other values as they are; a channel that never varies gets 1 as its std,
-        and so is 0 throughout.
-        """
-        std = (self._squares / max(1, self._count)).sqrt()
-        std[std <= (self._mean.abs() * ROUNDING).clamp_min(self._least)] = 1.0
-        return self._mean.tolist(), std.tolist()
+        """Return both, of the values as they are; a channel that does not vary gets 1 as its std."""
+        std = np.sqrt(self._squares / max(1, self._count))
+        return self._mean.tolist(), np.where(std <= ROUNDING * abs(self._mean), 1.0, std).tolist()
 
 
 def no_variance(whose: str, count: int, plain: bool) -> str:
