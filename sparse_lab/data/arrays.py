@@ -14,15 +14,13 @@ import numpy as np
 import torch
 
 from sparse_lab.config import DatasetConfig
-from sparse_lab.data import files, npz
+from sparse_lab.data import files, npz, saying
 from sparse_lab.data.npz import Header, Npz, Pair
 from sparse_lab.data.photo_files import shown
 from sparse_lab.data.source import ImageSet
 from sparse_lab.data.split import drawn_test
 from sparse_lab.errors import UserError
 from sparse_lab.records.system import available_memory
-
-GIB = 2**30
 
 
 def check(dataset: DatasetConfig) -> None:
@@ -71,12 +69,23 @@ def _read(found: Npz, classes: int) -> dict[str, Part]:
     needed = sum(math.prod(images.shape) * _width(images) for _, images, _ in found.parts.values())
     if 2 * needed > (room := available_memory()):  # what is split off is a copy
         raise UserError(
-            f"{shown(found.path)}: its images take {needed / GIB:.1f} GiB twice, and {room / GIB:.1f} GiB are available"
+            f"{shown(found.path)}: its images take {saying.size(needed)} of memory twice, and {saying.size(room)} are "
+            "available"
         )
-    return {
+    parts = {
         part: (_images(found, keys), _labels(found.path, keys[1], classes))
         for part, (keys, _, _) in found.parts.items()
     }
+    counts = " + ".join(f"{len(labels):,} {part}" for part, (_, labels) in parts.items())
+    saying.say(
+        f"arrays: {counts} images of {classes:,} classes, each {saying.shape(found.shape)}, read as "
+        f"[N, {', '.join(found.order)}] {_said_type(parts['train'][0])}"
+    )
+    return parts
+
+
+def _said_type(images: torch.Tensor) -> str:
+    return "float32, values as they are" if images.is_floating_point() else "uint8"
 
 
 def _width(header: Header) -> int:

@@ -10,8 +10,8 @@ A set without a test set gets one drawn (`split.drawn_test`): the same for all s
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -23,14 +23,13 @@ import numpy as np
 import torch
 
 from sparse_lab.config import DatasetConfig
-from sparse_lab.data import photo
+from sparse_lab.data import photo, saying
 from sparse_lab.data.imagenet import files_of, md5_of_sizes
 from sparse_lab.data.photo_files import Layout, Named, shown
 from sparse_lab.data.source import ImageSet
 from sparse_lab.data.split import drawn_test
 from sparse_lab.errors import UserError
 from sparse_lab.records.system import available_memory
-from sparse_lab.sparsity.processes import rank
 
 SHARE = (
     4  # of the memory that is available, a fourth: while the parts are cut out the photos lie there up to three times
@@ -108,7 +107,7 @@ def _state(base: Path, named: list[Named]) -> str:
 def _decode(layout: Layout, named: list[Named], dataset: DatasetConfig) -> Decoded:
     paths = [str(layout.base / name) for name, _ in named]
     undecoded = Undecoded(paths, dataset.shape, dataset.workers)
-    size, room = len(paths) * int(np.prod(dataset.shape)), available_memory()
+    size, room = math.prod(undecoded.shape), available_memory()
     fits = size * SHARE <= room
     images = torch.empty((len(paths), *dataset.shape), dtype=torch.uint8) if fits else None
     bad: list[int] = []
@@ -120,15 +119,15 @@ def _decode(layout: Layout, named: list[Named], dataset: DatasetConfig) -> Decod
     kept = sorted(set(range(len(paths))) - set(bad))
     skipped = tuple(named[index][0] for index in bad)
     if skipped:
-        _say(f"folder: left out {len(bad):,} file(s) that cannot be read: {_listed(skipped)}")
+        saying.say(f"folder: left out {len(bad):,} file(s) that cannot be read: {_listed(skipped)}")
+    found = f"folder: {len(kept):,} photos of {dataset.num_classes:,} classes, each {saying.shape(dataset.shape)}"
     if images is None:
-        _say(
-            f"folder: {len(kept):,} photos would take {_bytes(size)} in memory, more than a quarter of the "
-            f"{_bytes(room)} available: they are decoded batch by batch, in {undecoded.threads} thread(s) "
-            "(dataset.workers)"
+        saying.say(
+            f"{found}: {saying.size(size)} are more than a quarter of the {saying.size(room)} of memory available, so "
+            f"they are decoded batch by batch, in {undecoded.threads} thread(s) (dataset.workers)"
         )
     else:
-        _say(f"folder: {len(kept):,} photos decoded once, {_bytes(size)} in memory")
+        saying.say(f"{found}: decoded once, {saying.size(size)} in memory")
     whole: torch.Tensor | Undecoded = undecoded if images is None else images
     return Decoded([named[index] for index in kept], kept, _part(whole, _mask(len(paths), kept)), skipped)
 
@@ -191,25 +190,15 @@ def _listed(names: tuple[str, ...]) -> str:
     return shown(", ".join(names[:NAMED])) + more
 
 
-def _bytes(size: int) -> str:
-    unit, name = next((one for one in ((2**30, "GiB"), (2**20, "MiB")) if size >= one[0]), (2**10, "KiB"))
-    return f"{size / unit:,.1f} {name}"
-
-
-def _say(line: str) -> None:
-    if rank() == 0:
-        print(line, file=sys.stderr, flush=True)
-
-
 def _progress(total: int) -> Callable[[int], None]:
     """Says now and then how many of them are done, from the first seconds on."""
     said, wait = time.monotonic(), FIRST_LINE
 
     def progress(done: int) -> None:
         nonlocal said, wait
-        if time.monotonic() - said > wait and rank() == 0:
+        if time.monotonic() - said > wait:
             said, wait = time.monotonic(), NEXT_LINES
-            print(f"folder: {done:,} of {total:,} photos decoded", file=sys.stderr, flush=True)
+            saying.say(f"folder: {done:,} of {total:,} photos decoded")
 
     return progress
 

@@ -65,7 +65,7 @@ def file_of(dataset: DatasetConfig) -> Path:
     Raise UserError where there is none, or one in each.
     """
     if dataset.file is None:
-        raise UserError("dataset=arrays: say which file, as in dataset.file=X.npz")
+        raise UserError("no file is named: say which .npz file, as in dataset.file=X.npz")
     places = dict.fromkeys((Path(dataset.root) / dataset.file, Path(dataset.file)))
     found = [path for path in places if path.is_file()]
     if not found:

@@ -74,7 +74,7 @@ def _imagenet(root: Path) -> Layout:
 
 def _folder(root: Path) -> Layout:
     if not root.is_dir():
-        raise UserError(f"dataset=folder: {shown(root)} is no folder; point to your photos with paths.data=DIR")
+        raise UserError(f"{shown(root)} is no folder: point dataset=folder to your photos with paths.data=DIR")
     validation = [part for part in VALIDATION if (root / part).is_dir()]
     test = "test" if (root / "test").is_dir() else None
     if (root / "train").is_dir() and (validation or test):
@@ -84,12 +84,12 @@ def _folder(root: Path) -> Layout:
         return Layout(root, "train", held, test) if test else Layout(root, "train", None, held)
     found = class_folders(root)
     if not found:
-        raise UserError(f"dataset=folder: {shown(root)} holds no folders; it takes {LAYOUT} (paths.data=DIR)")
+        raise UserError(f"{shown(root)} holds no folders; dataset=folder takes {LAYOUT} (paths.data=DIR)")
     parts = [name for name in found if name.lower() in NO_CLASSES and class_folders(root / name)]
     if parts:
         raise UserError(
-            f"dataset=folder: {shown(root)} holds {', '.join(f'{part}/' for part in parts)} with folders in it, and "
-            f"that is no class; it takes {LAYOUT}"
+            f"{shown(root)} holds {', '.join(f'{part}/' for part in parts)} with folders in it, and "
+            f"that is no class; dataset=folder takes {LAYOUT}"
         )
     return Layout(root, "")
 

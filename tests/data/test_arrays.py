@@ -229,7 +229,7 @@ def flipped(path: Path) -> DatasetConfig:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], DatasetConfig], str]] = {
-    "no file given": (lambda path: dataclasses.replace(of(path), file=None), "say which file, as in dataset.file="),
+    "no file given": (lambda path: dataclasses.replace(of(path), file=None), "say which .npz file, as in dataset"),
     "no file": (of, "is neither in data .paths.data. nor here"),
     "no npz": (lambda path: of_bytes(path, b"images"), "is no .npz file, or a damaged one"),
     "an npy": (

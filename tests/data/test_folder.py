@@ -157,10 +157,13 @@ def odd(base: Path) -> DatasetConfig:
 def test_what_does_not_fit_gives_the_same_batches(channels, skip, tmp_path, no_memory, capsys):
     dataset = dataclasses.replace(odd(tmp_path), channels=channels, mean=None, std=None, skip_corrupt=skip)
     fits = build(dataset, TRAINING, seed=1)
-    assert f"folder: 16 photos decoded once, {4 * channels:.1f} KiB in memory" in capsys.readouterr().err
+    assert (
+        f"16 photos of 2 classes, each {channels}x16x16: decoded once, {4 * channels}.0 KiB in memory"
+        in capsys.readouterr().err
+    )
     no_memory()
     without = build(dataclasses.replace(dataset, workers=0), TRAINING, seed=1)
-    assert "decoded batch by batch, in 1 thread(s)" in capsys.readouterr().err
+    assert "KiB of memory available, so they are decoded batch by batch, in 1 thread(s)" in capsys.readouterr().err
     assert not isinstance(without.train.images, torch.Tensor)  # type: ignore[attr-defined]
     assert (fits.mean, fits.std) == (without.mean, without.std)
     for epoch in (0, 1):
@@ -266,9 +269,9 @@ def test_photos_are_decoded_once_for_all_runs_of_a_sweep(tmp_path, monkeypatch):
 
 
 LAYOUTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no folder": (lambda base: base.rmdir(), "is no folder; point to your photos with paths.data=DIR"),
-    "nothing": (lambda base: None, "holds no folders; it takes train/ with val/ or test/"),
-    "photos alone": (lambda base: write(base / "1.png"), "holds no folders; it takes train/ with"),
+    "no folder": (lambda base: base.rmdir(), "is no folder: point dataset=folder to your photos with paths.data=DIR"),
+    "nothing": (lambda base: None, "holds no folders; dataset=folder takes train/ with val/ or test/"),
+    "photos alone": (lambda base: write(base / "1.png"), "holds no folders; dataset=folder takes train/ with"),
     "one class": (lambda base: tree(base, {"": 2}, ("cat",)), "only the class folder cat/: it takes two at least"),
     "one class in train": (
         lambda base: tree(base, {"train": 2, "val": 1}, ("cat",)), "train holds only the class folder cat/",
