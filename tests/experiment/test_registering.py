@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -273,6 +273,21 @@ def test_a_data_set_of_another_kind(change, said, tmp_path):
     sparse_lab.register_dataset("own_data", lambda dataset, seed: change(own_data(dataset, seed)), files=None)
     with pytest.raises(UserError, match=said):
         data.build(dataset_of(tmp_path), TrainingConfig(batch_size=10), seed=1)
+
+
+def test_a_data_set_of_floats_that_are_no_squares(tmp_path):
+    """Any number of channels, any size; values as they are."""
+    values = torch.arange(80 * 5 * 8 * 12).view(80, 5, 8, 12).float() / 1000
+    labels = torch.arange(80) % 2
+    sparse_lab.register_dataset("own_data", lambda *_: (values[:60], labels[:60], values[60:], labels[60:]), files=None)
+    config = replace(dataset_of(tmp_path), channels=5, image_size=[8, 12], mean=None, std=None)
+    built = data.build(config, TrainingConfig(batch_size=10), seed=1)
+    assert built.scale == 1 and built.shape == (5, 8, 12)
+    used = built.train.images.double()
+    assert torch.allclose(torch.tensor(built.mean).double(), used.mean((0, 2, 3)))
+    assert torch.allclose(torch.tensor(built.std).double(), used.std((0, 2, 3), correction=0))
+    with pytest.raises(UserError, match=r"dataset\.num_classes=null: say how many labels"):
+        data.build(replace(config, num_classes=None), TrainingConfig(batch_size=10), seed=1)
 
 
 def test_choices(tmp_path):
