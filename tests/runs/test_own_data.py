@@ -15,6 +15,7 @@ from sparse_lab.data import folder
 from sparse_lab.errors import UserError
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.runner import run
+from sparse_lab.experiment.validate import check_request
 from sparse_lab.export.load_run import finished, images
 from sparse_lab.report.load.records import read
 from sparse_lab.report.tables.data_used import partial
@@ -115,3 +116,32 @@ def test_photos_go_on_bit_for_bit_with_more_or_less_memory(
         for name, value, theirs in zip(names, row.split(","), there.split(","), strict=True):
             assert value == theirs or any(word in name for word in drop), name
     assert json.loads((run_dir(asked("stopped")).path / "result.json").read_text())["kept"] == whole["kept"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("model=resnet34", "dataset.image_size=8", "training.batch_size=1"), "one image a step, and its BatchNorm"),
+        (("model=resnet34", "dataset.image_size=8", "dataset.train_limit=1"), "one image a step, and its BatchNorm"),
+        (("model=vgg16", "dataset.image_size=32", "training.batch_size=1", "dataset.train_limit=3"), None),
+        (("model=vgg16", "dataset.image_size=32", "dataset.train_limit=9", "training.batch_size=4"), None),
+    ],
+)
+def test_a_step_of_one_image_is_refused_where_a_map_has_one_pixel(words, said, compose, quiet):
+    config = compose("method=dense", "training.epochs=1", *words)
+    if said is None:
+        check_request(config)
+        assert run(config, "x", quiet)["kept"]
+        return
+    with pytest.raises(UserError, match=said):
+        check_request(config)
+
+
+def test_a_file_with_one_training_image_is_refused_before_it_trains(on, tmp_path, quiet):
+    values = np.random.default_rng(0).integers(0, 256, (6, 8, 8), np.uint8)
+    np.savez(tmp_path / "a.npz", images=values[:1], labels=[0], val_images=values[1:4], val_labels=[0, 1, 0],
+             test_images=values[4:], test_labels=[0, 1])  # fmt: skip
+    config = on("dataset=arrays", f"dataset.file={tmp_path / 'a.npz'}", "model=resnet34", "dataset.num_classes=2",
+                "method=dense")  # fmt: skip
+    with pytest.raises(UserError, match="one image a step, and its BatchNorm over maps of one pixel needs two"):
+        run(config, "x", quiet)
