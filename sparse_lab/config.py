@@ -278,30 +278,34 @@ class DatasetConfig:
     name: str = key("cifar10", "data set, one of sparse_lab.data")
     root: str = key("data", "folder that holds (or will hold) the files", identity=False, folder=True)
     file: str | None = key(
-        None, "dataset=arrays: the .npz file with images and labels", identity=False, folder=True
-    )  # known by its content, as all data are
-    num_classes: int | None = key(10, "number of labels; null: counted (folder, arrays)", low=2, high=MANY)
+        None,
+        "dataset=arrays: the .npz file with images and labels, in dataset.root or in the working directory",
+        identity=False,  # known by its content, as all data are
+        folder=True,
+    )
+    num_classes: int | None = key(10, "number of labels; null: counted (folder, arrays, imagenet)", low=2, high=MANY)
     image_size: Any = key(
         32, "height and width of an image in pixels: 32, or [24,32]; null: the file's own (arrays)", low=1, high=4096
     )
     channels: int | None = key(3, "of an image: 1 grey, 3 colour; null: the file's own (arrays)", low=1, high=4096)
     mean: list[float] | None = key(
         None,
-        "per channel, of pixels in 0..1; null: of the training images",
+        "per channel, of pixels in 0..1, or of float images' values as they are; null: of the training images",
         low=-MANY,
         high=MANY,
         first=[0.5, 0.5, 0.5],
     )
     std: list[float] | None = key(
         None,
-        "per channel, of pixels in 0..1; null: of the training images",
-        low=1e-4,
+        "per channel, of pixels in 0..1, or of float images' values as they are; null: of the training images",
+        low=0.0,
+        open_low=True,
         high=MANY,
         first=[0.25, 0.25, 0.25],
     )
     test: float = key(
         0.2,
-        "folder, arrays: share of the images that is the test set, drawn by seed, where none is there",
+        "folder, arrays: share of each class that is the test set where none is there; the same for all seeds",
         low=0.0,
         open_low=True,
         high=0.9,
@@ -322,7 +326,11 @@ class DatasetConfig:
     )
     download: bool = key(False, "fetch missing files from the data set's own site", identity=False)
     workers: int = key(
-        2, "loader processes, where images are decoded one by one (imagenet, folder)", low=0, high=1024, identity=False
+        2,
+        "processes (imagenet) or threads (folder) that decode photos; 0: none but the run's own",
+        low=0,
+        high=1024,
+        identity=False,
     )
 
     @property

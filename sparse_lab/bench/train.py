@@ -196,9 +196,9 @@ class Photos(Dataset[tuple[Tensor, int]]):
     """Random images as torchvision's CIFAR10 hands them out: a PIL image through crop, flip and normalisation."""
 
     def __init__(self, count: int, config: Config) -> None:
-        size = config.dataset.size[0]
+        size = config.dataset.size
         generator = torch.Generator().manual_seed(0)
-        self.images = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator).numpy()
+        self.images = torch.randint(0, 256, (count, *size, 3), dtype=torch.uint8, generator=generator).numpy()
         self.labels = torch.randint(0, config.dataset.classes, (count,), generator=generator).tolist()
         self.transform = v2.Compose(
             [

@@ -35,7 +35,7 @@ def crop(images: torch.Tensor, padding: int, mode: str, offsets: torch.Tensor, m
     Args:
         images: [B, C, H, W].
         padding: pixels added on all four sides.
-        mode: what they hold: "zero", raw pixel 0 as in torchvision's RandomCrop before Normalize; or "reflect".
+        mode: what they hold: "zero", the raw value 0 as in torchvision's RandomCrop before Normalize; or "reflect".
         offsets: int64 [2, B], row and column of the window's corner in the padded image.
         mirrored: bool [B].
     """
@@ -57,5 +57,8 @@ def _folded(position: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def normalise(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """(pixel / 255 - mean) / std: uint8 [B, C, H, W] to float32; mean and std are [C, 1, 1] on the same device."""
-    return images.float().div_(255).sub_(mean).div_(std)
+    """(pixel / 255 - mean) / std of uint8, (value - mean) / std of float32 [B, C, H, W]: float32. mean and std are
+    [C, 1, 1] on the same device.
+    """
+    shifted = images.float().div_(255).sub_(mean) if images.dtype == torch.uint8 else images.sub(mean)
+    return shifted.div_(std)

@@ -9,8 +9,8 @@ import torch
 
 from sparse_lab.config import DatasetConfig
 from sparse_lab.data.reads import digits_file
-from sparse_lab.data.seeding import generator
 from sparse_lab.data.source import ImageSet, md5_of_tensors
+from sparse_lab.data.split import drawn_test
 
 TEST_SHARE = 0.2
 
@@ -25,7 +25,7 @@ def load(dataset: DatasetConfig, seed: int) -> ImageSet:
     A fifth of each class is the test set, the same for every run whatever its seed.
     """
     images, labels, md5 = _scaled(dataset.size, dataset.shape[0])
-    test = _test_mask(labels)
+    test = drawn_test(labels, TEST_SHARE, "digits")
     return ImageSet(images[~test], labels[~test], images[test], labels[test], {"digits": md5}, official=True)
 
 
@@ -37,12 +37,3 @@ def _scaled(size: tuple[int, int], channels: int) -> tuple[torch.Tensor, torch.T
     labels = torch.from_numpy(scans[:, -1]).long()
     scaled = torch.nn.functional.interpolate(grey, size=size, mode="bilinear", align_corners=False)
     return scaled.round().to(torch.uint8).repeat(1, channels, 1, 1), labels, md5_of_tensors([grey, labels])
-
-
-def _test_mask(labels: torch.Tensor) -> torch.Tensor:
-    mask = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique().tolist():
-        members = (labels == label).nonzero().flatten()
-        order = torch.randperm(len(members), generator=generator("digits", label))
-        mask[members[order[: round(TEST_SHARE * len(members))]]] = True
-    return mask

@@ -46,7 +46,7 @@ class FileSet:
         return [name for name in self.official if not self.path(name).is_file()]
 
     def md5(self) -> dict[str, str]:
-        return {name: _md5(self.path(name)) for name in self.official}
+        return {name: md5_of(self.path(name)) for name in self.official}
 
 
 def verified(files: FileSet, dataset: DatasetConfig) -> tuple[dict[str, str], bool]:
@@ -71,13 +71,13 @@ def verified(files: FileSet, dataset: DatasetConfig) -> tuple[dict[str, str], bo
         )
     if foreign:
         listed = ", ".join(f"{name} {seen[name]}" for name in foreign)
-        _say_once(f"warning: these {files.title} files are not the official ones: {listed}")
+        say_once(f"warning: these {files.title} files are not the official ones: {listed}")
     return {f"{files.folder}/{name}": md5 for name, md5 in seen.items()}, not foreign
 
 
 @cache
-def _say_once(line: str) -> None:
-    """A sweep asks for every run; a person reads it once."""
+def say_once(line: str) -> None:
+    """Say what a sweep would repeat for every run: a person reads it once."""
     print(line, file=sys.stderr)
 
 
@@ -154,7 +154,7 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> Non
 def _move_into_place(files: FileSet, partial: Path) -> None:
     for name, official in files.official.items():
         path = partial / files.folder / name
-        if not path.is_file() or _md5(path) != official:
+        if not path.is_file() or md5_of(path) != official:
             raise UserError(f"downloading {files.title} failed: {name} did not arrive whole; try again")
     for path in sorted((partial / files.folder).iterdir()):
         target = files.path(path.name)
@@ -163,6 +163,7 @@ def _move_into_place(files: FileSet, partial: Path) -> None:
             path.rename(target)
 
 
-def _md5(path: Path) -> str:
+def md5_of(path: Path) -> str:
+    """The md5 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

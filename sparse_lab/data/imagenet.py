@@ -11,51 +11,57 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from sparse_lab.config import AugmentConfig, DatasetConfig
-from sparse_lab.data import photo
+from sparse_lab.data import photo, photo_files
 from sparse_lab.data.augment import normalise
 from sparse_lab.data.loader import Batch, Loader
 from sparse_lab.data.plan import Plan
-from sparse_lab.data.reads import photo_folder
 from sparse_lab.data.seeding import generator, seed_of
-from sparse_lab.data.source import Moments
+from sparse_lab.data.source import BYTE, Levels
 from sparse_lab.errors import UserError
 
 Item = tuple[torch.Tensor, int]
 
 
 def check(dataset: DatasetConfig) -> None:
-    """UserError: no train/ and val/, different classes in the two, or not dataset.num_classes of them."""
-    base = photo_folder(dataset)
-    train, val = ({entry.name for entry in (base / part).iterdir() if entry.is_dir()} for part in ("train", "val"))
-    if train != val:
-        raise UserError(f"{base}: train/ and val/ hold different classes, for instance {min(train ^ val)!r}")
-    if len(train) != dataset.num_classes:
-        raise UserError(f"{base} holds {len(train)} classes, but dataset.num_classes={dataset.num_classes}")
+    """UserError: no train/ and val/, different classes in the two, a class without a photo, not dataset.num_classes of
+    them, or neither grey nor colour asked for.
+    """
+    files_of(dataset)
 
 
 def load(dataset: DatasetConfig, seed: int) -> PhotoSet:
-    """List all photos; none is decoded yet. UserError: as `check`, or a class without a photo."""
-    check(dataset)
-    base = photo_folder(dataset)
-    try:
-        train, test = (ImageFolder(str(base / part)).samples for part in ("train", "val"))
-    except FileNotFoundError as error:
-        raise UserError(f"{base}: {' '.join(str(error).split())}") from error
-    return PhotoSet(train, test, {"imagenet": _md5(base, [*train, *test])}, official=True)
+    """List all photos; none is decoded yet. UserError: as `check`."""
+    layout, files = files_of(dataset)
+    train, test = ([(str(layout.base / name), label) for name, label in files[part]] for part in layout.parts())
+    return PhotoSet(train, test, {"imagenet": md5_of_sizes(layout, files)}, official=True)
 
 
-def _md5(base: Path, samples: list[tuple[str, int]]) -> str:
+def files_of(dataset: DatasetConfig) -> tuple[photo_files.Layout, dict[str, list[photo_files.Named]]]:
+    """Where the photos lie, and those of each part. UserError: as `check`."""
+    layout = photo_files.layout_of(dataset)
+    files, classes = photo_files.listed(layout), len(layout.classes())
+    if classes != dataset.num_classes:
+        raise UserError(
+            f"{photo_files.shown(layout.base)} holds {classes:,} classes, but dataset.num_classes="
+            f"{dataset.num_classes}: dataset.num_classes=null counts them"
+        )
+    if dataset.channels not in (1, 3):
+        raise UserError(f"dataset.channels={dataset.channels}: photos are read in colour (3) or in grey (1)")
+    return layout, files
+
+
+def md5_of_sizes(layout: photo_files.Layout, files: dict[str, list[photo_files.Named]]) -> str:
+    """One md5 over the name and size of every photo."""
     digest = hashlib.md5(usedforsecurity=False)
-    for path in sorted(Path(path) for path, _ in samples):
-        digest.update(f"{path.relative_to(base).as_posix()} {path.stat().st_size}\n".encode())
+    for path in sorted(layout.base / name for part in files.values() for name, _ in part):
+        line = f"{path.relative_to(layout.base).as_posix()} {path.stat().st_size}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -67,6 +73,9 @@ class PhotoSet:
     test: list[tuple[str, int]]
     md5: dict[str, str]
     official: bool
+    held: int = 0
+    scale: int = BYTE
+    skipped: tuple[str, ...] = ()
 
     def count(self, *, test: bool) -> int:
         return len(self.test if test else self.train)
@@ -76,9 +85,10 @@ class PhotoSet:
         photo.check(_by_class(self.train[index] for index in indices.tolist()), _by_class(self.test))
 
     def statistics(self, indices: torch.Tensor, dataset: DatasetConfig) -> tuple[list[float], list[float]]:
-        found, transform = Moments(dataset.shape[0]), _eval_transform(dataset.size)
+        channels = dataset.shape[0]
+        found, transform = Levels(channels), _eval_transform(dataset.size)
         for index in indices.tolist():
-            found.add(transform(photo.decode(self.train[index][0])).unsqueeze(0))
+            found.add(transform(photo.decode(self.train[index][0], channels)).unsqueeze(0))
         return found.mean_and_std()
 
     def loader(
@@ -100,6 +110,7 @@ class PhotoSet:
             plan=plan,
             mean=mean,
             std=std,
+            channels=dataset.shape[0],
             size=dataset.size,
             workers=dataset.workers,
             device=device,
@@ -130,6 +141,7 @@ class Photos(Loader):
     """A Loader that decodes. What a photo looks like depends on (seed, epoch, photo), not on the number of workers."""
 
     paths: list[str]
+    channels: int
     size: tuple[int, int]
     workers: int
     device: torch.device
@@ -145,7 +157,7 @@ class Photos(Loader):
 
     def _decoded(self, picks: list[torch.Tensor], transform: v2.Compose, epoch: int) -> Iterator[Batch]:
         batches = DataLoader(
-            _Decoder(self.paths, self.labels, transform, self.plan.seed, epoch),
+            _Decoder(self.paths, self.labels, self.channels, transform, self.plan.seed, epoch),
             batch_sampler=[pick.tolist() for pick in picks],
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
@@ -158,16 +170,18 @@ class Photos(Loader):
                 yield normalise(images, mean, std), labels
         except UserError as error:
             # A worker's error arrives with its whole traceback as text; the last line is the message.
-            raise UserError(str(error).strip().splitlines()[-1].rsplit("UserError: ", 1)[-1]) from None
+            raise UserError(str(error).strip().splitlines()[-1].rsplit(f"{type(error).__name__}: ", 1)[-1]) from None
 
 
 class _Decoder(Dataset[Item]):
-    def __init__(self, paths: list[str], labels: torch.Tensor, transform: v2.Compose, seed: int, epoch: int) -> None:
-        self.paths, self.labels, self.transform = paths, labels, transform
+    def __init__(
+        self, paths: list[str], labels: torch.Tensor, channels: int, transform: v2.Compose, seed: int, epoch: int
+    ) -> None:
+        self.paths, self.labels, self.channels, self.transform = paths, labels, channels, transform
         self.seed, self.epoch = seed, epoch
 
     def __getitem__(self, index: int) -> Item:
-        image = photo.decode(self.paths[index])
+        image = photo.decode(self.paths[index], self.channels)
         with torch.random.fork_rng(devices=[]):
             # torchvision's transforms draw from the global generator; torch.manual_seed would reset CUDA's as well.
             torch.default_generator.manual_seed(seed_of("augment", self.seed, self.epoch, index))

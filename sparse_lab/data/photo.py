@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
+from sparse_lab.data.photo_files import shown
 from sparse_lab.data.source import no_variance
 from sparse_lab.errors import UserError
 
@@ -24,14 +25,28 @@ HEADERS, DECODED = 2000, 200  # photos looked at before training, spread evenly 
 THUMB = 64  # pixels
 
 
-def decode(path: str) -> Image.Image:
-    """The photo as RGB: the first frame, turned as it is stored, without its transparency (as torchvision reads it).
+class Unreadable(UserError):
+    """A file that is cut, empty or no image at all."""
+
+
+def decode(path: str, channels: int = 3) -> Image.Image:
+    """The photo as RGB, or as grey for one channel: the first frame, turned as it is stored, without its transparency
+    (as torchvision reads it).
 
     Grey of 16 bits is divided by 257. Raises UserError, one line with the file's name, for what no range is known of
     (floats, integers of 32 bits), for colours that need a profile (LAB), for a picture that lies in its transparency
-    alone, and for what cannot be read.
+    alone, and Unreadable for what cannot be read.
     """
-    return _read(path, lambda photo: _rgb(photo, path))
+    return _read(path, lambda photo: _rgb(photo, path) if channels == 3 else _rgb(photo, path).convert("L"))
+
+
+def fitted(path: str, channels: int, size: tuple[int, int]) -> np.ndarray:
+    """The photo as uint8 [channels, *size]: scaled so that it just covers the size, and its middle cut out; nothing is
+    distorted, and one of that size stays as it is. Raises UserError as `decode`.
+    """
+    image = ImageOps.fit(decode(path, channels), (size[1], size[0]), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image)
+    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def check(train: Sequence[Sequence[str]], test: Sequence[Sequence[str]]) -> None:
@@ -51,7 +66,7 @@ def check(train: Sequence[Sequence[str]], test: Sequence[Sequence[str]]) -> None
         if not plain and not same:
             return
     if plain or len(paths) > 1:
-        raise UserError(no_variance(f"{paths[0]} and all others looked at", len(paths), plain))
+        raise UserError(no_variance(f"{shown(paths[0])} and all others looked at", len(paths), plain))
 
 
 def _sample(classes: Iterable[Sequence[str]], most: int) -> list[str]:
@@ -68,7 +83,7 @@ def _read(path: str, use: Any) -> Any:
     except UserError:
         raise
     except Exception as error:  # each of Pillow's readers has errors of its own
-        raise UserError(f"{path} cannot be read as an image: replace or delete it") from error
+        raise Unreadable(f"{shown(path)} cannot be read as an image: replace or delete it") from error
 
 
 def _thumb(photo: Image.Image, path: str) -> Image.Image:
@@ -88,7 +103,8 @@ def _check_mode(photo: Image.Image, path: str) -> None:
         "its values are signed, and no range of them is known" if signed else "Pillow cannot turn it into RGB",
     )
     raise UserError(
-        f"{path} is a {photo.format} of mode {photo.mode}: {why}; save it with 8 bits a channel, or as grey of 16 bits"
+        f"{shown(path)} is a {photo.format} of mode {photo.mode}: {why}; save it with 8 bits a channel, or as grey of "
+        "16 bits"
     )
 
 
@@ -101,7 +117,9 @@ def _rgb(photo: Image.Image, path: str) -> Image.Image:
     whole = photo.convert("RGBA")
     pixels = np.asarray(whole)
     if bool((pixels[..., :3] == pixels[0, 0, :3]).all()) and bool((pixels[..., 3] != pixels[0, 0, 3]).any()):
-        raise UserError(f"{path} is of one colour, its picture lies in its transparency alone: save it without any")
+        raise UserError(
+            f"{shown(path)} is of one colour, its picture lies in its transparency alone: save it without any"
+        )
     return whole.convert("RGB")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 
 from sparse_lab.config import DatasetConfig
-from sparse_lab.data import fingerprint
+from sparse_lab.data import fingerprint, photo_files
 from sparse_lab.errors import UserError
 
 # the folder of a published data set below dataset.root, and the publisher's md5 of each file that is read of it
@@ -44,10 +44,10 @@ PUBLISHED: dict[str, tuple[str, dict[str, str]]] = {
 }
 # SHA-256 of the digits that scikit-learn has brought so far
 DIGITS = "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 Files = Callable[[DatasetConfig], Iterable[str]]
 
+PHOTOS = ("imagenet", "folder")
 MADE = {"digits", "synthetic"}  # data sets without files below dataset.root
 OWN: dict[str, Files] = {}  # registered data sets that are read from files -> the names of these below dataset.root
 
@@ -60,7 +60,7 @@ def fingerprint_of(dataset: DatasetConfig, outputs: Path) -> str:
 
     What was found is kept in outputs/fingerprints. Within a process it is looked at once, until `look_again`.
     """
-    asked = (dataset.name, Path(dataset.root).resolve(), dataset.verify, outputs)
+    asked = (dataset.name, Path(dataset.root).resolve(), dataset.file, dataset.verify, outputs)
     if asked not in _known:
         try:
             _known[asked] = _fingerprint(dataset, outputs / "fingerprints")
@@ -80,14 +80,20 @@ def _fingerprint(dataset: DatasetConfig, store: Path) -> str:
         if dataset.verify:
             return ""  # others are refused
         base = Path(dataset.root) / folder
-        found = fingerprint.of_files(base, ((name, os.stat(base / name)) for name in official), store, "md5")
-        return "" if found == fingerprint.of_contents(official) else found
+        seen = fingerprint.of_files(base, ((name, os.stat(base / name)) for name in official), store, "md5")
+        return "" if seen == fingerprint.of_contents(official) else seen
     if dataset.name == "digits":
-        found = hashlib.sha256(digits_file().read_bytes()).hexdigest()
-        return "" if found == DIGITS else found
-    if dataset.name == "imagenet":
-        base = photo_folder(dataset)
-        return fingerprint.of_files(base, photos(base), store)
+        digits = hashlib.sha256(digits_file().read_bytes()).hexdigest()
+        return "" if digits == DIGITS else digits
+    if dataset.name in PHOTOS:
+        layout = photo_files.layout_of(dataset)
+        found = ((name, os.stat(layout.base / name)) for name in photo_files.names(layout))
+        return fingerprint.of_files(layout.base, found, store)
+    if dataset.name == "arrays":
+        from sparse_lab.data import npz  # numpy, which other data sets do not wait for
+
+        path = npz.file_of(dataset)
+        return fingerprint.of_files(path, [("", os.stat(path))], store)  # whatever it is called
     if dataset.name in OWN:
         base = Path(dataset.root)
         return fingerprint.of_files(base, ((name, os.stat(base / name)) for name in own_files(dataset)), store)
@@ -109,35 +115,3 @@ def own_files(dataset: DatasetConfig) -> list[str]:
 def digits_file() -> Path:
     """Return where scikit-learn keeps them. It is not imported: that takes longer than a short run."""
     return Path(str(metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")))
-
-
-def photo_folder(dataset: DatasetConfig) -> Path:
-    """Return the folder that holds train/ and val/. Raise UserError where there is none."""
-    root = Path(dataset.root)
-    for base in (root, root / "imagenet"):
-        if (base / "train").is_dir() and (base / "val").is_dir():
-            return base
-    raise UserError(
-        f"imagenet is not in {root / 'imagenet'}: no train/ and val/ there; put one folder a class into each "
-        "(it cannot be downloaded without an account), or point to another root with paths.data=DIR"
-    )
-
-
-def photos(base: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield (name below base, stat) of each photo in train/CLASS and val/CLASS, at any depth, as torchvision's
-    ImageFolder finds them.
-    """
-    left = [(f"{part}/{entry.name}", entry.path) for part in ("train", "val") for entry in _folders(base / part)]
-    while left:
-        name, path = left.pop()
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    left.append((f"{name}/{entry.name}", entry.path))
-                elif entry.name.lower().endswith(PHOTO_SUFFIXES):
-                    yield f"{name}/{entry.name}", entry.stat()
-
-
-def _folders(path: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(path) as entries:
-        return [entry for entry in entries if entry.is_dir()]

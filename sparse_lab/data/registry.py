@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_lab.config import DatasetConfig, TrainingConfig
 from sparse_lab.data import reads
+from sparse_lab.data.facts import filled
 from sparse_lab.errors import SparseLabError, UserError, nearest
 from sparse_lab.registering import check_name, enter
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 # Each module has check(dataset) and load(dataset, seed) -> Source.
 _MODULES = {
     "digits": "digits",
+    "folder": "folder",
+    "arrays": "arrays",
     "cifar10": "cifar",
     "cifar100": "cifar",
     "imagenet": "imagenet",
@@ -57,18 +60,23 @@ class Own:
             raise UserError(f"data set {self.name!r}: images, labels, test images and test labels are to be returned")
         shape = dataset.shape
         for part, images, labels in (("training", *found[:2]), ("test", *found[2:])):
-            if images.dtype != torch.uint8 or images.shape[1:] != shape or not len(images):
+            kinds = (torch.uint8, torch.float32) if part == "training" else (found[0].dtype,)
+            if images.dtype not in kinds or images.shape[1:] != shape or not len(images):
+                wanted = f"{' or '.join(map(_plain, kinds))} [N, {', '.join(map(str, shape))}]"
                 raise UserError(
-                    f"data set {self.name!r}: {part} images are to be uint8 [N, {', '.join(map(str, shape))}] "
-                    f"(dataset.channels={dataset.channels} dataset.image_size={dataset.image_size}), not "
-                    f"{images.dtype} {list(images.shape)}"
+                    f"data set {self.name!r}: {part} images are to be {wanted} (dataset.channels={dataset.channels} "
+                    f"dataset.image_size={dataset.image_size}), not {_plain(images.dtype)} {list(images.shape)}"
                 )
             if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
                 raise UserError(
-                    f"data set {self.name!r}: {part} labels are to be int64 [{len(images)}], not {labels.dtype} "
-                    f"{list(labels.shape)}"
+                    f"data set {self.name!r}: {part} labels are to be int64 [{len(images)}], not "
+                    f"{_plain(labels.dtype)} {list(labels.shape)}"
                 )
         return ImageSet(*found, {self.name: md5_of_tensors(found)}, official=True)
+
+
+def _plain(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
 
 
 def register_dataset(name: str, load: Callable[[DatasetConfig, int], Arrays], *, files: reads.Files | None) -> None:
@@ -77,7 +85,8 @@ def register_dataset(name: str, load: Callable[[DatasetConfig, int], Arrays], *,
     not set; mean and std are computed from the training images where they are not set).
 
     load: takes the config group `dataset` and the run's seed, and returns images, labels, test images and test labels:
-    uint8 [N, *dataset.shape] and int64 [N] tensors. It neither splits, augments nor normalises them.
+    [N, *dataset.shape], uint8 or float32 (whose values are taken as they are), and int64 [N] tensors. It neither
+    splits, augments nor normalises them.
     files: takes `dataset` and returns the names below dataset.root of all files that load reads: a run is known by what
     they hold. None: the data set is made, and no file below dataset.root is read.
 
@@ -106,12 +115,14 @@ class Data:
 
     Attributes:
         train: shuffled and augmented; validation, test: in a fixed order, plain.
-        md5: file below dataset.root -> md5 seen. Key "digits", "synthetic": of the arrays; "imagenet": of all
+        md5: file below dataset.root -> md5 seen. Key "digits", "synthetic": of the arrays; "imagenet", "folder": of all
             (path, size).
         official: the md5s are the publisher's. True as well where there is nothing to compare (digits, synthetic,
-            imagenet).
+            imagenet, folder, arrays).
         shape: (channels, height, width) of an image.
-        mean, std: by which images are normalised, a number a channel, of pixels in 0..1.
+        scale: what a value of an image is divided by first: 255 where they are bytes, 1 where they are floats.
+        mean, std: by which images are normalised then, a number a channel.
+        skipped: files below dataset.root that cannot be read and were left out.
         images: train, validation, test -> how many images are used of how many that there are, before any limit.
     """
 
@@ -120,11 +131,13 @@ class Data:
     test: Loader
     num_classes: int
     shape: tuple[int, int, int]
+    scale: int
     mean: list[float]
     std: list[float]
     md5: dict[str, str]
     official: bool
     images: dict[str, tuple[int, int]]
+    skipped: tuple[str, ...]
 
 
 def names() -> list[str]:
@@ -140,7 +153,7 @@ def check(dataset: DatasetConfig) -> None:
     Raises:
         UserError: as `build`, for an unknown name, missing or foreign files, or sizes that do not fit.
     """
-    module_of(dataset).check(dataset)
+    module_of(dataset).check(filled(dataset))
 
 
 def build(
@@ -168,7 +181,7 @@ def build(
     from sparse_lab.data.plan import Plan
     from sparse_lab.data.split import split
 
-    module = module_of(dataset)
+    module, dataset = module_of(dataset), filled(dataset)
     if training.batch_size % world_size:
         raise UserError(f"training.batch_size={training.batch_size} does not divide over {world_size} devices")
     source = module.load(dataset, seed)
@@ -179,6 +192,7 @@ def build(
         seed,
         dataset.train_limit,
         dataset.eval_limit,
+        source.held,
     )
     source.check_images(parts.train, dataset)
     dataset = _normalised(dataset, source, parts.train)
@@ -194,38 +208,42 @@ def build(
         test=source.loader(parts.test, plan(None), dataset, device, test=True),
         num_classes=dataset.classes,
         shape=dataset.shape,
+        scale=source.scale,
         mean=dataset.normalisation[0],
         std=dataset.normalisation[1],
         md5=source.md5,
         official=source.official,
-        images=_used(source.count(test=False), source.count(test=True), parts, dataset, training),
+        images=_used(source, parts, dataset, training),
+        skipped=source.skipped,
     )
 
 
 def _normalised(dataset: DatasetConfig, source: Source, train: torch.Tensor) -> DatasetConfig:
-    """With mean and std: those of the training images where the config has none. UserError: one of them is missing, or
-    they are not a number a channel.
+    """With mean and std: those of the training images where the config has none. Numbers that are all the same stand
+    for any number of channels. UserError: one of them is missing, or they are not a number a channel.
     """
     channels = dataset.shape[0]
+    for name in ("mean", "std"):
+        if len(set(numbers := getattr(dataset, name) or [])) == 1:
+            dataset = replace(dataset, **{name: numbers[:1] * channels})  # type: ignore[arg-type]
     if dataset.mean is None and dataset.std is None:
         mean, std = source.statistics(train, dataset)
         return replace(dataset, mean=mean, std=std)
     for name, numbers in (("mean", dataset.mean), ("std", dataset.std)):
-        if numbers is None or len(numbers) != channels:
+        if numbers is None or len(numbers) != channels or (name == "std" and min(numbers) <= 0):
             raise UserError(
-                f"dataset.{name}={numbers}: {channels} number(s), one a channel; dataset.mean=null dataset.std=null "
-                "are computed from the training images"
+                f"dataset.{name}={numbers}: {channels} number(s), one a channel, std above 0; dataset.mean=null "
+                "dataset.std=null are computed from the training images"
             )
     return dataset
 
 
-def _used(
-    train_count: int, test_count: int, parts: Parts, dataset: DatasetConfig, training: TrainingConfig
-) -> dict[str, tuple[int, int]]:
+def _used(source: Source, parts: Parts, dataset: DatasetConfig, training: TrainingConfig) -> dict[str, tuple[int, int]]:
     from sparse_lab.data.split import validation_count
 
+    train_count, test_count = source.count(test=False), source.count(test=True)
     most = train_count + test_count if training.limit_batches is None else training.limit_batches * training.batch_size
-    held = validation_count(train_count, dataset.validation)
+    held = source.held or validation_count(train_count, dataset.validation)
     return {
         "train": (min(len(parts.train), most), train_count - held),
         "validation": (min(len(parts.validation), most), held),

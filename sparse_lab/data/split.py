@@ -35,6 +35,7 @@ def split(
     seed: int,
     train_limit: int | None = None,
     eval_limit: int | None = None,
+    held: int = 0,
 ) -> Parts:
     """Draw the three parts.
 
@@ -44,13 +45,36 @@ def split(
         seed: draws the permutation; a smaller `train_limit` gives a subset of a larger one.
         train_limit: at most so many training images, counted after the split.
         eval_limit: at most so many validation images, and at most so many test images.
+        held: the last so many training images are the validation set by the files' own word; 0: it is drawn.
 
     Raises:
         UserError: fewer than two training images.
     """
-    held = validation_count(train_count, validation)
+    test = _limited("test", test_count, eval_limit, seed)
+    if held:
+        train = torch.randperm(train_count - held, generator=generator("split", seed))
+        own = _limited("validation", held, eval_limit, seed) + (train_count - held)
+        return Parts(train=train[:train_limit], validation=own, test=test)
+    drawn = validation_count(train_count, validation)
     order = torch.randperm(train_count, generator=generator("split", seed))
-    test = torch.arange(test_count)
-    if eval_limit is not None and eval_limit < test_count:
-        test = torch.randperm(test_count, generator=generator("test", seed))[:eval_limit]
-    return Parts(train=order[held:][:train_limit], validation=order[:held][:eval_limit], test=test)
+    return Parts(train=order[drawn:][:train_limit], validation=order[:drawn][:eval_limit], test=test)
+
+
+def _limited(part: str, count: int, limit: int | None, seed: int) -> torch.Tensor:
+    if limit is None or limit >= count:
+        return torch.arange(count)
+    return torch.randperm(count, generator=generator(part, seed))[:limit]
+
+
+def drawn_test(labels: torch.Tensor, share: float, name: str) -> torch.Tensor:
+    """Draw the test set of a data set that has none of its own: bool, of the shape of `labels`.
+
+    Of each class the rounded share, and never all of it. The draw knows no seed of a run: runs of several seeds are
+    tested on the same images, so that what differs between them is the seeds' doing. `name` tells data sets apart.
+    """
+    mask = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero().flatten()
+        order = torch.randperm(len(members), generator=generator(name, label))
+        mask[members[order[: min(round(share * len(members)), len(members) - 1)]]] = True
+    return mask

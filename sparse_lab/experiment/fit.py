@@ -17,6 +17,7 @@ from sparse_lab.experiment.identity import surroundings
 from sparse_lab.experiment.result import make_result, remove_channels_of
 from sparse_lab.experiment.selection import check_selection
 from sparse_lab.experiment.trainer import make_trainer
+from sparse_lab.experiment.validate import check_step
 from sparse_lab.models.weight_sharing import unshared
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.records.system import reset_peak_memory
@@ -51,6 +52,7 @@ def fit(
     processes = config.trainer.devices
     batches = data.build(config.dataset, config.training, config.seed, device, rank(), processes)
     check_selection(config, batches.images)
+    check_step(config, min(config.training.batch_size, batches.train.count))
     parts = assemble(config, batches, folder, starts, console, label, job, stop, device)
     trainer = make_trainer(config, parts, folder)
     # a process that the first one has started for this run asks nobody yet, and finds what that one has left there

@@ -23,6 +23,8 @@ from sparse_lab.sparsity.masks import COUNTING, count, layers, uncounted
 from sparse_lab.sparsity.structured.remove_channels import thin
 from sparse_lab.training.device import device_of
 
+NAMED = 8  # files that were left out
+
 
 def make_result(
     config: Config, parts: Parts, data: Data, folder: RunDir, start: str | None, command: str
@@ -68,10 +70,16 @@ def make_result(
             "seconds": sum(level["seconds"] for level in levels),
             "peak_memory_mb": peak_memory(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-            "data": {"md5": data.md5, "official": data.official, "fingerprint": surroundings(config).data},
+            "data": {
+                "md5": data.md5,
+                "official": data.official,
+                "fingerprint": surroundings(config).data,
+                "skipped": len(data.skipped),
+                "skipped_files": list(data.skipped[:NAMED]),
+            },
             "plugins": surroundings(config).plugins,
             "ranks": surroundings(config).ranks,
-            "normalise": {"mean": data.mean, "std": data.std},
+            "normalise": {"scale": data.scale, "mean": data.mean, "std": data.std},
             "images": {part: {"used": used, "whole": whole} for part, (used, whole) in data.images.items()},
             "computed": parts.save.computed,
             "device": device_name(device_of(config.trainer.accelerator)),

@@ -5,10 +5,12 @@ a part stand with the part.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from sparse_lab import models
 from sparse_lab.config import Config, RecipeConfig
-from sparse_lab.data.reads import MADE, PUBLISHED
+from sparse_lab.data.facts import DRAWN, own_parts
+from sparse_lab.data.reads import MADE, PHOTOS, PUBLISHED
 from sparse_lab.experiment.selection import selects
 from sparse_lab.methods import table
 from sparse_lab.methods.base import When
@@ -22,6 +24,16 @@ def _pruned(config: Config) -> bool:
 
 def _crops(config: Config) -> bool:
     return config.dataset.name != "imagenet"
+
+
+def _in_root(config: Config) -> bool:
+    """A whole path is read wherever the root is."""
+    dataset = config.dataset
+    return dataset.name not in MADE and not (dataset.name == "arrays" and Path(dataset.file or "").is_absolute())
+
+
+def _draws(part: str) -> Callable[[Config], bool]:
+    return lambda config: part not in own_parts(config.dataset)
 
 
 def _recipe(path: str, of: Callable[[RecipeConfig], bool], words: str, pruned: bool = False) -> When:
@@ -61,19 +73,22 @@ def _finetune_epochs(config: Config) -> bool:
     return not kind.in_rounds or kind.round_epochs(config) is None
 
 
+DRAWN_FOR = f"dataset={' or '.join(DRAWN)}"
 READ_WHEN: dict[str, When] = {
     "model.adapt_stem": When(
         lambda config: models.has_stem(config.model.name, config.dataset.size), "a network with ImageNet's stem"
     ),
-    "dataset.root": When(lambda config: config.dataset.name not in MADE, "a dataset that is read from files"),
+    "dataset.root": When(_in_root, "a dataset that is read from files there"),
+    "dataset.file": When(lambda config: config.dataset.name == "arrays", "dataset=arrays"),
+    "dataset.test": When(_draws("test"), f"{DRAWN_FOR} without a test set of its own"),
+    "dataset.validation": When(_draws("validation"), "a dataset without a validation set of its own"),
+    "dataset.skip_corrupt": When(lambda config: config.dataset.name == "folder", "dataset=folder"),
     "dataset.mirror": When(lambda config: config.training.augment.flip, "training.augment.flip=true"),
     "dataset.verify": When(
         lambda config: config.dataset.name in PUBLISHED, "a dataset whose files have official checksums"
     ),
     "dataset.download": When(lambda config: config.dataset.name in PUBLISHED, "a dataset that can be downloaded"),
-    "dataset.workers": When(
-        lambda config: config.dataset.name == "imagenet", "a dataset that is decoded image by image"
-    ),
+    "dataset.workers": When(lambda config: config.dataset.name in PHOTOS, "a dataset of photos"),
     "training.select_on_few": When(selects, "a training.select other than last, or a patience"),
     "training.augment.crop_padding": When(_crops, "a dataset that is not cropped at random sizes anyway"),
     "training.augment.padding_mode": When(
@@ -106,7 +121,7 @@ READ_WHEN: dict[str, When] = {
     ),
     "logger.mlflow_uri": When(lambda config: config.logger.mlflow, "logger=mlflow"),
     "paths.data": When(
-        lambda config: config.dataset.name not in MADE and config.dataset.root.startswith(config.paths.data),
+        lambda config: _in_root(config) and config.dataset.root.startswith(config.paths.data),
         "a dataset.root that lies there, and a dataset that is read from files",
     ),
     "compute": When(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -12,12 +13,13 @@ import torch
 from sparse_lab import data, loggers, models
 from sparse_lab.config import Config, LoggerConfig, check_ranges
 from sparse_lab.config import present as config_parts
-from sparse_lab.errors import UserError, nearest
+from sparse_lab.errors import SparseLabError, UserError, nearest
 from sparse_lab.experiment import backend
 from sparse_lab.experiment.timeline import steps_an_epoch
 from sparse_lab.methods import schedules, table
 from sparse_lab.methods.networks import choice_of, spec_of, structure_of
 from sparse_lab.methods.recipes import clock_of, recipes_of
+from sparse_lab.sparsity.images import image_like, send
 from sparse_lab.training.checkpoint_io import load_checkpoint
 from sparse_lab.training.device import device_of
 
@@ -69,9 +71,28 @@ def check_request(config: Config) -> None:
         raise UserError(f"unknown model {config.model.name!r}; {nearest(config.model.name, models.names())}")
     models.check(spec_of(config))
     _check_training(config)
+    check_step(config, min(config.training.batch_size, config.dataset.train_limit or config.training.batch_size))
     _check_parts(config)
     backend.check(config, here=False)
     _check_files(config)
+
+
+def check_step(config: Config, images: int) -> None:
+    """Raise UserError where a training step sees one image a process (of `images` in all), and the network normalises
+    over a batch where its maps are of one pixel: there is nothing to normalise over.
+    """
+    if images // config.trainer.devices > 1:
+        return
+    structure = structure_of(config)
+    model = copy.deepcopy(structure.hollow).train()
+    try:
+        send(model, image_like(model, structure.shape))
+    except SparseLabError as error:
+        if "more than 1 value per channel" in str(error):
+            raise UserError(
+                f"training.batch_size={config.training.batch_size} gives {structure.name} one image a step, and its "
+                "BatchNorm over maps of one pixel needs two: a larger batch, more training images, or larger ones"
+            ) from None
 
 
 def _check_files(config: Config) -> None:

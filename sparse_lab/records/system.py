@@ -100,3 +100,41 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
+
+
+CGROUPS = (  # version 2, version 1
+    ("/sys/fs/cgroup", "memory.max", "memory.current"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: what the machine has free, and what the control groups (containers, jobs
+    of a cluster) allow. What files are cached in counts as free.
+    """
+    found = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable:")]
+    groups = [line.rpartition(":")[2].strip("/") for line in _lines("/proc/self/cgroup")]
+    for top, limit, used in CGROUPS:
+        for group in dict.fromkeys(("", *groups)):  # in a container the group's own name may not be there
+            for folder in (Path(top, group), *Path(top, group).parents):
+                if folder == Path(top).parent:
+                    break
+                found += _left(folder / limit, folder / used)
+    return min(found, default=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _left(limit: Path, used: Path) -> list[int]:
+    """Bytes that a control group may still take; nothing where it has no limit."""
+    allowed, taken = (next(iter(_lines(path)), "") for path in (limit, used))
+    if not allowed.isdecimal() or not taken.isdecimal():
+        return []
+    cached = [line.split() for line in _lines(limit.with_name("memory.stat"))]
+    files = sum(int(count) for name, count in cached if name in ("active_file", "inactive_file"))
+    return [int(allowed) - max(0, int(taken) - files)]
+
+
+def _lines(path: Path | str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []

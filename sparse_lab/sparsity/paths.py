@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from sparse_lab.errors import SparseLabError
 from sparse_lab.sparsity.connectivity import on_paths
-from sparse_lab.sparsity.images import Shape
+from sparse_lab.sparsity.images import Shape, full_shape
 from sparse_lab.sparsity.masks import Counted, excluded_layers, layers, maskable
-
-IMAGE = 3  # channels of an image
 
 
 def connected_init(
@@ -34,7 +32,7 @@ def connected_init(
     convolutions are plain or depthwise; a layer that was left out is dense, and carries all.
     """
     found = layers(model)
-    ends = _ends({name: tied.layers[0] for name, tied in maskable(model).items()})
+    ends = _ends({name: tied.layers[0] for name, tied in maskable(model).items()}, full_shape(shape)[0])
     dense = {name: tied[0].weight.numel() for name, tied in excluded_layers(model).items()}
     used = _used_channels(ends, {**counts, **dense})
     order = {size: torch.randperm(size, generator=generator) for size in used}
@@ -75,9 +73,11 @@ class Places(NamedTuple):
         return mask.reshape(self.shape)[self.rows, self.columns, taps]
 
 
-def _ends(found: Mapping[str, Counted]) -> dict[str, tuple[int, int]]:
-    """(channels in, channels out) of every layer; a linear layer on a flattened map counts that map's channels."""
-    ends, before = {}, IMAGE
+def _ends(found: Mapping[str, Counted], channels: int) -> dict[str, tuple[int, int]]:
+    """(channels in, channels out) of every layer; a linear layer on a flattened map counts that map's channels, and the
+    image has `channels`.
+    """
+    ends, before = {}, channels
     for name, module in found.items():
         if isinstance(module, nn.Linear):
             flattened = module.in_features % before == 0

@@ -151,10 +151,6 @@ def test_fixed_batches_are_plain_training_images_and_leave_the_epoch_alone() -> 
 def test_what_cannot_work_is_refused() -> None:
     with pytest.raises(UserError, match=r"3 image.* 4 devices"):
         made(Plan(16, world_size=4), count=3)
-    with pytest.raises(UserError, match=r"dataset\.std"):
-        made(std=[1.0, 0.0, 1.0])
-    with pytest.raises(UserError, match=r"dataset\.mean"):
-        made(mean=[0.5])
     with pytest.raises(UserError, match="crop_padding"):
         made(augment=AugmentConfig(crop_padding=16, padding_mode="reflect"))
 

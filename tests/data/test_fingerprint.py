@@ -15,7 +15,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from sparse_lab import data
 from sparse_lab.config import DatasetConfig
-from sparse_lab.data import cifar, fashion_mnist, fingerprint, reads
+from sparse_lab.data import cifar, fashion_mnist, fingerprint, photo_files, reads
 from sparse_lab.data.fingerprint import of_files
 
 FILES = {"train/a/1.png": b"one", "train/b/2.png": b"two", "val/a/3.png": b"three", "val/b/deep/4.JPEG": b"four"}
@@ -33,8 +33,13 @@ def expected(files: dict[str, bytes], algorithm: str = "sha256") -> str:
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def photos(base: Path) -> list[tuple[str, os.stat_result]]:
+    found = (Path(folder) / name for folder, _, names in os.walk(base) for name in names)
+    return [(path.relative_to(base).as_posix(), path.stat()) for path in found]
+
+
 def look(base: Path, store: Path) -> str:
-    return of_files(base, reads.photos(base), store)
+    return of_files(base, photos(base), store)
 
 
 @pytest.fixture
@@ -87,7 +92,7 @@ def test_every_change_shows(tmp_path: Path, change: str) -> None:
         path.unlink()
     else:
         path.rename(base / "train/b/1.png")
-    here = {name: (base / name).read_bytes() for name, _ in reads.photos(base)}
+    here = {name: (base / name).read_bytes() for name, _ in photos(base)}
     assert look(base, store) == expected(here) != before
 
 
@@ -132,13 +137,14 @@ def test_a_long_reading_says_how_far_it_is(
 
 
 def test_photos_are_those_that_torchvision_reads(tmp_path: Path) -> None:
-    assert reads.PHOTO_SUFFIXES == IMG_EXTENSIONS
-    other = {"train/a/notes.txt": b"", "train/b/x.JPEG.part": b"", "train/stray.png": b""}
+    assert photo_files.SUFFIXES == IMG_EXTENSIONS
+    other = {"train/a/notes.txt": b"", "train/b/x.JPEG.part": b"", "train/labels.csv": b""}
     base = lay(tmp_path, {**FILES, **other})
     (base / "val/a/folder.png").mkdir()
     listed = [ImageFolder(str(base / part)).samples for part in ("train", "val")]
-    theirs = sorted(Path(path).relative_to(base).as_posix() for samples in listed for path, _ in samples)
-    assert sorted(name for name, _ in reads.photos(base)) == theirs == sorted(FILES)
+    theirs = [(Path(path).relative_to(base).as_posix(), label) for samples in listed for path, label in samples]
+    ours = photo_files.listed(photo_files.Layout(base, "train", test="val"))
+    assert [*ours["train"], *ours["val"]] == theirs and sorted(name for name, _ in theirs) == sorted(FILES)
 
 
 def test_published_files_are_those_that_are_read() -> None:

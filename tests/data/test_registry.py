@@ -17,7 +17,8 @@ SMALL = DatasetConfig(name="synthetic", image_size=8, train_limit=100)
 
 
 def test_known_names() -> None:
-    assert set(names()) == {"digits", "cifar10", "cifar100", "imagenet", "fashion_mnist", "synthetic"}
+    made = {"digits", "cifar10", "cifar100", "imagenet", "fashion_mnist", "synthetic"}
+    assert set(names()) == made | {"folder", "arrays"}
 
 
 @pytest.mark.parametrize("use", [check, lambda dataset: build(dataset, TrainingConfig(), seed=1)])
@@ -36,7 +37,7 @@ def test_only_training_is_shuffled_augmented_and_cut_and_the_test_set_is_never_l
         loader.set_epoch(1)
         assert torch.equal(first, next(iter(loader))[0])
     assert torch.equal(torch.cat([labels for _, labels in data.test]), data.test.labels)
-    assert (data.num_classes, data.image_size, data.official) == (10, 8, True)
+    assert (data.num_classes, data.shape, data.official) == (10, (3, 8, 8), True)
 
 
 def test_validation_images_are_never_trained_on() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -263,8 +263,9 @@ def test_a_data_set_that_is_read_counts_by_what_its_files_hold(tmp_path):
     ("change", "said"),
     [
         (lambda found: found[:3], "images, labels, test images and test labels are to be returned"),
-        (lambda found: (found[0].float(), *found[1:]), r"training images are to be uint8 \[N, 3, 8, 8\]"),
-        (lambda found: (*found[:2], found[2][:, :1], found[3]), r"test images .* not torch.uint8 \[20, 1, 8, 8\]"),
+        (lambda found: (found[0].half(), *found[1:]), r"training images are to be uint8 or float32 \[N, 3, 8, 8\]"),
+        (lambda found: (found[0].float(), *found[1:]), r"test images are to be float32 \[N, 3, 8, 8\] .* not uint8"),
+        (lambda found: (*found[:2], found[2][:, :1], found[3]), r"test images .* not uint8 \[20, 1, 8, 8\]"),
         (lambda found: (found[0], found[1].int(), *found[2:]), r"training labels are to be int64 \[60\], not"),
     ],
 )
@@ -272,6 +273,21 @@ def test_a_data_set_of_another_kind(change, said, tmp_path):
     sparse_lab.register_dataset("own_data", lambda dataset, seed: change(own_data(dataset, seed)), files=None)
     with pytest.raises(UserError, match=said):
         data.build(dataset_of(tmp_path), TrainingConfig(batch_size=10), seed=1)
+
+
+def test_a_data_set_of_floats_that_are_no_squares(tmp_path):
+    """Any number of channels, any size; values as they are."""
+    values = torch.arange(80 * 5 * 8 * 12).view(80, 5, 8, 12).float() / 1000
+    labels = torch.arange(80) % 2
+    sparse_lab.register_dataset("own_data", lambda *_: (values[:60], labels[:60], values[60:], labels[60:]), files=None)
+    config = replace(dataset_of(tmp_path), channels=5, image_size=[8, 12], mean=None, std=None)
+    built = data.build(config, TrainingConfig(batch_size=10), seed=1)
+    assert built.scale == 1 and built.shape == (5, 8, 12)
+    used = built.train.images.double()
+    assert torch.allclose(torch.tensor(built.mean).double(), used.mean((0, 2, 3)))
+    assert torch.allclose(torch.tensor(built.std).double(), used.std((0, 2, 3), correction=0))
+    with pytest.raises(UserError, match=r"dataset\.num_classes=null: say how many labels"):
+        data.build(replace(config, num_classes=None), TrainingConfig(batch_size=10), seed=1)
 
 
 def test_choices(tmp_path):

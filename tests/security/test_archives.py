@@ -92,7 +92,7 @@ def publish(site, tmp_path, monkeypatch):
             one.name, one.linkname = (text.replace("OUTSIDE", str(tmp_path)) for text in (one.name, one.linkname))
         path = archive(folder / "cifar-10-python.tar.gz", *members)
         monkeypatch.setattr(CIFAR10, "url", f"{address}/{path.name}")
-        monkeypatch.setattr(CIFAR10, "tgz_md5", files._md5(path))
+        monkeypatch.setattr(CIFAR10, "tgz_md5", files.md5_of(path))
         return DatasetConfig(name="cifar10", root=str(tmp_path / "data"), download=True)
 
     return published

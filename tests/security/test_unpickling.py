@@ -174,3 +174,16 @@ def test_a_folder_of_configs_that_asks_for_a_call(traps, tmp_path, capsys):
     assert main(["--config-dir", str(tmp_path / "conf"), "experiment=evil"]) == 2
     assert not traps.sprung
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("place", ["images", "labels"])
+def test_an_npz_with_objects_in_it(place, traps, tmp_path):
+    """numpy would unpickle an array of objects; here its header is enough to refuse it."""
+    images, labels = np.zeros((4, 8, 8), np.uint8), np.arange(4) % 2
+    trap = np.empty(4, dtype=object)
+    trap[:] = [traps.bomb()] * 4
+    path = tmp_path / "a.npz"
+    np.savez(path, **{"images": images, "labels": labels, place: trap})
+    dataset = DatasetConfig(name="arrays", file=str(path), num_classes=None, image_size=None, channels=None)
+    line = refused(traps, lambda: data.build(dataset, TrainingConfig(), seed=1))
+    assert f"{place} is object [4]: an array of Python objects" in line

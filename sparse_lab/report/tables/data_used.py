@@ -31,10 +31,10 @@ def data_changed(run: Finished) -> bool:
 
 def partial(run: Finished) -> list[str]:
     """Return what part of the data set was left out, one line a part: 'trained on 77 of 45,000 training images'."""
-    images = section(run.result, "images")
+    images, skipped = section(run.result, "images"), section(run.result, "data").get("skipped")
     if not images:
         return _by_config(run)
-    lines = []
+    lines = [f"left out {skipped:,} file(s) that cannot be read"] if is_number(skipped) and skipped else []
     for part, done in _DONE.items():
         used, whole = (section(images, part).get(key) for key in ("used", "whole"))
         if is_number(used) and is_number(whole) and used < whole:
