@@ -272,6 +272,11 @@ class ModelConfig:
         "settings of the network itself: model.options.NAME=VALUE; `sparse-lab keys model.options` names them",
     )
 
+    @property
+    def title(self) -> str:
+        """The network in tables: its name, or its library's and its own there."""
+        return self.name if self.arch is None else f"{self.name} {self.arch}"
+
 
 @dataclass
 class DatasetConfig:

@@ -37,7 +37,7 @@ class Spec:
 
     @property
     def title(self) -> str:
-        """The network in words: its name, or its library's and its own there."""
+        """The network in words, as `ModelConfig.title`."""
         return self.name if self.arch is None else f"{self.name} {self.arch}"
 
 

@@ -489,7 +489,7 @@ def planned(config: Config) -> dict[str, Any]:
     """A job in plan.json."""
     from sparse_lab.experiment.identity import run_name
 
-    groups = {group: getattr(config, group).name for group in ("model", "dataset", "method")}
+    groups = {"model": config.model.title, "dataset": config.dataset.name, "method": config.method.name}
     sparsity = config.sparsity.target if config.method.prune is not None else 0.0
     return {"name": run_name(config), **groups, "sparsity": sparsity, "seed": config.seed}
 

@@ -103,8 +103,8 @@ class WithMemory(nn.Module):
 
 
 def test_what_is_not_counted_is_said_once_and_stands_in_the_record(compose, monkeypatch, capsys, recwarn):
-    build_plain = models.build
-    monkeypatch.setattr(models, "build", lambda *asked: WithMemory(build_plain(*asked)))
+    make_plain = models.make
+    monkeypatch.setattr(models, "make", lambda *asked: WithMemory(make_plain(*asked)))
     result = run(compose("method=static", "sparsity.target=0.9", "training.epochs=1"), "x", Console(width=300))
     assert result["uncounted"] == [
         {"name": "memory.weight_ih_l0", "kind": "GRU", "weights": 300},
