@@ -117,6 +117,14 @@ def unpack(source: NDArray, shape: Shape) -> torch.Tensor:
     return out
 
 
+def pixels(array: NDArray, shape: Shape) -> torch.Tensor:
+    """The map as torch may read and write it where it lies: (blocks, C, H, W, block), without spare pixels."""
+    sizes = (shape.blocks, shape.channels, shape.height, shape.width, shape.block)
+    plane = shape.height * shape.pitch
+    strides = (shape.channels * plane, plane, shape.pitch, shape.block, 1)
+    return torch.from_numpy(array).as_strided(sizes, strides, shape.guard)
+
+
 def fill(array: NDArray, shape: Shape, channels: NDArray[np.int64], values: NDArray) -> None:
     """One number in every pixel of each of these channels; `values` has one for each of them."""
     layout_kernels.fill(
