@@ -41,6 +41,10 @@ READS = {
     "is_leaf", "grad_fn", "data_ptr", "numpy", "repr", "str", "format", "hash", "type", "float", "double", "cpu",
     "dropout", "tensor_split", "storage_offset", "untyped_storage", "is_inference", "len", "size", "shape",
 }  # fmt: skip
+# that have the device or shape of what comes of a map, and nothing else
+MAKES = {f"{kind}_{name}" for kind in ("new",) for name in ("empty", "zeros", "ones", "full", "tensor")} | {
+    f"{name}_like" for name in ("empty", "zeros", "ones", "full", "rand", "randn")
+}
 APPLY = torch.autograd.Function.__dict__["apply"]
 IN_PLACE = {f"i{name}" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")}
 ANY = torch.empty(0)  # has_torch_function of it: does anybody watch?
@@ -141,7 +145,7 @@ def _asked(known: Callable[..., Any], tape: Tape, args: tuple[Any, ...], kwargs:
 
 def _torchs(tape: Tape, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Nothing of ours is among the arguments; what comes of a map is spoken of as such."""
-    if not any(tape.comes_of_maps(one) for one in _parts((args, kwargs)) if isinstance(one, Tensor)):
+    if function in KNOWN or _name(function) in MAKES or not any(tape.comes_of_maps(one) for one in _parts((args, kwargs)) if isinstance(one, Tensor)):
         return function(*args, **kwargs)
     _say(tape, _name(function))
     result = function(*args, **kwargs)

@@ -97,8 +97,8 @@ def _in_place(function: Answer) -> Answer:
         if not isinstance(input, BatchInnermost) or input.map.is_seen:
             return NotImplemented  # a view of torch's may look at it
         result = function(tape, input, *args, **kwargs)
-        if result is NotImplemented:
-            return result
+        if not isinstance(result, BatchInnermost):
+            return NotImplemented
         input.map.replace(result.map.pending)
         return input
 
@@ -169,7 +169,8 @@ def _batch_norm(
 ) -> Any:
     if not isinstance(input, BatchInnermost) or not same(input.reading, MAP, input.sizes):
         return NotImplemented
-    if weight is None or bias is None or input.sizes[0] * input.sizes[2] * input.sizes[3] == 1:
+    number, _, height, width = input.sizes
+    if weight is None or bias is None or (training and number * height * width == 1):
         return NotImplemented
     pending = input.map.pending
     if training:
@@ -344,11 +345,12 @@ def _mul(tape: Tape, input: Any, other: Any) -> Any:
         return NotImplemented
     if other.dim() == 0 and not isinstance(other, BatchInnermost):
         return _scaled(tape, input, other)
-    if _is_gate(other, input):
-        return _changed(input, Gate(tape, input.value(), _factors(tape, other, input)).value())
-    if _is_gate(input, other):
-        return _changed(other, Gate(tape, other.value(), _factors(tape, input, other)).value())
-    return NotImplemented if isinstance(other, BatchInnermost) else _by_channel(tape, input, other)
+    if not isinstance(other, BatchInnermost) and _has_channel_shape(other, input):
+        return _by_channel(tape, input, other)
+    for x, factors in ((input, other), (other, input)):
+        if isinstance(x, BatchInnermost) and _is_gate(factors, x):
+            return _changed(x, Gate(tape, x.value(), _factors(tape, factors, x)).value())
+    return NotImplemented
 
 
 def _scaled(tape: Tape, x: BatchInnermost, factor: Tensor) -> Any:
@@ -359,32 +361,30 @@ def _scaled(tape: Tape, x: BatchInnermost, factor: Tensor) -> Any:
     return _changed(x, Conv(tape, conv.x, conv.live, conv.filter, None, factor))
 
 
-def _is_gate(factors: Any, x: Any) -> bool:
-    """(N, C, 1, 1), or (N, 1, 1, 1), for a map x."""
-    if not isinstance(x, BatchInnermost) or not same(x.reading, MAP, x.sizes) or len(factors.shape) != 4:
+def _is_gate(factors: Any, x: BatchInnermost) -> bool:
+    """One factor for each channel of each image, (N, C, 1, 1), or for each image, (N, 1, ..., 1)."""
+    sizes = tuple(factors.shape)
+    if len(sizes) != len(x.reading) or sizes[0] != x.sizes[0] or bare(x.reading, x.sizes)[0] != bare(((0,),), x.sizes)[0]:
         return False
-    number, channels, height, width = factors.shape
-    return (
-        (height, width) == (1, 1) != x.sizes[2:] and number == x.sizes[0] and channels in (1, x.sizes[1]) and number > 1
-    )
+    return math.prod(sizes[1:]) == 1 or (sizes[1:] == (x.sizes[1], 1, 1) and same(x.reading, MAP, x.sizes))
 
 
 def _factors(tape: Tape, factors: Any, x: BatchInnermost) -> Value:
-    if isinstance(factors, BatchInnermost) and factors.shape[1] == x.sizes[1] and same(factors.reading, MAP, x.sizes):
+    if isinstance(factors, BatchInnermost) and same(factors.reading, MAP, factors.sizes) and factors.sizes[1] == x.sizes[1]:
         return factors.value()
     tensor = factors.plain() if isinstance(factors, BatchInnermost) else factors
-    return entry(tape, tensor.expand(-1, x.sizes[1], -1, -1), MAP)
+    return entry(tape, tensor.reshape(x.sizes[0], -1, 1, 1).expand(-1, x.sizes[1], -1, -1), MAP)
+
+
+def _has_channel_shape(factors: Tensor, x: BatchInnermost) -> bool:
+    """One factor for each channel: (C) behind the last dimension, (C, 1, 1) or (1, C, 1, 1) for a map."""
+    sizes = [x.sizes[1] if group == (1,) else 1 for group in x.reading]
+    wanted = sizes[max(0, len(sizes) - factors.dim()) :]
+    return (1,) in x.reading and factors.numel() == x.sizes[1] and list(factors.shape) == wanted
 
 
 def _by_channel(tape: Tape, x: BatchInnermost, factors: Tensor) -> Any:
-    """One factor a channel: the scale of a layer."""
-    place = next((place for place, group in enumerate(x.reading) if group == (1,)), None)
-    if place is None or factors.dim() > len(x.reading) or factors.numel() != x.sizes[1]:
-        return NotImplemented
-    sizes = [1] * len(x.reading)
-    sizes[place] = x.sizes[1]
-    if list(factors.shape) != sizes[len(sizes) - factors.dim() :]:
-        return NotImplemented
+    """The scale of a layer."""
     scale = tape.numbers(factors.reshape(-1))
     zeros = np.zeros_like(scale)
     affine = Affine(zeros, scale, zeros, np.ones(len(scale)), weight=factors)
@@ -548,12 +548,10 @@ def _part(x: BatchInnermost, channels: slice) -> BatchInnermost:
 
 
 def _dropout(tape: Tape, input: Any, p: float = 0.5, training: bool = True) -> Any:
-    """By torch, so that the same positions drop as in dense arithmetic."""
+    """Where something drops by torch, so that it is the same as in dense arithmetic."""
     if not isinstance(input, BatchInnermost):
         return NotImplemented
-    if not training or p == 0.0:
-        return input
-    return functional.dropout(input.plain(), p, training=True)
+    return input if not training or p == 0.0 else NotImplemented
 
 
 def _dynamic_relu(tape: Tape, x: Any, coefficients: Tensor) -> Any:
