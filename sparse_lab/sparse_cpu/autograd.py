@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from sparse_lab.sparse_cpu import norm_kernels
 from sparse_lab.sparse_cpu.layout import Buffer, Pool, Shape, fill, pack, unpack
+from sparse_lab.sparse_cpu.reading import MAP, Reading, reread
 from sparse_lab.sparse_cpu.sparse_weights import SparseWeight
 from sparse_lab.sparse_cpu.timers import timed
 
@@ -224,45 +225,47 @@ class _Step(torch.autograd.Function):
 
 
 class Entry:
-    """A tensor of torch's that becomes a map. layout: (N, C, H, W) as a view of `tensor`'s."""
+    """A tensor of torch's that becomes a map: `reading` is how the tensor sees it."""
 
-    def __init__(self, tape: Tape, tensor: Tensor, layout: Callable[[Tensor], Tensor], shape: Shape) -> None:
-        self._tensor: Tensor | None
-        self.out = Value(shape, tape.packed(layout(tensor.detach()), shape))
-        self._tape = tape
-        self._tensor, self._size, self._layout = tensor, tensor.shape, layout
+    def __init__(self, tape: Tape, tensor: Tensor, reading: Reading, shape: Shape) -> None:
+        self.out = Value(shape, tape.packed(reread(tensor.detach(), reading, MAP, shape.sizes), shape))
+        self._tape, self._reading = tape, reading
+        self._tensor: Tensor | None = tensor
 
     def value(self) -> Value:
         tensor, self._tensor = self._tensor, None
         return self._tape.made(self, self.out, tensor)
 
     def backward(self) -> tuple[Tensor | None]:
-        gradient = self.out.taken(self._tape)
-        result = torch.empty(self._size, dtype=self._tape.kind)
+        gradient, shape = self.out.taken(self._tape), self.out.shape
         with timed("pack"):
-            self._layout(result).copy_(unpack(gradient.whole(), self.out.shape))
-        return (result,)
+            return (reread(unpack(gradient.whole(), shape), MAP, self._reading, shape.sizes),)
 
 
 class Exit(torch.autograd.Function):
-    """A map that becomes a tensor of torch's, a copy. layout: its own shape as a view of (N, C, H, W)."""
+    """A map that becomes a tensor of torch's, a contiguous copy, which sees it by `reading`."""
 
     @staticmethod
-    def forward(ctx: Any, edge: Tensor, tape: Tape, value: Value, layout: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.node = (tape, value, layout)
-        whole = value.tensor()
-        result = layout(whole)
-        return result if result is whole else torch.empty(result.shape, dtype=result.dtype).copy_(result)
+    def forward(ctx: Any, edge: Tensor, tape: Tape, value: Value, reading: Reading) -> Tensor:
+        ctx.node = tape, value, reading
+        return as_tensor(value, reading)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        tape, value, layout = _spent(ctx)
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        tape, value, reading = _spent(ctx)
         shape = value.shape
-        whole = torch.empty(shape.images, shape.channels, shape.height, shape.width, dtype=gradients[0].dtype)
-        layout(whole).copy_(gradients[0])
-        value.give(tape.packed(whole, shape))
+        value.give(tape.packed(reread(gradient, reading, MAP, shape.sizes), shape))
         return DONE, None, None, None
+
+
+def as_tensor(value: Value, reading: Reading) -> Tensor:
+    """A copy, contiguous as it is read."""
+    whole = value.tensor()
+    if reading == MAP:
+        return whole
+    with timed("pack"):
+        return reread(whole, MAP, reading, value.shape.sizes).clone(memory_format=torch.contiguous_format)
 
 
 class Kept(torch.autograd.Function):

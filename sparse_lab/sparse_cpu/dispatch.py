@@ -89,7 +89,8 @@ def _apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any
     function = APPLY.__get__(None, cls)
     if not has_torch_function((ANY,)):  # nobody watches in this thread, or it is in the middle of an answer
         return function(*args, **kwargs)
-    return _densely(_watched.tapes[-1], function, args, kwargs, cls.__name__)
+    with torch._C.DisableTorchFunction():
+        return _densely(_watched.tapes[-1], function, args, kwargs, cls.__name__)
 
 
 def answer(tape: Tape, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

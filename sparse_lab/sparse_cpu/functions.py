@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,8 @@ def _live(tape: Tape, weight: Any) -> SparseWeight | None:
 
 
 def _enters(tape: Tape, x: Any) -> bool:
-    """Can kernels work on this tensor of torch's?"""
-    return isinstance(x, Tensor) and x.dtype == tape.kind and x.device.type == "cpu" and x.layout == torch.strided
+    """Can kernels work on this tensor of torch's? Masked weights are read as weights alone."""
+    return isinstance(x, Tensor) and _live(tape, x) is None and x.dtype == tape.kind and x.device.type == "cpu" and x.layout == torch.strided
 
 
 def _entry(tape: Tape, tensor: Tensor, reading: Reading, shape: Shape | None = None) -> Value:
@@ -93,6 +94,7 @@ def _changed(x: BatchInnermost, pending: Pending) -> BatchInnermost:
 def _in_place(function: Answer) -> Answer:
     """`function` of each number of its first argument, which becomes what comes out."""
 
+    @wraps(function)  # what it can be asked stands in its signature
     def answer(tape: Tape, input: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(input, BatchInnermost) or input.map.is_seen:
             return NotImplemented  # a view of torch's may look at it
@@ -109,6 +111,7 @@ def _either(function: Answer) -> Answer:
     """`function`, in place where `inplace` says so."""
     there = _in_place(function)
 
+    @wraps(function)
     def answer(tape: Tape, input: Any, *args: Any, inplace: bool = False, **kwargs: Any) -> Any:
         return (there if inplace else function)(tape, input, *args, **kwargs)
 
@@ -444,7 +447,10 @@ def _read(found: Callable[..., Reading | None]) -> Answer:
     def answer(tape: Tape, input: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(input, BatchInnermost):
             return NotImplemented
-        reading = found(input, *args, **kwargs)
+        try:
+            reading = found(input, *args, **kwargs)
+        except (IndexError, TypeError, ValueError):
+            return NotImplemented  # for torch to refuse in its own words
         return NotImplemented if reading is None else input.read_as(reading)
 
     return answer
@@ -491,9 +497,9 @@ def _unsqueezed(x: BatchInnermost, dim: int) -> Reading:
     return (*x.reading[:place], (), *x.reading[place:])
 
 
-def _squeezed(x: BatchInnermost, dim: Any = None) -> Reading:
+def _squeezed(x: BatchInnermost, *dim: Any) -> Reading:
     number = len(x.reading)
-    places = range(number) if dim is None else [one % number for one in ([dim] if isinstance(dim, int) else dim)]
+    places = [one % number for one in _sequence(dim[0], dim[1:])] if dim else range(number)
     sizes = x.shape
     return tuple(group for place, group in enumerate(x.reading) if place not in places or sizes[place] > 1)
 

@@ -43,6 +43,10 @@ class Shape:
     block: int
 
     @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        return self.images, self.channels, self.height, self.width
+
+    @property
     def blocks(self) -> int:
         return self.images // self.block
 

@@ -7,13 +7,12 @@ or by torch on `plain()`, an unpacked copy that hangs in torch's own graph (`dis
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparse_lab.sparse_cpu.autograd import Entry, Exit, Tape, Value
+from sparse_lab.sparse_cpu.autograd import Entry, Exit, Tape, Value, as_tensor
 from sparse_lab.sparse_cpu.conv import Conv
 from sparse_lab.sparse_cpu.layout import Shape, block_size
 from sparse_lab.sparse_cpu.ops import Norm
@@ -60,8 +59,7 @@ class Map:
 
     @property
     def sizes(self) -> Sizes:
-        shape = self._pending.shape
-        return shape.images, shape.channels, shape.height, shape.width
+        return self._pending.shape.sizes
 
     def value(self) -> Value:
         """The map, computed now if it was not before."""
@@ -77,14 +75,12 @@ class Map:
             self._plain, self._version = self._base[0].part(self._base[1])
         if self._plain is None:
             self.is_seen = True
-            value, layout = self.value(), _as_it_is
-            if self.home != MAP:
-                layout = partial(reread, home=MAP, reading=self.home, sizes=self.sizes)
+            value = self.value()
             if value.edge is None:
-                self._note(layout(value.tensor()).contiguous())
+                self._note(as_tensor(value, self.home))
             else:
                 with torch.enable_grad():
-                    self._note(Exit.apply(value.edge, self.tape, value, layout))
+                    self._note(Exit.apply(value.edge, self.tape, value, self.home))
             self._first = self._version
         assert self._plain is not None
         return self._plain
@@ -101,16 +97,12 @@ class Map:
         self._pending = pending
 
 
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor
-
-
 def entry(tape: Tape, tensor: Tensor, reading: Reading, shape: Shape | None = None) -> Value:
-    """The map that a tensor is, read so."""
-    sizes = _sizes_of(tensor, reading) if shape is None else (shape.images, shape.channels, shape.height, shape.width)
-    shape = Shape(*sizes, block_size(sizes[0])) if shape is None else shape
-    layout = _as_it_is if reading == MAP else partial(reread, home=reading, reading=MAP, sizes=sizes)
-    return Entry(tape, tensor, layout, shape).value()
+    """The map that a tensor sees by `reading`."""
+    if shape is None:
+        sizes = _sizes_of(tensor, reading)
+        shape = Shape(*sizes, block_size(sizes[0]))
+    return Entry(tape, tensor, reading, shape).value()
 
 
 def _sizes_of(tensor: Tensor, reading: Reading) -> Sizes:

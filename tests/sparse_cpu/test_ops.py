@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.convnext import CNBlock, LayerNorm2d
+from torchvision.ops import SqueezeExcitation, StochasticDepth
 
 from sparse_lab.models.dyrelu import DyReLU
 from sparse_lab.models.weight_sharing import SharedConv2d
@@ -111,6 +113,23 @@ MAPS: dict[str, Callable[[], nn.Module]] = {
     "norm + x, DyReLU": lambda: Residual(chain(norm()), nn.Identity(), fading(0.7)),
     "conv + x, ReLU": lambda: Residual(same(), nn.Identity(), nn.ReLU()),
     "one norm twice": lambda: nn.Sequential(same(), Residual(norm(), nn.Identity(), nn.ReLU())),
+    "GELU": lambda: chain(nn.GELU()),
+    "GELU by tanh": lambda: chain(nn.GELU("tanh")),
+    "norm, SiLU": lambda: chain(norm(), nn.SiLU()),
+    "norm, SiLU in place, mean": lambda: chain(norm(), nn.SiLU(inplace=True), nn.AdaptiveAvgPool2d(1)),
+    "norm, hard-swish": lambda: chain(norm(), nn.Hardswish()),
+    "hard-sigmoid, sigmoid, tanh": lambda: chain(nn.Hardsigmoid(), nn.Sigmoid(), nn.Tanh()),
+    "leaky ReLU, ELU": lambda: chain(nn.LeakyReLU(0.2), nn.ELU(0.7)),
+    "SiLU + x, ReLU": lambda: Residual(chain(nn.SiLU()), nn.Identity(), nn.ReLU()),
+    "squeeze and excite": lambda: chain(norm(), SqueezeExcitation(CHANNELS, 3)),
+    "squeeze and excite, hard, x": lambda: Residual(
+        chain(SqueezeExcitation(CHANNELS, 2, scale_activation=nn.Hardsigmoid)), nn.Identity(), nn.ReLU()
+    ),
+    "LayerNorm over channels": lambda: chain(LayerNorm2d(CHANNELS, eps=1e-6)),
+    "LayerNorm without parameters": lambda: chain(LayerNorm2d(CHANNELS, elementwise_affine=False)),
+    "ConvNeXt's block": lambda: chain(CNBlock(CHANNELS, 0.5, 0.0)),
+    "images dropped": lambda: chain(norm(), StochasticDepth(0.5, "row")),
+    "norm of a norm": lambda: chain(norm(), norm(), nn.ReLU(), norm()),
     "one norm, two activations": lambda: nn.Sequential(chain(norm()), Residual(nn.ReLU(), nn.ReLU6(), nn.Identity())),
 }
 SHAPES = ((12, CHANNELS, 8, 6), (13, CHANNELS, 7, 5))
