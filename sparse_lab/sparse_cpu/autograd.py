@@ -25,7 +25,6 @@ from sparse_lab.sparse_cpu.reading import MAP, Reading, reread
 from sparse_lab.sparse_cpu.sparse_weights import SparseWeight
 from sparse_lab.sparse_cpu.timers import timed
 
-
 DONE = torch.empty(0)  # the gradient of an edge: the map's own lies in its `Value`
 
 

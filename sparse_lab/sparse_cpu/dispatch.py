@@ -22,6 +22,7 @@ from sparse_lab.sparse_cpu.autograd import Kept, Tape
 from sparse_lab.sparse_cpu.functions import TABLE
 from sparse_lab.sparse_cpu.maps import BatchInnermost
 
+
 def _getters(*names: str) -> list[Any]:
     return [getattr(Tensor, name).__get__ for name in names]
 
@@ -52,7 +53,7 @@ _watched = threading.local()
 
 
 class Watch(TorchFunctionMode):
-    """What is computed inside, by functions of torch and by autograd functions of the network's own, which torch's modes
+    """What is computed inside, by functions of torch and by autograd functions of the network's own. Those torch's modes
     do not see: while anybody watches, `torch.autograd.Function.apply` is `_apply`.
     """
 
@@ -146,7 +147,11 @@ def _asked(known: Callable[..., Any], tape: Tape, args: tuple[Any, ...], kwargs:
 
 def _torchs(tape: Tape, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Nothing of ours is among the arguments; what comes of a map is spoken of as such."""
-    if function in KNOWN or _name(function) in MAKES or not any(tape.comes_of_maps(one) for one in _parts((args, kwargs)) if isinstance(one, Tensor)):
+    if (
+        function in KNOWN
+        or _name(function) in MAKES
+        or not any(tape.comes_of_maps(one) for one in _parts((args, kwargs)) if isinstance(one, Tensor))
+    ):
         return function(*args, **kwargs)
     _say(tape, _name(function))
     result = function(*args, **kwargs)
@@ -154,9 +159,7 @@ def _torchs(tape: Tape, function: Callable[..., Any], args: tuple[Any, ...], kwa
     return result
 
 
-def _densely(
-    tape: Tape, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str
-) -> Any:
+def _densely(tape: Tape, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
     """`function` by torch, on tensors in place of maps and of masked weights. Said once."""
     _say(tape, name)
     ours: dict[int, Any] = {}

@@ -61,4 +61,3 @@ class SparseArithmetic:
         if line not in self._said:
             self._said.add(line)
             self._say(line)
-

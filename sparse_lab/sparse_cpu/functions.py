@@ -52,7 +52,13 @@ def _live(tape: Tape, weight: Any) -> SparseWeight | None:
 
 def _enters(tape: Tape, x: Any) -> bool:
     """Can kernels work on this tensor of torch's? Masked weights are read as weights alone."""
-    return isinstance(x, Tensor) and _live(tape, x) is None and x.dtype == tape.kind and x.device.type == "cpu" and x.layout == torch.strided
+    return (
+        isinstance(x, Tensor)
+        and _live(tape, x) is None
+        and x.dtype == tape.kind
+        and x.device.type == "cpu"
+        and x.layout == torch.strided
+    )
 
 
 def _entry(tape: Tape, tensor: Tensor, reading: Reading, shape: Shape | None = None) -> Value:
@@ -367,13 +373,21 @@ def _scaled(tape: Tape, x: BatchInnermost, factor: Tensor) -> Any:
 def _is_gate(factors: Any, x: BatchInnermost) -> bool:
     """One factor for each channel of each image, (N, C, 1, 1), or for each image, (N, 1, ..., 1)."""
     sizes = tuple(factors.shape)
-    if len(sizes) != len(x.reading) or sizes[0] != x.sizes[0] or bare(x.reading, x.sizes)[0] != bare(((0,),), x.sizes)[0]:
+    if (
+        len(sizes) != len(x.reading)
+        or sizes[0] != x.sizes[0]
+        or bare(x.reading, x.sizes)[0] != bare(((0,),), x.sizes)[0]
+    ):
         return False
     return math.prod(sizes[1:]) == 1 or (sizes[1:] == (x.sizes[1], 1, 1) and same(x.reading, MAP, x.sizes))
 
 
 def _factors(tape: Tape, factors: Any, x: BatchInnermost) -> Value:
-    if isinstance(factors, BatchInnermost) and same(factors.reading, MAP, factors.sizes) and factors.sizes[1] == x.sizes[1]:
+    if (
+        isinstance(factors, BatchInnermost)
+        and same(factors.reading, MAP, factors.sizes)
+        and factors.sizes[1] == x.sizes[1]
+    ):
         return factors.value()
     tensor = factors.plain() if isinstance(factors, BatchInnermost) else factors
     return entry(tape, tensor.reshape(x.sizes[0], -1, 1, 1).expand(-1, x.sizes[1], -1, -1), MAP)
@@ -507,7 +521,9 @@ def _squeezed(x: BatchInnermost, *dim: Any) -> Reading:
 def _contiguous(tape: Tape, input: Any, memory_format: Any = torch.contiguous_format) -> Any:
     if not isinstance(input, BatchInnermost) or memory_format is not torch.contiguous_format:
         return NotImplemented
-    order, home = ([axis for group in bare(one, input.sizes) for axis in group] for one in (input.reading, input.map.home))
+    order, home = (
+        [axis for group in bare(one, input.sizes) for axis in group] for one in (input.reading, input.map.home)
+    )
     return input if order == home else input.copied()
 
 

@@ -19,6 +19,7 @@ from sparse_lab.sparse_cpu.ops import Norm
 from sparse_lab.sparse_cpu.reading import MAP, Reading, Sizes, is_view, reread, shape_of
 
 Pending = Value | Conv | Norm
+CPU = torch.device("cpu")
 
 
 class Map:
@@ -122,7 +123,7 @@ class BatchInnermost(Tensor):
     def __new__(cls, map: Map, reading: Reading | None = None) -> BatchInnermost:
         reading = map.home if reading is None else reading
         shape = shape_of(reading, map.sizes)
-        made = Tensor._make_wrapper_subclass(cls, shape, dtype=map.tape.kind, device="cpu")  # type: ignore[attr-defined]
+        made = Tensor._make_wrapper_subclass(cls, shape, dtype=map.tape.kind, device=CPU)
         made.map, made.reading, made._view = map, reading, None
         return made
 
@@ -173,7 +174,7 @@ class BatchInnermost(Tensor):
         return found.tape.answer(found.tape, function, args, kwargs or {})
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Where Python is not asked: in compiled or scripted parts of a network."""

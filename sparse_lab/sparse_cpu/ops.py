@@ -1,5 +1,5 @@
-"""The other steps of a forward pass: normalisation with activation and pooling, means, max pooling, dynamic ReLU, gates,
-LayerNorm, and what torch computes where the map lies.
+"""The other steps of a forward pass: normalisation with activation and pooling, means, max pooling, dynamic ReLU,
+gates, LayerNorm, and what torch computes where the map lies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from sparse_lab.sparse_cpu.autograd import DONE, Gradient, Tape, Value, gradient
 from sparse_lab.sparse_cpu.conv import sums
 from sparse_lab.sparse_cpu.layout import Buffer, Shape, pixels
 from sparse_lab.sparse_cpu.timers import timed
-
 
 Learned = tuple[Tensor | None, Tensor | None]  # the gradients of a norm's weight and bias
 
@@ -114,35 +113,35 @@ class _NormStep:
         total = np.where(constant, sums(g), 0.0) if constant.any() else np.zeros(live.size)
         with timed("gradient of normalisation"):
             channels = np.flatnonzero(live)
-            dz, *learned = self._through_pool(g, channels, total) if norm.pools else self._through(g, channels, total)
+            dz, learned = self._through_pool(g, channels, total) if norm.pools else self._through(g, channels, total)
         norm.z.give(dz, live)
         if norm.residual is not None:
             norm.residual.give(g.buffer, live | constant)
         return DONE, DONE, *learned
 
-    def _through(self, g: Gradient, channels: NDArray[np.int64], total: NDArray) -> tuple[Buffer, *Learned]:
+    def _through(self, g: Gradient, channels: NDArray[np.int64], total: NDArray) -> tuple[Buffer, Learned]:
         norm, partial = self.norm, np.zeros((self._sizes[1] * self._sizes[2], 2))
         z, out = norm.z.read(channels), self.out.buffer.array
         gate = norm_kernels.OPEN if norm.ends is None else norm_kernels.GATED
         if gate and norm.residual is not None:
             gate, out = norm_kernels.GATED_BY_OUTPUT, self.out.read(channels)
         norm_kernels.norm_sums(g.array, z, out, self._sizes, channels, self._affine, gate, partial)
-        through, *learned = self._statistics(partial, total)
+        through, learned = self._statistics(partial, total)
         if norm.residual is None:
             gated = gate == norm_kernels.GATED
             norm_kernels.norm_input(g.array, z, self._sizes, channels, self._affine, gated, *through)
-            return g.buffer, *learned
+            return g.buffer, learned
         dz = self._over_z()
         norm_kernels.norm_input_over(g.array, dz.array, self._sizes, channels, self._affine, *through)
-        return dz, *learned
+        return dz, learned
 
-    def _through_pool(self, g: Gradient, channels: NDArray[np.int64], total: NDArray) -> tuple[Buffer, *Learned]:
+    def _through_pool(self, g: Gradient, channels: NDArray[np.int64], total: NDArray) -> tuple[Buffer, Learned]:
         norm, partial = self.norm, np.zeros((self._sizes[1] * self._sizes[2], 2))
         z, guard = norm.z.read(channels), self.out.shape.guard
         norm_kernels.norm_pool_sums(g.array, z, guard, self._sizes, channels, self._affine, partial)
-        (through, *learned), dz = self._statistics(partial, total), self._over_z()
+        (through, learned), dz = self._statistics(partial, total), self._over_z()
         norm_kernels.norm_pool_input(g.array, dz.array, guard, self._sizes, channels, self._affine, *through)
-        return dz, *learned
+        return dz, learned
 
     def _over_z(self) -> Buffer:
         """Where the gradient of z is written over z: into z itself, unless somebody else reads it still."""
@@ -153,9 +152,7 @@ class _NormStep:
         copy.array[:] = z.buffer.array
         return copy
 
-    def _statistics(
-        self, partial: NDArray[np.float64], constant: NDArray
-    ) -> tuple[tuple[NDArray, NDArray], *Learned]:
+    def _statistics(self, partial: NDArray[np.float64], constant: NDArray) -> tuple[tuple[NDArray, NDArray], Learned]:
         """What goes back through the statistics of the batch; gradients of BatchNorm's parameters.
 
         constant: [C] the summed gradient of channels that do not vary, which reaches the shift alone.
@@ -164,14 +161,14 @@ class _NormStep:
         total, product = partial.reshape(norm.z.shape.blocks, -1, 2).sum(0).T
         if affine.deviation is None:
             nothing = np.zeros_like(affine.scale)
-            return (nothing, nothing), None, None
+            return (nothing, nothing), (None, None)
         weight = gradient_of(affine.weight, product * affine.deviation)
         total = total + constant
         bias = gradient_of(affine.bias, total)
         shape = norm.z.shape
         share = affine.of_batch * affine.scale / (shape.images * shape.height * shape.width)
         numbers = norm.tape.numbers
-        return (numbers(share * total), numbers(share * np.square(affine.deviation) * product)), weight, bias
+        return (numbers(share * total), numbers(share * np.square(affine.deviation) * product)), (weight, bias)
 
 
 def plain(tape: Tape, z: Value) -> Norm:
@@ -297,9 +294,7 @@ class Gate:
     def backward(self) -> tuple[Tensor, Tensor]:
         g, slopes = self.out.taken(self.tape), self.tape.take(self.factors.shape)
         with timed("gradient of normalisation"):
-            op_kernels.gate_input(
-                g.whole(), self.x.buffer.array, self.factors.buffer.array, slopes.array, *self._sizes
-            )
+            op_kernels.gate_input(g.whole(), self.x.buffer.array, self.factors.buffer.array, slopes.array, *self._sizes)
         self.x.give(g.buffer)
         self.factors.give(slopes)
         return DONE, DONE

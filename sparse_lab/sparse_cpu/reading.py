@@ -6,6 +6,7 @@ slowest first. `((0,), (2, 3), (1,))` are the tokens of a map: (N, H * W, C). Ax
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -66,8 +67,8 @@ def _resolved(target: Sequence[int], total: int) -> list[int] | None:
 def is_view(reading: Reading, home: Reading, sizes: Sizes) -> bool:
     """Return whether torch could read a contiguous tensor of `home` so without a copy."""
     order = [axis for group in home for axis in group if sizes[axis] > 1]
-    after = dict(zip(order, order[1:], strict=False))
-    pairs = [pair for group in bare(reading, sizes) for pair in zip(group, group[1:], strict=False)]
+    after = dict(itertools.pairwise(order))
+    pairs = [pair for group in bare(reading, sizes) for pair in itertools.pairwise(group)]
     return all(after.get(one) == other for one, other in pairs)
 
 

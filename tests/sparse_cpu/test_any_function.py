@@ -1,4 +1,4 @@
-"""Whatever a network calls: every method and attribute of a tensor, in place and not, with torch's answer and gradient."""
+"""Whatever a network calls: every method and attribute of a tensor, in place and not, with torch's own outcome."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from sparse_lab.sparsity.masks import Masks
 SIZE, CHANNELS = 4, 6
 # not arithmetic of a tensor's numbers: memory, other devices, names, what asks for a machine or ends the process
 LEFT_OUT = {
-    "backward", "register_hook", "register_post_accumulate_grad_hook", "storage", "untyped_storage", "data_ptr", "share_memory_",
-    "set_", "resize", "resize_", "resize_as", "resize_as_", "apply_", "map_", "map2_", "cuda", "xpu",
+    "backward", "register_hook", "register_post_accumulate_grad_hook", "storage", "untyped_storage", "data_ptr",
+    "share_memory_", "set_", "resize", "resize_", "resize_as", "resize_as_", "apply_", "map_", "map2_", "cuda", "xpu",
     "ipu", "hpu", "mtia", "pin_memory", "module_load", "to_mkldnn", "storage_type", "record_stream", "is_shared",
     "volatile", "reinforce", "unsafe_chunk", "retain_grad", "requires_grad_", "random_", "bernoulli_", "normal_",
-    "uniform_", "cauchy_", "exponential_", "geometric_", "log_normal_", "new", "new_empty", "new_empty_strided", "bernoulli",
-    "multinomial", "index_reduce_", "index_reduce", "dlpack_device", "_version", "dequantize", "grad_fn", "output_nr",
+    "uniform_", "cauchy_", "exponential_", "geometric_", "log_normal_", "new", "new_empty", "new_empty_strided",
+    "bernoulli", "multinomial", "index_reduce_", "index_reduce", "dlpack_device", "const_data_ptr", "hash_tensor",
+    "detach_", "_version", "dequantize", "grad_fn", "output_nr",
 }  # fmt: skip
 ARGUMENTS: list[tuple[Any, ...]] = [
     (), (1,), (0, 1), (1, 2), (2.0,), ("other",), ("mask",), (1, 0, 2, 3), (-1, CHANNELS), ((0, 2),), (1, "index"),
@@ -109,7 +110,9 @@ def compared(function: Callable[[Tensor], Any]) -> None:
         sum(one.sin().sum() for one in finite).backward()
     except (RuntimeError, NotImplementedError):
         return  # torch has no derivative
-    sum(one.sin().sum() for one, torchs in zip(got, wanted, strict=True) if any(torchs is two for two in finite)).backward()
+    sum(
+        one.sin().sum() for one, torchs in zip(got, wanted, strict=True) if any(torchs is two for two in finite)
+    ).backward()
     torch.testing.assert_close(sparse.conv.bias.grad, dense.conv.bias.grad, rtol=1e-9, atol=1e-11, equal_nan=True)
     live = arithmetic.live[sparse.conv.weight]
     if dense.conv.weight.grad is not None:
@@ -121,16 +124,20 @@ def compared(function: Callable[[Tensor], Any]) -> None:
 def same_plain(got: Any, wanted: Any) -> None:
     if isinstance(wanted, Tensor):
         assert torch.equal(got + 0, wanted + 0) if not wanted.is_complex() else torch.allclose(got, wanted)
-    elif isinstance(wanted, int | float | str | torch.Size | torch.dtype | torch.device | torch.layout) or wanted is None:
+    elif (
+        isinstance(wanted, int | float | str | torch.Size | torch.dtype | torch.device | torch.layout) or wanted is None
+    ):
         assert got == wanted or str(got)[:20] == str(wanted)[:20]
 
 
 def names() -> list[str]:
-    kept = {"__add__", "__and__", "__bool__", "__contains__", "__eq__", "__float__", "__floordiv__", "__ge__", "__getitem__",
-            "__hash__", "__iadd__", "__imul__", "__int__", "__invert__", "__isub__", "__itruediv__", "__iter__", "__len__",
-            "__matmul__", "__mod__", "__mul__", "__neg__", "__pos__", "__pow__", "__radd__", "__rmul__", "__rsub__",
-            "__rtruediv__", "__setitem__", "__sub__", "__truediv__", "__xor__", "__repr__", "__format__", "__deepcopy__",
-            "__array__", "__index__", "__dlpack__"}  # fmt: skip
+    kept = {
+        "__add__", "__and__", "__bool__", "__contains__", "__eq__", "__float__", "__floordiv__", "__ge__",
+        "__getitem__", "__hash__", "__iadd__", "__imul__", "__int__", "__invert__", "__isub__", "__itruediv__",
+        "__iter__", "__len__", "__matmul__", "__mod__", "__mul__", "__neg__", "__pos__", "__pow__", "__radd__",
+        "__rmul__", "__rsub__", "__rtruediv__", "__setitem__", "__sub__", "__truediv__", "__xor__", "__repr__",
+        "__format__", "__deepcopy__", "__array__", "__index__", "__dlpack__",
+    }  # fmt: skip
     public = [name for name in dir(Tensor) if not name.startswith("_") or name in kept]
     return [name for name in public if name not in LEFT_OUT and "sparse" not in name]
 
@@ -158,16 +165,30 @@ def test_every_method_and_attribute_of_a_tensor(name: str) -> None:
             return
 
 
+def windows(x: Tensor) -> Tensor:
+    return x.view(3, CHANNELS, 2, 2, 2, 2).permute(0, 2, 4, 3, 5, 1).reshape(-1, 4, CHANNELS)
+
+
+def first_then(x: Tensor, first: Callable[[Tensor], Any], then: Callable[[Tensor], Any]) -> tuple[Any, ...]:
+    """What stands first is there before the map is changed."""
+    found = first(x)
+    return (then(x), *(found if isinstance(found, tuple | list) else [found]))
+
+
 FUNCTIONS: dict[str, Callable[[Tensor], Any]] = {
     "softmax over channels": lambda x: functional.softmax(x, 1),
     "einsum": lambda x: torch.einsum("nchw,nchv->nwv", x, x),
     "maxima and where they are": lambda x: x.max(1),
     "unbind": lambda x: x.unbind(2),
     "a slice, changed in place, and the whole": lambda x: (x[:, 1].mul_(3.0), x * 1),
-    "a view, and the map changed in place": lambda x: (lambda view: (functional.relu(x, inplace=True), view))(x.flatten(2)),
+    "a view, and the map changed in place": lambda x: first_then(
+        x, lambda x: x.flatten(2), lambda x: functional.relu(x, inplace=True)
+    ),
     "a view, changed in place by a kernel": lambda x: (x.permute(0, 2, 3, 1).relu_(), x),
-    "a copy is a copy": lambda x: (lambda copied: (x.relu_(), copied))(x.permute(0, 2, 3, 1).contiguous()),
-    "reshape that has to copy": lambda x: (lambda copied: (x.mul_(2), copied))(x.permute(0, 2, 3, 1).flatten(1)),
+    "a copy is a copy": lambda x: first_then(x, lambda x: x.permute(0, 2, 3, 1).contiguous(), Tensor.relu_),
+    "reshape that has to copy": lambda x: first_then(
+        x, lambda x: x.permute(0, 2, 3, 1).flatten(1), lambda x: x.mul_(2)
+    ),
     "view that is refused": lambda x: x.permute(0, 2, 3, 1).view(3, -1),
     "transposed in place": lambda x: (x.transpose_(1, 2), x.shape, x.softmax(1))[2],
     "unsqueezed in place": lambda x: (x.unsqueeze_(0), x.squeeze(0).relu())[1],
@@ -188,7 +209,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Any]] = {
     "a nested outcome is a tensor's": lambda x: {"a": [x]}["a"][0] * 2,
     "functional max pool with where": lambda x: functional.max_pool2d(x, 2, return_indices=True),
     "padding": lambda x: functional.pad(x, (1, 0, 2, 1)),
-    "roll and windows": lambda x: torch.roll(x, 1, 2).view(3, CHANNELS, 2, 2, 2, 2).permute(0, 2, 4, 3, 5, 1).reshape(-1, 4, CHANNELS),
+    "roll and windows": lambda x: windows(torch.roll(x, 1, 2)),
     "fold and unfold": lambda x: functional.unfold(x, 2),
     "without gradients": lambda x: torch.no_grad()(lambda: x * 2)() + x,
 }  # fmt: skip
@@ -201,7 +222,9 @@ def test_functions_as_networks_use_them(name: str) -> None:
 
 PARTS: dict[str, Callable[[Tensor], Any]] = {
     "parts, changed in place, and the whole": lambda x: (x.chunk(2, 1)[0].mul_(2.0), x * 1),
-    "the whole, changed in place, and its parts": lambda x: (lambda parts: (x.add_(1.0), *parts))(x.split([1, 2, 3], 1)),
+    "the whole, changed in place, and its parts": lambda x: first_then(
+        x, lambda x: x.split([1, 2, 3], 1), lambda x: x.add_(1.0)
+    ),
     "parts of which one is unpacked": lambda x: (lambda a, b: (a.softmax(1), a.add_(b), x * 1))(*x.chunk(2, 1)),
     "a part of which the whole is unpacked": lambda x: (x.softmax(1), x.chunk(2, 1)[1].relu_() - x.mean(), x * 1),
 }  # fmt: skip
@@ -252,7 +275,9 @@ WEIGHTS: dict[str, Callable[[nn.Linear, Tensor], Tensor]] = {
     "in an autograd function, and the map": lambda linear, x: Estimator.apply(x) * Estimator.apply(linear.weight).sum(),
     "in a list": lambda linear, x: x + torch.stack([linear.weight, linear.weight]).sum((0, 1)),
     "as the input of a kernel": lambda linear, x: x + functional.linear(linear.weight, linear.weight).sum(0),
-    "asked of": lambda linear, x: x * linear.weight.shape[0] / linear.weight.numel() * float(linear.weight.requires_grad),
+    "asked of": lambda linear, x: (
+        x * linear.weight.shape[0] / linear.weight.numel() * float(linear.weight.requires_grad)
+    ),
 }
 
 
@@ -325,7 +350,9 @@ def test_a_map_that_a_hook_keeps_is_a_tensor_behind_the_call_too() -> None:
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_nothing_is_recorded_without_gradients(context: Callable[[], Any]) -> None:
     torch.manual_seed(0)
-    model = masked(nn.Sequential(nn.Conv2d(3, 6, 3), nn.GELU(), nn.Softmax2d(), nn.ReLU(True), nn.Conv2d(6, 4, 1), nn.Softplus()))
+    model = masked(
+        nn.Sequential(nn.Conv2d(3, 6, 3), nn.GELU(), nn.Softmax2d(), nn.ReLU(True), nn.Conv2d(6, 4, 1), nn.Softplus())
+    )
     images = torch.randn(3, 3, 5, 5)
     with context():
         got, wanted = SparseArithmetic(model)(images), model(images)
