@@ -53,8 +53,8 @@ _watched = threading.local()
 
 
 class Watch(TorchFunctionMode):
-    """What is computed inside, by functions of torch and by autograd functions of the network's own. Those torch's modes
-    do not see: while anybody watches, `torch.autograd.Function.apply` is `_apply`.
+    """What is computed inside, by functions of torch and by autograd functions of the network's own. Torch's modes do
+    not see those: while anybody watches, `torch.autograd.Function.apply` is `_apply`.
     """
 
     _lock = threading.Lock()
