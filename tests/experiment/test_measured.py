@@ -1,4 +1,4 @@
-"""compute=auto on a network that nobody has measured: measured once, kept, and a run that has begun stays what it was."""
+"""compute=auto on a network that nobody has measured: measured once, kept; a run that has begun stays what it was."""
 
 from __future__ import annotations
 

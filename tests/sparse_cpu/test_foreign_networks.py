@@ -100,18 +100,11 @@ def descend(pair) -> None:  # type: ignore[no-untyped-def]
 
 
 def of_a_last_digit(model: nn.Module, images: torch.Tensor) -> float:
-    """How far torch is off when each layer's outputs are changed by their last digit: what norms amplify rounding to."""
+    """How far torch is off when each layer's outputs change by their last digit: what norms amplify rounding to."""
     found = []
     for digit in (0.0, torch.finfo(torch.float64).eps):
         one = copy.deepcopy(model)
-        chance = torch.Generator().manual_seed(7)
-
-        def rounded(module: nn.Module, given: Any, outcome: torch.Tensor, digit: float = digit) -> torch.Tensor:
-            return outcome * (1.0 + digit * (2.0 * torch.rand(outcome.shape, generator=chance) - 1.0).double())
-
-        for module in one.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.register_forward_hook(rounded)
+        _round_outputs(one, digit)
         torch.manual_seed(5)
         outputs = one(images)
         outputs.backward(torch.randn(outputs.shape, generator=torch.Generator().manual_seed(5)).double())
@@ -120,6 +113,18 @@ def of_a_last_digit(model: nn.Module, images: torch.Tensor) -> float:
     least = 1e-2 * max(sizes[1:])
     pairs = zip(*found, sizes, strict=True)
     return max(((one - other).norm() / max(size, least)).item() for one, other, size in pairs)
+
+
+def _round_outputs(model: nn.Module, digit: float) -> None:
+    """Change what each layer gives by up to `digit` of it, at random, in every call the same."""
+    chance = torch.Generator().manual_seed(7)
+
+    def rounded(module: nn.Module, given: Any, outcome: torch.Tensor) -> torch.Tensor:
+        return outcome * (1.0 + digit * (2.0 * torch.rand(outcome.shape, generator=chance) - 1.0).double())
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(rounded)
 
 
 def check(twins: type, case: Case) -> None:

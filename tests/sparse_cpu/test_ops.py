@@ -139,7 +139,7 @@ MAPS: dict[str, Callable[[], nn.Module]] = {
     "LayerNorm without parameters": lambda: chain(LayerNorm2d(CHANNELS, elementwise_affine=False)),
     "ConvNeXt's block": lambda: chain(thin(CNBlock(CHANNELS, 0.5, 0.0))),
     "images dropped": lambda: chain(norm(), StochasticDepth(0.5, "row")),
-    "norm of an activation": lambda: chain(norm(), nn.ReLU(), norm()),
+    "norm of an activation": lambda: chain(nn.SiLU(), norm(), nn.ReLU()),
     "one norm, two activations": lambda: nn.Sequential(chain(norm()), Residual(nn.ReLU(), nn.ReLU6(), nn.Identity())),
 }
 SHAPES = ((12, CHANNELS, 8, 6), (13, CHANNELS, 7, 5))
