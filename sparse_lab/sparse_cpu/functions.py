@@ -266,10 +266,6 @@ SILU = Pointwise(
 HARDSWISH = Pointwise(
     lambda x, out: _aten.hardswish.out(x, out=out), lambda g, x, out: _aten.hardswish_backward.out(g, x, out=out)
 )
-HARDSIGMOID = Pointwise(
-    lambda x, out: _aten.hardsigmoid.out(x, out=out),
-    lambda g, x, out: _aten.hardsigmoid_backward.grad_input(g, x, grad_input=out),
-)
 SIGMOID = Pointwise(
     lambda x, out: _aten.sigmoid.out(x, out=out),
     lambda g, y, out: _aten.sigmoid_backward.grad_input(g, y, grad_input=out),
@@ -602,7 +598,6 @@ TABLE: dict[Any, Answer] = _table(
     (_either(_hardtanh), [functional.hardtanh]),
     (_either(_pointwise(SILU)), [functional.silu]),
     (_either(_pointwise(HARDSWISH)), [functional.hardswish]),
-    (_either(_pointwise(HARDSIGMOID)), [functional.hardsigmoid]),
     (_pointwise(SIGMOID), [torch.sigmoid, Tensor.sigmoid, functional.sigmoid]),
     (_in_place(_pointwise(SIGMOID)), [torch.sigmoid_, Tensor.sigmoid_]),
     (_pointwise(TANH), [torch.tanh, Tensor.tanh, functional.tanh]),

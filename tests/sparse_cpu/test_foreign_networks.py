@@ -64,7 +64,7 @@ SMALL = {
     ),
     "torch's TransformerEncoder": Case(_encoder, frozenset({"multi_head_attention_forward", "layer_norm"})),
     "timm's MLP-Mixer": Case(_mixer, frozenset()),
-    "torchvision's mobilenet_v3_small": Case(_torchvision("mobilenet_v3_small")),
+    "torchvision's mobilenet_v3_small": Case(_torchvision("mobilenet_v3_small"), frozenset({"hardsigmoid"})),
     "timm's convnext_atto": Case(_timm("convnext_atto", depths=(1, 1, 2, 1))),
 }
 MORE = {
@@ -79,7 +79,7 @@ MORE = {
     "timm's convnext_atto, whole": Case(_timm("convnext_atto")),
     "timm's vit_tiny": Case(_timm("vit_tiny_patch16_224", img_size=32, patch_size=4), ATTENTION),
     "timm's efficientnet_b0": Case(_timm("efficientnet_b0")),
-    "timm's mobilenetv3_small_100": Case(_timm("mobilenetv3_small_100")),
+    "timm's mobilenetv3_small_100": Case(_timm("mobilenetv3_small_100"), frozenset({"hardsigmoid"})),
     "timm's resnet18, 99%": Case(_timm("resnet18"), density=0.01),
     "timm's vit_tiny, 99%": Case(_timm("vit_tiny_patch16_224", img_size=32, patch_size=4), ATTENTION, density=0.01),
 }

@@ -128,7 +128,7 @@ MAPS: dict[str, Callable[[], nn.Module]] = {
     "norm, SiLU": lambda: chain(norm(), nn.SiLU()),
     "norm, SiLU in place, mean": lambda: chain(norm(), nn.SiLU(inplace=True), nn.AdaptiveAvgPool2d(1)),
     "norm, hard-swish": lambda: chain(norm(), nn.Hardswish()),
-    "hard-sigmoid, sigmoid, tanh": lambda: chain(nn.Hardsigmoid(), nn.Sigmoid(), nn.Tanh()),
+    "sigmoid, tanh": lambda: chain(nn.Sigmoid(), nn.Tanh()),
     "leaky ReLU, ELU": lambda: chain(nn.LeakyReLU(0.2), nn.ELU(0.7)),
     "SiLU + x, ReLU": lambda: Residual(chain(nn.SiLU()), nn.Identity(), nn.ReLU()),
     "squeeze and excite": lambda: chain(norm(), thin(SqueezeExcitation(CHANNELS, 3))),
@@ -161,7 +161,8 @@ def test_a_map_its_gradients_and_its_statistics(
             # dynamic ReLU's coefficients are torch's own, in whatever precision
             loose = {name: 4 * TOLERANCE[dtype] for name in errors if "reduce" in name or "expand" in name}
             assert all(error < loose.get(part, TOLERANCE[dtype]) for part, error in errors.items()), (shape, errors)
-        assert all(" for add " in line for line in pair.said), pair.said  # the probe's
+        said = {line.split(" for ")[1].split()[0] for line in pair.said}
+        assert said <= {"add", "hardsigmoid"}, said  # the probe's; torch is as fast
 
 
 def of_the_map(pair: Any, images: Tensor, seed: int = 5) -> dict[str, float]:
