@@ -45,6 +45,7 @@ CALLS: dict[str, dict[str, str]] = {
         "taps_input": "A1 A1 10i I1 2i 2i 2i I1 I1 I1 I1 A1 b",
         "taps_weight": "A1 A1 10i I1 2i 2i 2i I1 I1 I1 I1 D2",
         "channel_sums": "A1 i i i i i i I1 D2",
+        "moments": "A1 i i i i i D1 D1",
     },
     "norm_kernels": {
         "norm": f"A1 A1 A1 6i I1 {AFFINE}",
@@ -55,6 +56,8 @@ CALLS: dict[str, dict[str, str]] = {
         "norm_pool_sums": f"A1 A1 i 6i I1 {AFFINE} D2",
         "norm_pool_input": f"A1 A1 i 6i I1 {AFFINE} A1 A1",
         "add": "A1 A1",
+        "layer_norm": "A1 A1 6i A1 A1 N A1 A1",
+        "layer_norm_input": "A1 A1 6i A1 A1 A1 A1 D3",
     },
     "op_kernels": {
         "mean": "A1 A1 i i i i i i i",
@@ -63,6 +66,8 @@ CALLS: dict[str, dict[str, str]] = {
         "max_pool_input": "A1 A1 U1 8i 2i 2i 2i b",
         "dynamic_relu": "A1 A1 i i i i i A3",
         "dynamic_relu_input": "A1 A1 i i i i i A3 A3",
+        "gate": "A1 A1 A1 i i i i i i i",
+        "gate_input": "A1 A1 A1 A1 i i i i i i i",
     },
     "optimizer_kernels": {
         "sgd": "A1 I1 A1 N N",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
+from sparse_lab.experiment import measured
 from sparse_lab.methods import phases
 from sparse_lab.methods.recipes import recipe_of
 from sparse_lab.methods.table import present
@@ -17,6 +18,9 @@ from sparse_lab.methods.table import present
 # was measured. Where it has bf16: at 95% VGG16 was 1.6 times as fast and ResNet-34 as fast on two AVX-512 cores.
 BREAK_EVEN = 0.90
 BREAK_EVEN_BFLOAT16 = 0.95
+# of these networks; of others a step is measured, from where sparse arithmetic computes itself
+BENCHED = ("vgg16", "resnet34", "resnet50", "mobilenet_v2")
+LEAST = 0.75
 # what the drivers of CUDA, ROCm and CUDA under Windows make
 GPU_FILES = ("nvidia[0-9]*", "kfd", "dxg")
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_tile"}
@@ -86,27 +90,70 @@ def hindrance(config: Config, here: bool) -> str | None:
     return next((why for one in present(config.method) if (why := one.hindrance(config)) is not None), None)
 
 
+def ways(config: Config) -> list[Config]:
+    """Return the configs that compute=auto may come to where only a measurement can tell, what it picks now first;
+    none where it can be told without.
+    """
+    config = _with_precision(config)
+    if config.compute != "auto" or config.model.name in BENCHED or _against(config) is not None:
+        return []
+    chosen = [_dense(config, ""), _sparse(config, "")]
+    if choose(config).compute == "sparse":
+        chosen.reverse()
+    return [
+        replace(config, compute=one.compute, trainer=replace(config.trainer, precision=one.precision)) for one in chosen
+    ]
+
+
+def measure(config: Config) -> None:
+    """Measure what compute=auto needs to know of this run's network, once on a machine."""
+    from sparse_lab.experiment.measure import measure
+
+    config = _with_precision(config)
+    try:
+        measured.once(config, lambda config: measure(config, _dense(config, "").precision == "bf16-mixed"))
+    except OSError:
+        pass  # nothing can be written there: the run says so
+
+
 def _pick(config: Config) -> BackendChoice:
     """compute=auto: sparse where that is possible and pays, else the faster dense arithmetic."""
-    sparsity, asked = phases.final_sparsity(config), config.trainer.precision
-    against = _against(config, sparsity)
-    if against is None:
-        precision = "32-true" if asked == "bf16-mixed" else asked
-        return BackendChoice(
-            "sparse", precision, f"compute=auto picks sparse: {100 * sparsity:.6g}% of the weights are to go"
-        )
+    against = _against(config)
+    if against is not None:
+        return _dense(config, against)
+    network = config.model.name
+    if network in BENCHED:
+        return _sparse(config, f"{100 * phases.final_sparsity(config):.6g}% of the weights are to go")
+    known = measured.known(config)
+    if known is None:
+        dense = _dense(config, "")
+        return replace(dense, line=f"compute=auto measures dense and sparse steps of {network} when the run begins")
+    return (_sparse if known.compute == "sparse" else _dense)(config, known.line(network))
+
+
+def _sparse(config: Config, why: str) -> BackendChoice:
+    asked = config.trainer.precision
+    return BackendChoice("sparse", "32-true" if asked == "bf16-mixed" else asked, f"compute=auto picks sparse: {why}")
+
+
+def _dense(config: Config, why: str) -> BackendChoice:
+    asked = config.trainer.precision
     if asked == "32-true" and not _gpu(config.trainer.accelerator) and _fast_bfloat16():
-        return BackendChoice("dense", "bf16-mixed", f"compute=auto picks dense in bf16-mixed: {against}")
-    return BackendChoice("dense", asked, f"compute=auto picks dense: {against}")
+        return BackendChoice("dense", "bf16-mixed", f"compute=auto picks dense in bf16-mixed: {why}")
+    return BackendChoice("dense", asked, f"compute=auto picks dense: {why}")
 
 
-def _against(config: Config, sparsity: float) -> str | None:
+def _against(config: Config) -> str | None:
+    """Why it is dense, whatever a measurement would say."""
+    sparsity = phases.final_sparsity(config)
     if config.method.prune is None:
         return "nothing is pruned here"
     hindered = hindrance(config, here=True)
     if hindered is not None:
         return f"sparse does not fit: {hindered.split(':')[0]}"
-    least = BREAK_EVEN_BFLOAT16 if _fast_bfloat16() else BREAK_EVEN
+    least = LEAST
+    if config.model.name in BENCHED:
+        least = BREAK_EVEN_BFLOAT16 if _fast_bfloat16() else BREAK_EVEN
     if sparsity < least:
         return f"sparse is faster from {100 * least:g}% of zeros on, and this run ends at {100 * sparsity:.6g}%"
     recipe = recipe_of(config)

@@ -17,8 +17,7 @@ from typing import Any
 
 from sparse_lab.config import ALWAYS, Config, as_written
 from sparse_lab.data import fingerprint_of
-from sparse_lab.experiment import plugins
-from sparse_lab.experiment.backend import resolve_backend
+from sparse_lab.experiment import backend, measured, plugins
 from sparse_lab.experiment.settings_read import unread
 from sparse_lab.methods import phases
 from sparse_lab.records.run_dir import RunDir
@@ -51,18 +50,37 @@ def outputs_of(config: Config) -> Path:
     return Path(config.paths.outputs).resolve()
 
 
+def settled(config: Config) -> Config:
+    """Return `config` as it is run and recorded, its arithmetic chosen.
+
+    Where compute=auto can only tell by measuring, a run that has begun keeps the arithmetic that it began with.
+    """
+    begun = (one for one in backend.ways(config) if (_folder(one) / "status.json").exists())
+    return next(begun, None) or backend.resolve_backend(config)
+
+
+def is_to_be_measured(config: Config) -> bool:
+    """Return whether compute=auto has to measure first: nobody has, and the run has not begun in either arithmetic."""
+    ways = [] if measured.known(config) is not None else backend.ways(config)
+    return bool(ways) and not any((_folder(one) / "status.json").exists() for one in ways)
+
+
+def _folder(config: Config) -> Path:
+    return outputs_of(config) / "runs" / run_name(config)
+
+
 def settings(config: Config) -> dict[str, Any]:
     """Return what matters in a config, whole: no paths, loggers or devices, and no part or group that the method has no
     use for. A file that a run starts from stands there by its content, compute=auto as what it picks here.
     """
-    plain = _matters(resolve_backend(config), "", frozenset(unread(config)), only_differing=False)
+    plain = _matters(settled(config), "", frozenset(unread(config)), only_differing=False)
     return {name: value for name, value in plain.items() if value != {}}
 
 
 def identity(config: Config, around: Surroundings | None = None) -> dict[str, Any]:
     """Return what a run's name is the hash of."""
     around = surroundings(config) if around is None else around
-    differing = _matters(resolve_backend(config), "", frozenset(unread(config)), only_differing=True)
+    differing = _matters(settled(config), "", frozenset(unread(config)), only_differing=True)
     beside = {name: value for name, value in dataclasses.asdict(around).items() if value}
     return {"version": VERSION, "settings": differing, **beside}
 
@@ -162,5 +180,5 @@ def run_name(config: Config) -> str:
 
 def run_dir(config: Config) -> RunDir:
     """Return where the run that `config` asks for lies, as it is computed on this machine."""
-    config = resolve_backend(config)
-    return RunDir(outputs_of(config) / "runs" / run_name(config), dataclasses.asdict(config))
+    config = settled(config)
+    return RunDir(_folder(config), dataclasses.asdict(config))

@@ -17,7 +17,7 @@ from sparse_lab import data
 from sparse_lab.config import Config
 from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.experiment import backend
-from sparse_lab.experiment.identity import run_dir
+from sparse_lab.experiment.identity import is_to_be_measured, run_dir, settled
 from sparse_lab.methods import table
 from sparse_lab.records.redaction import redact
 from sparse_lab.records.run_dir import RunDir, zeros_among
@@ -36,6 +36,8 @@ def run(
     has the run, unless `wait`) and Stopped after a signal; every failure is in status.json too.
     """
     data.look_again()  # hours may lie between the plan and this run
+    if is_to_be_measured(config):
+        backend.measure(config)
     folder = run_dir(config)
     label = " ".join(word for word in (job, role, folder.name) if word)
 
@@ -55,12 +57,12 @@ def run(
                 folder.begin()
                 folder.set_aside_damaged(say)
             starts, parent = _starts(config, folder, command, console)
-            chosen = backend.choose(config)
-            if chosen.line is not None:
+            chosen, settings = backend.choose(config), settled(config)
+            if chosen.line is not None and chosen.compute == settings.compute:
                 say(chosen.line)
             from sparse_lab.experiment.fit import fit
 
-            result = fit(backend.resolve_backend(config), folder, starts, parent, command, console, label, job, stop)
+            result = fit(settings, folder, starts, parent, command, console, label, job, stop)
         except BaseException as error:
             raise _failure(folder, error) from error
         say(

@@ -1,29 +1,40 @@
-"""What happened in a forward pass, so that it can be walked back.
+"""What a kernel did, as torch's autograd sees it.
 
-One autograd function stands for the whole network; behind it is this tape, for the gradients of maps have to stay in
-the layout of the kernels, in buffers that are used again, and are added up in a fixed order.
+The gradients of maps stay in the layout of the kernels, in buffers that are used again: they lie in `Value.gradient`.
+What torch's graph is told is who read whom. Every step is one autograd function whose output is an empty tensor, the
+`edge` of the map that it made; a step that reads the map takes that edge, and what torch computes itself hangs on the
+same graph. Going back, torch walks through steps and its own functions in the reverse order of their making, which is
+always the same: so are the sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sparse_lab.sparse_cpu import norm_kernels
 from sparse_lab.sparse_cpu.layout import Buffer, Pool, Shape, fill, pack, unpack
+from sparse_lab.sparse_cpu.reading import MAP, Reading, reread
 from sparse_lab.sparse_cpu.sparse_weights import SparseWeight
 from sparse_lab.sparse_cpu.timers import timed
+
+DONE = torch.empty(0)  # the gradient of an edge: the map's own lies in its `Value`
 
 
 class Node(Protocol):
     """One step of a forward pass."""
 
-    def backward(self) -> None:
-        """Take the gradient of what came out, give the gradients of what went in."""
+    def backward(self) -> tuple[Tensor | None, ...]:
+        """Take the gradient of what came out, give those of the maps that went in, and return one for each edge that
+        the step was recorded with: `DONE` for a map, a tensor for a tensor, or None.
+        """
         ...
 
 
@@ -62,17 +73,32 @@ class Value:
 
     A channel that does not vary is one number everywhere, `constant`, for nothing feeds it; it is written only when
     somebody reads it. At extreme sparsity most channels are so.
+
+    edge: where the map stands in torch's graph; None where no gradient is asked for, and for the step that made the
+    map: torch's graph holds the step, and nobody would ever let go of a ring.
     """
 
-    def __init__(self, shape: Shape, buffer: Buffer, needs_gradient: bool) -> None:
+    __slots__ = ("__dict__", "edge")
+
+    def __init__(self, shape: Shape, buffer: Buffer) -> None:
         self.shape = shape
         self.buffer = buffer
-        self.needs_gradient = needs_gradient
+        self.edge: Tensor | None = None
         self.gradient: Gradient | None = None
         self.readers = 0  # steps that will look at the map itself on the way back
         self.varying = np.ones(shape.channels, np.bool_)
         self.constant = np.zeros(shape.channels)
         self._written = self.varying
+
+    def at(self, edge: Tensor | None) -> Value:
+        """The same map, which stands there in torch's graph."""
+        other = Value.__new__(Value)
+        other.__dict__, other.edge = self.__dict__, edge
+        return other
+
+    @property
+    def needs_gradient(self) -> bool:
+        return self.edge is not None
 
     def hold(self, varying: NDArray[np.bool_], constant: NDArray) -> None:
         """Say which channels vary, and what the others are, before anything is written."""
@@ -93,7 +119,8 @@ class Value:
 
     def tensor(self) -> torch.Tensor:
         """(N, C, H, W), a copy."""
-        return unpack(self.whole(), self.shape)
+        with timed("pack"):
+            return unpack(self.whole(), self.shape)
 
     def give(self, buffer: Buffer, written: NDArray[np.bool_] | None = None) -> None:
         """Add a gradient, of which these channels are written (all by default); its buffer is this value's then."""
@@ -125,54 +152,147 @@ class Value:
 
 
 class Tape:
-    """One forward pass. `recording`: gradients will be asked for. `wants_dense`: those of pruned weights too."""
+    """What the steps of one forward pass share. `recording`: gradients will be asked for. `wants_dense`: those of
+    pruned weights too. `answer`: what does a function of torch where a map is among its arguments.
+    """
 
     def __init__(
         self,
         pool: Pool,
-        live: dict[torch.nn.Parameter, SparseWeight],
-        dtype: np.dtype,
-        recording: bool,
+        live: Mapping[torch.nn.Parameter, SparseWeight],
+        dtype: torch.dtype,
         wants_dense: bool,
         say_once: Callable[[str], None],
+        answer: Callable[..., Any],
     ) -> None:
         self.pool = pool
         self.live = live
-        self.dtype = dtype
-        self.recording = recording
+        self.kind = dtype
+        self.dtype = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
+        self.recording = torch.is_grad_enabled()
         self.wants_dense = wants_dense
         self.say_once = say_once
-        self._nodes: list[Node] = []
+        self.answer = answer
+        self.entered: list[tuple[Any, ...]] | None = []  # the tensor that became a map last, and the map
+        self._of_maps: dict[int, weakref.ref[Tensor]] = {}
+
+    def note(self, tensors: Iterable[Tensor]) -> None:
+        """These are torch's, and come of maps."""
+        self._of_maps.update((id(one), weakref.ref(one)) for one in tensors)
+
+    def comes_of_maps(self, tensor: Tensor) -> bool:
+        known = self._of_maps.get(id(tensor))
+        return known is not None and known() is tensor
 
     def new(self, shape: Shape) -> Value:
-        return Value(shape, self.take(shape), self.recording)
+        return Value(shape, self.take(shape))
 
     def take(self, shape: Shape) -> Buffer:
         return self.pool.take(shape, self.dtype)
 
-    def packed(self, tensor: torch.Tensor, shape: Shape) -> Buffer:
+    def packed(self, tensor: Tensor, shape: Shape) -> Buffer:
         buffer = self.take(shape)
         with timed("pack"):
             pack(tensor, shape, buffer.array)
         return buffer
 
-    def record(self, node: Node) -> None:
-        if self.recording:
-            self._nodes.append(node)
+    def made(self, node: Node, out: Value, *edges: Tensor | None) -> Value:
+        """What `node` made out of maps, of which these are the edges, and of tensors."""
+        if not self.recording:
+            return out
+        with torch.enable_grad():
+            edge = _Step.apply(node, *edges)
+        return out.at(edge if edge.requires_grad else None)
 
-    def numbers(self, values: NDArray | torch.Tensor) -> NDArray:
+    def numbers(self, values: NDArray | Tensor) -> NDArray:
         """One number a channel in the dtype of the maps."""
-        array = values.detach().numpy() if isinstance(values, torch.Tensor) else values
+        array = values.detach().numpy() if isinstance(values, Tensor) else values
         return np.ascontiguousarray(array, self.dtype)
 
-    def backward(self) -> None:
-        while self._nodes:  # what a node held goes back to the pool as soon as it is done
-            self._nodes.pop().backward()
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, node: Node, *edges: Tensor | None) -> Tensor:
+        ctx.node = node
+        return torch.empty(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        found = _spent(ctx).backward()
+        return None, *(one if asked else None for one, asked in zip(found, ctx.needs_input_grad[1:], strict=True))
 
 
-def accumulate(parameter: torch.nn.Parameter | None, gradient: NDArray) -> None:
-    """Add to the `.grad` of a dense parameter."""
-    if parameter is None or not parameter.requires_grad:
-        return
-    new = torch.from_numpy(np.ascontiguousarray(gradient)).to(parameter.dtype).view_as(parameter)
-    parameter.grad = new if parameter.grad is None else parameter.grad + new
+class Entry:
+    """A tensor of torch's that becomes a map: `reading` is how the tensor sees it."""
+
+    def __init__(self, tape: Tape, tensor: Tensor, reading: Reading, shape: Shape) -> None:
+        self.out = Value(shape, tape.packed(reread(tensor.detach(), reading, MAP, shape.sizes), shape))
+        self._tape, self._reading = tape, reading
+        self._tensor: Tensor | None = tensor
+
+    def value(self) -> Value:
+        tensor, self._tensor = self._tensor, None
+        return self._tape.made(self, self.out, tensor)
+
+    def backward(self) -> tuple[Tensor | None]:
+        gradient, shape = self.out.taken(self._tape), self.out.shape
+        with timed("pack"):
+            return (reread(unpack(gradient.whole(), shape), MAP, self._reading, shape.sizes),)
+
+
+class Exit(torch.autograd.Function):
+    """A map that becomes a tensor of torch's, a contiguous copy, which sees it by `reading`."""
+
+    @staticmethod
+    def forward(ctx: Any, edge: Tensor, tape: Tape, value: Value, reading: Reading) -> Tensor:
+        ctx.node = tape, value, reading
+        return as_tensor(value, reading)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        tape, value, reading = _spent(ctx)
+        shape = value.shape
+        value.give(tape.packed(reread(gradient, reading, MAP, shape.sizes), shape))
+        return DONE, None, None, None
+
+
+def as_tensor(value: Value, reading: Reading) -> Tensor:
+    """A copy, contiguous as it is read."""
+    whole = value.tensor()
+    if reading == MAP:
+        return whole
+    with timed("pack"):
+        return reread(whole, MAP, reading, value.shape.sizes).clone(memory_format=torch.contiguous_format)
+
+
+class Kept(torch.autograd.Function):
+    """A masked weight where torch uses it: the gradient of what is kept goes to `live`, as after a kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, live: SparseWeight, wants_dense: bool) -> Tensor:
+        ctx.live, ctx.wants_dense = live, wants_dense
+        return weight.view_as(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        flat = gradient.detach().reshape(-1).numpy()
+        ctx.live.add(flat[ctx.live.positions])
+        return gradient if ctx.wants_dense else None, None, None
+
+
+def _spent(ctx: Any) -> Any:
+    """What goes back, once: its memory is somebody else's as soon as it has."""
+    if ctx.node is None:
+        raise RuntimeError("compute=sparse cannot go backward a second time through one forward pass")
+    node, ctx.node = ctx.node, None
+    return node
+
+
+def gradient_of(tensor: Tensor | None, gradient: NDArray) -> Tensor | None:
+    """In the shape and dtype of the tensor that it is the gradient of; None where none is wanted."""
+    if tensor is None or not tensor.requires_grad:
+        return None
+    return torch.from_numpy(np.ascontiguousarray(gradient)).to(tensor.dtype).reshape(tensor.shape)

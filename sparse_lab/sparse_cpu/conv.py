@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sparse_lab.sparse_cpu import conv_kernels
-from sparse_lab.sparse_cpu.autograd import Gradient, Tape, Value, accumulate
+from sparse_lab.sparse_cpu.autograd import DONE, Gradient, Tape, Value, gradient_of
 from sparse_lab.sparse_cpu.layout import SPARE, Shape, unpack
 from sparse_lab.sparse_cpu.sparse_weights import Order, SparseWeight
 from sparse_lab.sparse_cpu.timers import timed
@@ -55,7 +56,7 @@ class Moments:
 class Conv:
     """z = bias + conv(x, factor * weight), computed when it is first asked for.
 
-    factor: a scalar parameter (a shared weight's scale) or None.
+    factor: one number (a shared weight's scale) or None.
     """
 
     def __init__(
@@ -64,8 +65,8 @@ class Conv:
         x: Value,
         live: SparseWeight,
         filter: Filter,
-        bias: torch.nn.Parameter | None,
-        factor: torch.nn.Parameter | None = None,
+        bias: Tensor | None,
+        factor: Tensor | None = None,
     ) -> None:
         self.tape = tape
         self.x = x
@@ -74,24 +75,35 @@ class Conv:
         self.bias = bias
         self.factor = factor
         self.shape = filter.output(x.shape)
-        self.centred = False  # a BatchNorm takes the mean away again, so that the bias has no gradient
-        self.moments: Moments | None = None
+        self._step: _ConvStep | None = None
         self._z: Value | None = None
 
     def value(self) -> Value:
-        if self._z is None:
-            self._z = self.tape.new(self.shape)
-            self._forward(self._z, with_moments=False)
-        self.centred = False  # not everybody takes it away
-        return self._z
+        z, step = self._computed(with_moments=False)
+        step.centred = False  # not everybody takes the mean away
+        return z
 
     def with_moments(self) -> tuple[Value, Moments]:
-        """The outputs and their moments, which cost next to nothing while a plane is in the cache."""
-        if self._z is None:
-            self._z = self.tape.new(self.shape)
-            self._forward(self._z, with_moments=True)
-        assert self.moments is not None
-        return self._z, self.moments
+        """The outputs, for a BatchNorm, and their moments, which cost next to nothing while a plane is in the cache."""
+        z, step = self._computed(with_moments=True)
+        return z, step.moments or moments_of(z)
+
+    def _computed(self, with_moments: bool) -> tuple[Value, _ConvStep]:
+        if self._z is None or self._step is None:
+            self._step = _ConvStep(self, with_moments)
+            edges = (self.x.edge, self.live.weight, self.bias, self.factor)
+            self._z = self.tape.made(self._step, self._step.z, *edges)
+        return self._z, self._step
+
+
+class _ConvStep:
+    def __init__(self, conv: Conv, with_moments: bool) -> None:
+        self.tape, self.x, self.live, self.filter = conv.tape, conv.x, conv.live, conv.filter
+        self.bias, self.factor, self.shape = conv.bias, conv.factor, conv.shape
+        self.centred = True  # a BatchNorm takes the mean away again, so that the bias has no gradient
+        self.moments: Moments | None = None
+        self.z = self.tape.new(self.shape)
+        self._forward(self.z, with_moments)
 
     def _forward(self, z: Value, with_moments: bool) -> None:
         self.x.readers += 1
@@ -112,7 +124,6 @@ class Conv:
                 conv_kernels.taps(x, z.buffer.array, sizes, order.channels, *taps, weights[2], bias, means, squares)
         if with_moments:
             self.moments = _merged(means, squares, z.shape)
-        self.tape.record(self)
 
     def _hold(self, z: Value, order: Order, bias: NDArray) -> None:
         """A channel without a live weight is its bias everywhere."""
@@ -120,18 +131,18 @@ class Conv:
         varying[order.channels] = True
         z.hold(varying, bias if bias.size else np.zeros(z.shape.channels, self.tape.dtype))
 
-    def backward(self) -> None:
-        assert self._z is not None
-        g = self._z.taken(self.tape)
-        self._weight_gradient(g)
-        if self.tape.wants_dense:
-            self._dense_gradient(g)
-        if self.bias is not None:
-            accumulate(self.bias, self._bias_gradient(g))
+    def backward(self) -> tuple[Tensor | None, ...]:
+        g = self.z.taken(self.tape)
+        weight = self.live.weight
+        factor = self._weight_gradient(g) if weight.requires_grad or self.factor is not None else None
+        dense = self._dense_gradient(g) if self.tape.wants_dense and weight.requires_grad else None
+        bias = None if self.bias is None else gradient_of(self.bias, self._bias_gradient(g))
         if self.x.needs_gradient:
             self._input_gradient(g)
+        return DONE, dense, bias, factor
 
-    def _weight_gradient(self, g: Gradient) -> None:
+    def _weight_gradient(self, g: Gradient) -> Tensor | None:
+        """Leaves that of the live weights with them; returns that of the factor."""
         order = self._order("output")
         channels = order.channels[g.written[order.channels]]
         partial = np.zeros((self.shape.blocks, len(order.entries)))
@@ -147,12 +158,16 @@ class Conv:
                 conv_kernels.taps_weight(x, g.array, sizes, channels, *geometry, *self._taps(order), partial)
         gradient = np.empty(len(order.entries))
         gradient[order.entries] = partial.sum(0)
+        factor = None
         if self.factor is not None:
-            accumulate(self.factor, np.dot(gradient, self.live.values.astype(np.float64)))
+            product = np.asarray(np.dot(gradient, self.live.values.astype(np.float64)))
+            factor = gradient_of(self.factor, product)
             gradient *= self.factor.item()
-        self.live.add(gradient.astype(self.tape.dtype))
+        if self.live.weight.requires_grad:
+            self.live.add(gradient.astype(self.tape.dtype))
+        return factor
 
-    def _dense_gradient(self, g: Gradient) -> None:
+    def _dense_gradient(self, g: Gradient) -> Tensor:
         """That of pruned weights too, in torch's layout; many times a sparse step, so only where a method asks."""
         weight = self.live.weight
         with timed("dense gradient"), torch.no_grad():
@@ -161,9 +176,7 @@ class Conv:
                 unpack(g.whole(), self.shape), self.x.tensor(), weight.detach().view(filter.shape), None, filter.stride,
                 filter.pad, filter.dilation, False, [0, 0], filter.groups, [False, True, False],
             )[1].view_as(weight)  # fmt: skip
-            if self.factor is not None:
-                gradient *= self.factor
-            weight.grad = gradient if weight.grad is None else weight.grad + gradient
+            return gradient if self.factor is None else gradient * self.factor
 
     def _bias_gradient(self, g: Gradient) -> NDArray:
         return np.zeros(self.shape.channels) if self.centred else sums(g)
@@ -219,6 +232,16 @@ def sums(g: Gradient) -> NDArray[np.float64]:
     with timed("other"):
         conv_kernels.channel_sums(g.array, *sizes, channels, partial)
     return partial.sum(0)
+
+
+def moments_of(x: Value) -> Moments:
+    """Of a map that is there already."""
+    shape = x.shape
+    planes = shape.blocks * shape.channels
+    means, squares = np.empty(planes), np.empty(planes)
+    with timed("normalisation, activation, pooling"):
+        conv_kernels.moments(x.whole(), shape.guard, planes, shape.height, shape.width, shape.block, means, squares)
+    return _merged(means, squares, shape)
 
 
 def _merged(means: NDArray[np.float64], squares: NDArray[np.float64], shape: Shape) -> Moments:

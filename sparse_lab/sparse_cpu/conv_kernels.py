@@ -310,3 +310,12 @@ def channel_sums(g, guard, blocks, number, height, width, block, channels, parti
                 here += line[i]
             total += here
         partial[group, channel] = total
+
+
+@kernel(parallel=True, **KERNEL)
+def moments(x, guard, planes, height, width, block, means, squares):
+    """means, squares [planes] (float64): the mean of each plane, and the sum of squared deviations from it."""
+    pitch = (width + SPARE) * block
+    for plane in prange(planes):
+        start = guard + plane * height * pitch
+        means[plane], squares[plane] = plane_moments(x, start, height, width * block, pitch)

@@ -1,354 +1,199 @@
-"""What torch's own functions do when a network is handed images in the blocked layout.
+"""Who answers a function of torch while a network computes sparsely: a kernel (`functions`), or torch itself.
 
-`BatchInnermost` stands where a tensor would stand: torch's modules call torch's functions, which hand it over to the
-table below (the `__torch_function__` protocol). What is not in the table is computed by torch on an unpacked copy.
+`Watch` sees every function that the network calls. Where a map or a masked weight is among the arguments and no kernel
+does what is asked, torch computes it: on tensors that maps are unpacked into, and on masked weights whose gradient
+finds its way to `live`. What comes out is torch's, until a kernel wants it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, has_torch_function, resolve_name
+from torch.utils._pytree import tree_map
 
-from sparse_lab.models.dyrelu import dynamic_relu
-from sparse_lab.sparse_cpu.autograd import Tape, Value
-from sparse_lab.sparse_cpu.conv import Conv, Filter, Moments
-from sparse_lab.sparse_cpu.layout import Shape, unpack
-from sparse_lab.sparse_cpu.ops import Affine, DynamicReLU, MaxPool, Mean, Norm, joined, plain
-
-RELU = (0.0, float("inf"))
+from sparse_lab.sparse_cpu.autograd import Kept, Tape
+from sparse_lab.sparse_cpu.functions import TABLE
+from sparse_lab.sparse_cpu.maps import BatchInnermost
 
 
-class BatchInnermost:
-    """(N, C, H, W) in the blocked layout; flat: to be read as (N, C * H * W)."""
+def _getters(*names: str) -> list[Any]:
+    return [getattr(Tensor, name).__get__ for name in names]
 
-    def __init__(self, tape: Tape, pending: Value | Conv | Norm, flat: bool = False) -> None:
-        self.tape = tape
-        self.flat = flat
-        self._pending = pending
 
-    @property
-    def pending(self) -> Value | Conv | Norm:
-        """How the map is made; others may still join in."""
-        return self._pending
+# what a map knows of itself without being computed
+KNOWN = {
+    Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement, Tensor.__len__, Tensor.element_size,
+    Tensor.is_floating_point, Tensor.is_complex, Tensor.get_device,
+    *_getters("shape", "ndim", "dtype", "device", "layout", "itemsize", "nbytes", "is_sparse", "is_cuda", "is_cpu"),
+    *_getters("is_meta", "is_quantized", "is_nested", "is_mkldnn"),
+}  # fmt: skip
+# that it is read in another way costs a copy at most: what is computed is said
+READS = {
+    "reshape", "view", "permute", "transpose", "flatten", "unflatten", "unbind", "chunk", "split", "getitem", "iter",
+    "squeeze", "unsqueeze", "contiguous", "clone", "detach", "expand", "narrow", "select", "movedim", "swapaxes", "to",
+    "view_as", "expand_as", "reshape_as", "data", "T", "mT", "t", "stride", "is_contiguous", "requires_grad", "grad",
+    "is_leaf", "grad_fn", "data_ptr", "numpy", "repr", "str", "format", "hash", "type", "float", "double", "cpu",
+    "dropout", "tensor_split", "storage_offset", "untyped_storage", "is_inference", "len", "size", "shape",
+}  # fmt: skip
+# that have the device or shape of what comes of a map, and nothing else
+MAKES = {f"{kind}_{name}" for kind in ("new",) for name in ("empty", "zeros", "ones", "full", "tensor")} | {
+    f"{name}_like" for name in ("empty", "zeros", "ones", "full", "rand", "randn")
+}
+APPLY = torch.autograd.Function.__dict__["apply"]
+IN_PLACE = {f"i{name}" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")}
+ANY = torch.empty(0)  # has_torch_function of it: does anybody watch?
+_watched = threading.local()
 
-    def value(self) -> Value:
-        """The map, computed now if it was not before."""
-        if not isinstance(self._pending, Value):
-            self._pending = self._pending.value()
-        return self._pending
 
-    @property
-    def shape(self) -> torch.Size:
-        shape = self._pending.shape
-        whole = (shape.images, shape.channels, shape.height, shape.width)
-        return torch.Size((whole[0], whole[1] * whole[2] * whole[3]) if self.flat else whole)
+class Watch(TorchFunctionMode):
+    """What is computed inside, by functions of torch and by autograd functions of the network's own. Torch's modes do
+    not see those: while anybody watches, `torch.autograd.Function.apply` is `_apply`.
+    """
 
-    def size(self, axis: int | None = None) -> Any:
-        return self.shape if axis is None else self.shape[axis]
+    _lock = threading.Lock()
+    _inside = 0
 
-    def dim(self) -> int:
-        return len(self.shape)
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self._tape = tape
 
-    def tensor(self) -> Tensor:
-        """As torch would have it, a copy without a gradient."""
-        tensor = self.value().tensor()
-        return tensor.flatten(1) if self.flat else tensor
-
-    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Any:
-        return torch.flatten(self, start_dim, end_dim)  # type: ignore
-
-    def __add__(self, other: Any) -> Any:
-        return torch.add(self, other)  # type: ignore
-
-    __radd__ = __add__
-
-    def __mul__(self, other: Any) -> Any:
-        return torch.mul(self, other)  # type: ignore
-
-    __rmul__ = __mul__
-
-    @classmethod
     def __torch_function__(
-        cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        known = TABLE.get(function)
-        result = NotImplemented if known is None else known(*args, **kwargs)
-        return densely(function, args, kwargs) if result is NotImplemented else result
+        return answer(self._tape, function, args, kwargs or {})
+
+    def __enter__(self) -> Any:
+        _watched.tapes = [*getattr(_watched, "tapes", []), self._tape]
+        with Watch._lock:
+            Watch._inside += 1
+            torch.autograd.Function.apply = classmethod(_apply)  # type: ignore[assignment]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        _watched.tapes = _watched.tapes[:-1]
+        self._tape.entered = None  # or it would hold itself, by way of torch's graph
+        with Watch._lock:
+            Watch._inside -= 1
+            if Watch._inside == 0:
+                torch.autograd.Function.apply = APPLY  # type: ignore[method-assign]
 
 
-class Positions:
-    """(N, C, H * W): what can be averaged over its last dimension."""
+def _apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+    function = APPLY.__get__(None, cls)
+    if not has_torch_function((ANY,)):  # nobody watches in this thread, or it is in the middle of an answer
+        return function(*args, **kwargs)
+    with torch._C.DisableTorchFunction():
+        return _densely(_watched.tapes[-1], function, args, kwargs, cls.__name__)
 
-    def __init__(self, x: BatchInnermost) -> None:
-        self._x = x
 
-    def mean(self, dim: int) -> Tensor:
-        """(N, C), a tensor whose gradient finds its way back."""
-        assert dim in (2, -1)
-        step = Mean(self._x.tape, self._x.value())
-        tensor = step.out.tensor().flatten(1)
-        if not self._x.tape.recording:
-            return tensor
-        tensor.requires_grad_()
-        self._x.tape.record(_FromTensor(self._x.tape, step.out, tensor))
+def answer(tape: Tape, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What `function` gives, from a kernel or from torch."""
+    concerned = [one for one in _parts((args, kwargs)) if _concerns(tape, one)]
+    if not concerned:
+        return _torchs(tape, function, args, kwargs)
+    first = concerned[0]
+    if function in KNOWN and not (isinstance(first, BatchInnermost) and first.is_plain):
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args, **kwargs)
+    if function is Tensor.__hash__:
+        return id(first)
+    known = TABLE.get(function)
+    # what is made where gradients are switched off is a constant to torch
+    if known is not None and torch.is_grad_enabled() == tape.recording and not any(_is_plain(one) for one in concerned):
+        result = _asked(known, tape, args, kwargs)
+        if result is not NotImplemented:
+            return result
+    return _densely(tape, function, args, kwargs, _name(function))
+
+
+def _parts(found: Any) -> Iterator[Any]:
+    """Everything among arguments, in lists and dicts too."""
+    if isinstance(found, tuple | list):
+        for one in found:
+            yield from _parts(one)
+    elif isinstance(found, dict):
+        yield from _parts(tuple(found.values()))
+    else:
+        yield found
+
+
+def _concerns(tape: Tape, one: Any) -> bool:
+    return isinstance(one, BatchInnermost) or (isinstance(one, nn.Parameter) and one in tape.live)
+
+
+def _is_plain(one: Any) -> bool:
+    return isinstance(one, BatchInnermost) and one.is_plain
+
+
+def _asked(known: Callable[..., Any], tape: Tape, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """NotImplemented too where the kernel does not know such arguments."""
+    try:
+        return known(tape, *args, **kwargs)
+    except TypeError:
+        try:
+            inspect.signature(known).bind(tape, *args, **kwargs)
+        except TypeError:
+            return NotImplemented
+        raise
+
+
+def _torchs(tape: Tape, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Nothing of ours is among the arguments; what comes of a map is spoken of as such."""
+    if (
+        function in KNOWN
+        or _name(function) in MAKES
+        or not any(tape.comes_of_maps(one) for one in _parts((args, kwargs)) if isinstance(one, Tensor))
+    ):
+        return function(*args, **kwargs)
+    _say(tape, _name(function))
+    result = function(*args, **kwargs)
+    tape.note(one for one in _parts(result) if isinstance(one, Tensor))
+    return result
+
+
+def _densely(tape: Tape, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
+    """`function` by torch, on tensors in place of maps and of masked weights. Said once."""
+    _say(tape, name)
+    ours: dict[int, Any] = {}
+
+    def given(one: Any) -> Any:
+        if not _concerns(tape, one):
+            return one
+        tensor = one.plain() if isinstance(one, BatchInnermost) else _kept(tape, one)
+        ours[id(tensor)] = one
         return tensor
 
-
-class _FromTensor:
-    """Where torch took over: its gradient of `tensor` is that of `value`."""
-
-    def __init__(self, tape: Tape, value: Value, tensor: Tensor) -> None:
-        self.tape = tape
-        self.value = value
-        self.tensor = tensor
-
-    def backward(self) -> None:
-        gradient = torch.zeros_like(self.tensor) if self.tensor.grad is None else self.tensor.grad
-        shape = self.value.shape
-        whole = gradient.view(shape.images, shape.channels, shape.height, shape.width)
-        self.value.give(self.tape.packed(whole, shape))
+    args, kwargs = tree_map(given, (args, kwargs))
+    result = function(*args, **kwargs)
+    tape.note(one for one in _parts(result) if isinstance(one, Tensor) and id(one) not in ours)
+    # what torch changes in place, or finds as it should be, it gives back
+    return tree_map(lambda one: ours.get(id(one), one), result)
 
 
-class _ToTensor:
-    """Where torch gave back: the gradient of `value` goes through torch's own graph behind `tensor`."""
-
-    def __init__(self, tape: Tape, value: Value, tensor: Tensor) -> None:
-        self.tape = tape
-        self.value = value
-        self.tensor = tensor
-
-    def backward(self) -> None:
-        gradient = self.value.taken(self.tape).whole()
-        if self.tensor.requires_grad:
-            self.tensor.backward(unpack(gradient, self.value.shape).view(self.tensor.shape))
+def _kept(tape: Tape, weight: nn.Parameter) -> Tensor:
+    if not (weight.requires_grad and torch.is_grad_enabled() and tape.recording):
+        return weight
+    return Kept.apply(weight, tape.live[weight], tape.wants_dense)
 
 
-def densely(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], known: bool = False) -> Any:
-    """`function` by torch, on unpacked copies; its result is packed again. Said once, unless `known` to be so."""
-    every = [
-        one for value in (*args, *kwargs.values()) for one in (value if isinstance(value, list | tuple) else [value])
-    ]
-    found = [one for one in every if isinstance(one, BatchInnermost)]
-    tape = found[0].tape
-    if not known:
-        name = getattr(function, "__name__", str(function))
+def _say(tape: Tape, name: str) -> None:
+    if name not in READS:
         tape.say_once(f"compute=sparse has no kernel for {name} as it is used here: torch computes it densely")
-    leaves: dict[int, Tensor] = {}
-    for one in found:
-        leaf = one.tensor()
-        if tape.recording and one.value().needs_gradient:
-            leaf.requires_grad_()
-            tape.record(_FromTensor(tape, one.value(), leaf))
-        leaves[id(one)] = leaf
-    if kwargs.get("inplace"):
-        kwargs = {**kwargs, "inplace": False}  # a leaf may not change, and nobody else reads the copy
-    with torch.set_grad_enabled(tape.recording):
-        result = function(*_with(leaves, args), **dict(zip(kwargs, _with(leaves, kwargs.values()), strict=True)))
-    if not isinstance(result, Tensor) or result.dim() not in (2, 4) or result.shape[0] != found[0].shape[0]:
-        return result
-    whole = result if result.dim() == 4 else result[:, :, None, None]
-    number, channels, height, width = whole.shape
-    shape = Shape(number, channels, height, width, found[0].value().shape.block)
-    value = Value(shape, tape.packed(whole.detach(), shape), tape.recording)
-    tape.record(_ToTensor(tape, value, result))
-    return BatchInnermost(tape, value, flat=result.dim() == 2)
 
 
-def _with(leaves: dict[int, Tensor], values: Iterable[Any]) -> list[Any]:
-    """The values, with tensors in place of blocked maps; lists of maps too."""
-    return [
-        [leaves.get(id(part), part) for part in one] if isinstance(one, list | tuple) else leaves.get(id(one), one)
-        for one in values
-    ]
-
-
-def _conv2d(
-    input: BatchInnermost,
-    weight: Tensor,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Any:
-    live = input.tape.live.get(weight) if isinstance(weight, torch.nn.Parameter) else None
-    if live is None or isinstance(padding, str) or input.flat:
-        return NotImplemented
-    filter = Filter(tuple(weight.shape), _pair(stride), _pair(padding), _pair(dilation), groups)  # type: ignore[arg-type]
-    z = filter.output(input.pending.shape)
-    if input.shape[1] != weight.shape[1] * groups or min(z.height, z.width) < 1:
-        return NotImplemented  # for torch to refuse in its own words
-    return BatchInnermost(input.tape, Conv(input.tape, input.value(), live, filter, bias))
-
-
-def _linear(input: BatchInnermost, weight: Tensor, bias: Any = None) -> Any:
-    """On a flattened map: a convolution whose kernel is the map."""
-    live = input.tape.live.get(weight) if isinstance(weight, torch.nn.Parameter) else None
-    if live is None or not input.flat or input.shape[1] != weight.shape[1]:
-        return NotImplemented
-    x = input.value()
-    filter = Filter((weight.shape[0], x.shape.channels, x.shape.height, x.shape.width))
-    return BatchInnermost(input.tape, Conv(input.tape, x, live, filter, bias), flat=True)
-
-
-def _batch_norm(
-    input: BatchInnermost,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Any = None,
-    bias: Any = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Any:
-    pending, tape = input.pending, input.tape
-    if input.flat or weight is None or bias is None:
-        return NotImplemented
-    if training:
-        if not isinstance(pending, Conv):
-            return NotImplemented
-        pending.centred = True
-        z, moments = pending.with_moments()
-        if running_mean is not None and running_var is not None:
-            _follow(running_mean, running_var, moments, z.shape, momentum)
-    else:
-        assert running_mean is not None and running_var is not None
-        z, moments = input.value(), Moments(_double(running_mean), _double(running_var))
-    deviation = 1.0 / np.sqrt(moments.variance + eps)
-    numbers, scale = tape.numbers, deviation * _double(weight)
-    affine = Affine(numbers(moments.mean), numbers(scale), numbers(bias), deviation, training, weight, bias)
-    return BatchInnermost(tape, Norm(tape, z, affine))
-
-
-def _double(numbers: Tensor) -> NDArray[np.float64]:
-    return numbers.detach().numpy().astype(np.float64)
-
-
-def _follow(running_mean: Tensor, running_var: Tensor, moments: Moments, shape: Shape, momentum: float) -> None:
-    """Running statistics as torch keeps them: of the unbiased variance."""
-    number = shape.images * shape.height * shape.width
-    unbiased = moments.variance * (number / max(1, number - 1))
-    for running, now in ((running_mean, moments.mean), (running_var, unbiased)):
-        kept = running.numpy()  # the same memory
-        kept[:] = kept * (1.0 - momentum) + now * momentum
-
-
-def _activation(ends: tuple[float, float]) -> Callable[..., Any]:
-    def activation(input: BatchInnermost, inplace: bool = False) -> Any:
-        pending = input.pending
-        if not isinstance(pending, Norm) or pending.ends is not None or pending.pools:
-            pending = plain(input.tape, input.value())
-        return BatchInnermost(input.tape, joined(pending, ends=ends), input.flat)
-
-    return activation
-
-
-def _hardtanh(input: BatchInnermost, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Any:
-    return _activation((min_val, max_val))(input)
-
-
-def _add(input: Any, other: Any, *, alpha: float = 1) -> Any:
-    if (
-        not (isinstance(input, BatchInnermost) and isinstance(other, BatchInnermost))
-        or alpha != 1
-        or input.shape != other.shape
-    ):
-        return NotImplemented
-    first, second = (input, other) if _is_open(input) else (other, input)
-    residual = second.value()
-    norm = first.pending if _is_open(first) else plain(first.tape, first.value())
-    assert isinstance(norm, Norm)
-    return BatchInnermost(input.tape, joined(norm, residual=residual), input.flat)
-
-
-def _is_open(x: BatchInnermost) -> bool:
-    return isinstance(x.pending, Norm) and x.pending.open
-
-
-def _mul(input: Any, other: Any) -> Any:
-    """A scalar parameter times a convolution: the scale of a shared weight."""
-    factor, x = (other, input) if isinstance(input, BatchInnermost) else (input, other)
-    pending = x.pending
-    scalar = isinstance(factor, torch.nn.Parameter) and factor.dim() == 0
-    if not scalar or not isinstance(pending, Conv) or pending.factor is not None or pending.bias is not None:
-        return NotImplemented
-    scaled = Conv(pending.tape, pending.x, pending.live, pending.filter, None, factor)
-    return BatchInnermost(x.tape, scaled, x.flat)
-
-
-def _max_pool2d(
-    input: BatchInnermost,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any:
-    kernel, pad = _pair(kernel_size), _pair(padding)
-    step = kernel if stride in (None, [], ()) else _pair(stride)
-    if _pair(dilation) != (1, 1) or ceil_mode or return_indices:
-        return NotImplemented
-    pending, square = input.pending, (kernel, step, pad) == ((2, 2), (2, 2), (0, 0))
-    square = square and min(pending.shape.height, pending.shape.width) > 1
-    if square and isinstance(pending, Norm) and pending.residual is None and not pending.pools:
-        return BatchInnermost(input.tape, joined(pending, pools=True))
-    return BatchInnermost(input.tape, MaxPool(input.tape, input.value(), kernel, step, pad).out)
-
-
-def _adaptive_avg_pool2d(input: BatchInnermost, output_size: Any) -> Any:
-    size = _pair(output_size)
-    if size == tuple(input.shape[2:]):
-        return input
-    return BatchInnermost(input.tape, Mean(input.tape, input.value()).out) if size == (1, 1) else NotImplemented
-
-
-def _flatten(input: BatchInnermost, start_dim: int = 0, end_dim: int = -1) -> Any:
-    if input.flat and start_dim == 1:
-        return input
-    if input.flat or end_dim not in (-1, 3) or start_dim not in (1, 2):
-        return NotImplemented
-    return BatchInnermost(input.tape, input.pending, flat=True) if start_dim == 1 else Positions(input)
-
-
-def _dropout(input: BatchInnermost, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
-    """By torch, so that the same positions drop as in dense arithmetic."""
-    if not training or p == 0.0:
-        return input
-    return densely(functional.dropout, (input,), {"p": p, "training": True}, known=True)
-
-
-def _dynamic_relu(x: BatchInnermost, coefficients: Tensor) -> Any:
-    return NotImplemented if x.flat else BatchInnermost(x.tape, DynamicReLU(x.tape, x.value(), coefficients).out)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value) * (1 if len(value) == 2 else 2)  # type: ignore[return-value]
-
-
-TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
-    torch.conv2d: _conv2d,
-    functional.linear: _linear,
-    functional.batch_norm: _batch_norm,
-    functional.relu: _activation(RELU),
-    functional.hardtanh: _hardtanh,
-    torch.add: _add,
-    Tensor.add: _add,
-    Tensor.__add__: _add,
-    torch.mul: _mul,
-    Tensor.mul: _mul,
-    Tensor.__mul__: _mul,
-    functional.max_pool2d: _max_pool2d,
-    torch.max_pool2d: _max_pool2d,
-    functional.adaptive_avg_pool2d: _adaptive_avg_pool2d,
-    torch.flatten: _flatten,
-    functional.dropout: _dropout,
-    dynamic_relu: _dynamic_relu,
-}
+@lru_cache(maxsize=1024)
+def _name(function: Callable[..., Any]) -> str:
+    """gelu, mul (of __mul__, mul_ and __imul__), T (of the property)."""
+    name = getattr(function, "__name__", str(function))
+    if name in ("__get__", "__set__"):
+        name = (resolve_name(function) or name).removesuffix(f".{name}").rpartition(".")[2]
+    bare = name.strip("_")
+    return bare[1:] if name.startswith("__i") and bare in IN_PLACE else bare

@@ -43,6 +43,10 @@ class Shape:
     block: int
 
     @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        return self.images, self.channels, self.height, self.width
+
+    @property
     def blocks(self) -> int:
         return self.images // self.block
 
@@ -115,6 +119,14 @@ def unpack(source: NDArray, shape: Shape) -> torch.Tensor:
         source, flat, shape.guard, shape.blocks * shape.channels, shape.channels, shape.height, shape.width, shape.block
     )
     return out
+
+
+def pixels(array: NDArray, shape: Shape) -> torch.Tensor:
+    """The map as torch may read and write it where it lies: (blocks, C, H, W, block), without spare pixels."""
+    sizes = (shape.blocks, shape.channels, shape.height, shape.width, shape.block)
+    plane = shape.height * shape.pitch
+    strides = (shape.channels * plane, plane, shape.pitch, shape.block, 1)
+    return torch.from_numpy(array).as_strided(sizes, strides, shape.guard)
 
 
 def fill(array: NDArray, shape: Shape, channels: NDArray[np.int64], values: NDArray) -> None:

@@ -1,4 +1,5 @@
 """BatchNorm, residual addition and activation in one pass, their gradients in two; 2x2 max pooling inside of them.
+LayerNorm over channels.
 
 y = (z - mean) * scale + shift [+ residual], then kept within [low, high]: ReLU is [0, largest number], ReLU6 is [0, 6].
 sizes: (guard, blocks, number of channels, H, W, block) of z; channels: those to compute; affine: (mean, scale, shift,
@@ -7,6 +8,7 @@ low, high). Comparisons are written so that NaN passes through.
 
 from __future__ import annotations
 
+import numpy as np
 from numba import njit, prange
 
 from sparse_lab.sparse_cpu.kernel import INLINED, KERNEL, kernel
@@ -281,3 +283,83 @@ def add(target, other):
         b = other[part * target.size // parts : (part + 1) * target.size // parts]
         for i in range(a.size):
             a[i] += b[i]
+
+
+TOGETHER = 512  # positions and images that `layer_norm` takes at a time, channel by channel: they stay in the cache
+
+
+@kernel(parallel=True, **KERNEL)
+def layer_norm(x, out, sizes, weight, bias, epsilon, means, deviations):
+    """Each position of each image over its channels: out = (x - mean) * deviation * weight + bias.
+
+    means, deviations (1 / standard deviation): [blocks * H * chunks * TOGETHER], for the way back.
+    """
+    guard, blocks, number, height, width, block = sizes
+    pitch, run = (width + SPARE) * block, width * block
+    chunks = (run + TOGETHER - 1) // TOGETHER
+    for item in prange(blocks * height * chunks):
+        line, chunk = item // chunks, item % chunks
+        count = min(TOGETHER, run - chunk * TOGETHER)
+        start = guard + (line // height * number * height + line % height) * pitch + chunk * TOGETHER
+        m = means[item * TOGETHER : item * TOGETHER + count]
+        d = deviations[item * TOGETHER : item * TOGETHER + count]
+        m[:] = 0.0
+        d[:] = 0.0
+        for channel in range(number):
+            v = x[start + channel * height * pitch : start + channel * height * pitch + count]
+            for i in range(count):
+                m[i] += v[i]
+        for i in range(count):
+            m[i] /= number
+        for channel in range(number):
+            v = x[start + channel * height * pitch : start + channel * height * pitch + count]
+            for i in range(count):
+                d[i] += (v[i] - m[i]) * (v[i] - m[i])
+        for i in range(count):
+            d[i] = 1.0 / np.sqrt(d[i] / number + epsilon)
+        for channel in range(number):
+            place = start + channel * height * pitch
+            v, y, w, b = x[place : place + count], out[place : place + count], weight[channel], bias[channel]
+            for i in range(count):
+                y[i] = (v[i] - m[i]) * d[i] * w + b
+
+
+@kernel(parallel=True, **KERNEL)
+def layer_norm_input(g, x, sizes, weight, means, deviations, sums, partial):
+    """g becomes the gradient of x.
+
+    partial[item, channel] (float64): what each share of the positions adds to the gradients of weight and bias. sums:
+    room for as many numbers as two of `means`.
+    """
+    guard, blocks, number, height, width, block = sizes
+    pitch, run = (width + SPARE) * block, width * block
+    chunks = (run + TOGETHER - 1) // TOGETHER
+    for item in prange(blocks * height * chunks):
+        line, chunk = item // chunks, item % chunks
+        count = min(TOGETHER, run - chunk * TOGETHER)
+        start = guard + (line // height * number * height + line % height) * pitch + chunk * TOGETHER
+        m = means[item * TOGETHER : item * TOGETHER + count]
+        d = deviations[item * TOGETHER : item * TOGETHER + count]
+        total = sums[2 * item * TOGETHER : 2 * item * TOGETHER + count]
+        product = sums[(2 * item + 1) * TOGETHER : (2 * item + 1) * TOGETHER + count]
+        total[:] = 0.0
+        product[:] = 0.0
+        for channel in range(number):
+            place = start + channel * height * pitch
+            v, dy, w = x[place : place + count], g[place : place + count], weight[channel]
+            by_weight = by_bias = w - w
+            for i in range(count):
+                away = (v[i] - m[i]) * d[i]
+                by_weight += dy[i] * away
+                by_bias += dy[i]
+                total[i] += dy[i] * w
+                product[i] += dy[i] * w * away
+            partial[item, channel, 0], partial[item, channel, 1] = by_weight, by_bias
+        for i in range(count):
+            total[i] /= number
+            product[i] /= number
+        for channel in range(number):
+            place = start + channel * height * pitch
+            v, dy, w = x[place : place + count], g[place : place + count], weight[channel]
+            for i in range(count):
+                dy[i] = (dy[i] * w - total[i] - (v[i] - m[i]) * d[i] * product[i]) * d[i]

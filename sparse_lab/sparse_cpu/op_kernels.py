@@ -1,4 +1,4 @@
-"""What else happens to maps: means over positions, max pooling of any size, dynamic ReLU."""
+"""What else happens to maps: means over positions, max pooling of any size, dynamic ReLU, gates."""
 
 from __future__ import annotations
 
@@ -126,3 +126,34 @@ def dynamic_relu_input(g, x, guard, planes, height, width, block, coefficients, 
                     db1[i] += first
                     db2[i] += second
                     dy[i] = first * a1[i] + second * a2[i]
+
+
+@kernel(parallel=True, **KERNEL)
+def gate(x, factors, out, guard, factors_guard, factors_pitch, planes, height, width, block):
+    """out = x times one factor for each plane and image; factors: a map of one pixel."""
+    pitch = (width + SPARE) * block
+    for plane in prange(planes):
+        f = factors[factors_guard + plane * factors_pitch : factors_guard + plane * factors_pitch + block]
+        for row in range(height):
+            for pixel in range(width):
+                start = guard + (plane * height + row) * pitch + pixel * block
+                v, y = x[start : start + block], out[start : start + block]
+                for i in range(block):
+                    y[i] = v[i] * f[i]
+
+
+@kernel(parallel=True, **KERNEL)
+def gate_input(g, x, factors, slopes, guard, factors_guard, factors_pitch, planes, height, width, block):
+    """g becomes the gradient of x; slopes, a map of one pixel, that of the factors."""
+    pitch = (width + SPARE) * block
+    for plane in prange(planes):
+        first = factors_guard + plane * factors_pitch
+        f, df = factors[first : first + block], slopes[first : first + block]
+        df[:] = 0.0
+        for row in range(height):
+            for pixel in range(width):
+                start = guard + (plane * height + row) * pitch + pixel * block
+                v, dy = x[start : start + block], g[start : start + block]
+                for i in range(block):
+                    df[i] += dy[i] * v[i]
+                    dy[i] = dy[i] * f[i]

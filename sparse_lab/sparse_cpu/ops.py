@@ -1,18 +1,25 @@
-"""The other steps of a forward pass: normalisation with activation and pooling, means, max pooling, dynamic ReLU."""
+"""The other steps of a forward pass: normalisation with activation and pooling, means, max pooling, dynamic ReLU,
+gates, LayerNorm, and what torch computes where the map lies.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sparse_lab.sparse_cpu import norm_kernels, op_kernels
-from sparse_lab.sparse_cpu.autograd import Gradient, Tape, Value, accumulate
+from sparse_lab.sparse_cpu.autograd import DONE, Gradient, Tape, Value, gradient_of
 from sparse_lab.sparse_cpu.conv import sums
-from sparse_lab.sparse_cpu.layout import Buffer, Shape
+from sparse_lab.sparse_cpu.layout import Buffer, Shape, pixels
 from sparse_lab.sparse_cpu.timers import timed
+
+Learned = tuple[Tensor | None, Tensor | None]  # the gradients of a norm's weight and bias
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,8 @@ class Affine:
     shift: NDArray
     deviation: NDArray[np.float64] | None = None
     of_batch: bool = False
-    weight: torch.nn.Parameter | None = None
-    bias: torch.nn.Parameter | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -59,8 +66,9 @@ class Norm:
         step.forward()
         self.z.readers += 1
         step.out.readers += self.residual is not None  # where the activation let the gradient pass is read off there
-        self.tape.record(step)
-        return step.out
+        residual = None if self.residual is None else self.residual.edge
+        edges = (self.z.edge, residual, self.affine.weight, self.affine.bias)
+        return self.tape.made(step, step.out, *edges)
 
 
 class _NormStep:
@@ -94,7 +102,7 @@ class _NormStep:
                 residual = z[:0] if norm.residual is None else norm.residual.read(channels)
                 norm_kernels.norm(z, residual, out.buffer.array, self._sizes, channels, self._affine)
 
-    def backward(self) -> None:
+    def backward(self) -> tuple[Tensor | None, ...]:
         norm, g = self.norm, self.out.taken(self.norm.tape)
         # a constant channel's gradient of z adds up to nothing; only pruned weights that would feed it can tell
         skips = norm.affine.of_batch and not norm.tape.wants_dense
@@ -105,34 +113,35 @@ class _NormStep:
         total = np.where(constant, sums(g), 0.0) if constant.any() else np.zeros(live.size)
         with timed("gradient of normalisation"):
             channels = np.flatnonzero(live)
-            dz = self._through_pool(g, channels, total) if norm.pools else self._through(g, channels, total)
+            dz, learned = self._through_pool(g, channels, total) if norm.pools else self._through(g, channels, total)
         norm.z.give(dz, live)
         if norm.residual is not None:
             norm.residual.give(g.buffer, live | constant)
+        return DONE, DONE, *learned
 
-    def _through(self, g: Gradient, channels: NDArray[np.int64], total: NDArray) -> Buffer:
+    def _through(self, g: Gradient, channels: NDArray[np.int64], total: NDArray) -> tuple[Buffer, Learned]:
         norm, partial = self.norm, np.zeros((self._sizes[1] * self._sizes[2], 2))
         z, out = norm.z.read(channels), self.out.buffer.array
         gate = norm_kernels.OPEN if norm.ends is None else norm_kernels.GATED
         if gate and norm.residual is not None:
             gate, out = norm_kernels.GATED_BY_OUTPUT, self.out.read(channels)
         norm_kernels.norm_sums(g.array, z, out, self._sizes, channels, self._affine, gate, partial)
-        through = self._statistics(partial, total)
+        through, learned = self._statistics(partial, total)
         if norm.residual is None:
             gated = gate == norm_kernels.GATED
             norm_kernels.norm_input(g.array, z, self._sizes, channels, self._affine, gated, *through)
-            return g.buffer
+            return g.buffer, learned
         dz = self._over_z()
         norm_kernels.norm_input_over(g.array, dz.array, self._sizes, channels, self._affine, *through)
-        return dz
+        return dz, learned
 
-    def _through_pool(self, g: Gradient, channels: NDArray[np.int64], total: NDArray) -> Buffer:
+    def _through_pool(self, g: Gradient, channels: NDArray[np.int64], total: NDArray) -> tuple[Buffer, Learned]:
         norm, partial = self.norm, np.zeros((self._sizes[1] * self._sizes[2], 2))
         z, guard = norm.z.read(channels), self.out.shape.guard
         norm_kernels.norm_pool_sums(g.array, z, guard, self._sizes, channels, self._affine, partial)
-        through, dz = self._statistics(partial, total), self._over_z()
+        (through, learned), dz = self._statistics(partial, total), self._over_z()
         norm_kernels.norm_pool_input(g.array, dz.array, guard, self._sizes, channels, self._affine, *through)
-        return dz
+        return dz, learned
 
     def _over_z(self) -> Buffer:
         """Where the gradient of z is written over z: into z itself, unless somebody else reads it still."""
@@ -143,23 +152,23 @@ class _NormStep:
         copy.array[:] = z.buffer.array
         return copy
 
-    def _statistics(self, partial: NDArray[np.float64], constant: NDArray) -> tuple[NDArray, NDArray]:
-        """Gradients of BatchNorm's parameters; what goes back through the statistics of the batch.
+    def _statistics(self, partial: NDArray[np.float64], constant: NDArray) -> tuple[tuple[NDArray, NDArray], Learned]:
+        """What goes back through the statistics of the batch; gradients of BatchNorm's parameters.
 
         constant: [C] the summed gradient of channels that do not vary, which reaches the shift alone.
         """
         norm, affine = self.norm, self.norm.affine
         total, product = partial.reshape(norm.z.shape.blocks, -1, 2).sum(0).T
-        total = total + constant
         if affine.deviation is None:
             nothing = np.zeros_like(affine.scale)
-            return nothing, nothing
-        accumulate(affine.bias, total)
-        accumulate(affine.weight, product * affine.deviation)
+            return (nothing, nothing), (None, None)
+        weight = gradient_of(affine.weight, product * affine.deviation)
+        total = total + constant
+        bias = gradient_of(affine.bias, total)
         shape = norm.z.shape
         share = affine.of_batch * affine.scale / (shape.images * shape.height * shape.width)
         numbers = norm.tape.numbers
-        return numbers(share * total), numbers(share * np.square(affine.deviation) * product)
+        return (numbers(share * total), numbers(share * np.square(affine.deviation) * product)), (weight, bias)
 
 
 def plain(tape: Tape, z: Value) -> Norm:
@@ -183,13 +192,16 @@ class Mean:
         self.out = tape.new(x.shape.like(x.shape.channels, 1, 1))
         with timed("normalisation, activation, pooling"):
             op_kernels.mean(x.whole(), self.out.buffer.array, x.shape.guard, *self._sizes(False))
-        tape.record(self)
 
-    def backward(self) -> None:
+    def value(self) -> Value:
+        return self.tape.made(self, self.out, self.x.edge)
+
+    def backward(self) -> tuple[Tensor]:
         g = self.out.taken(self.tape)
         y, adds = self.x.receiving(self.tape, g.channels)
         with timed("gradient of normalisation"):
             op_kernels.mean_input(g.array, y, self.x.shape.guard, *self._sizes(True), g.channels, adds)
+        return (DONE,)
 
     def _sizes(self, apart: bool) -> tuple[int, ...]:
         x, out = self.x.shape, self.out.shape
@@ -217,19 +229,22 @@ class MaxPool:
         self._windows = (sizes, kernel, stride, pad)
         with timed("normalisation, activation, pooling"):
             op_kernels.max_pool(x.whole(), self.out.buffer.array, self._winners, *self._windows)
-        tape.record(self)
 
-    def backward(self) -> None:
+    def value(self) -> Value:
+        return self.tape.made(self, self.out, self.x.edge)
+
+    def backward(self) -> tuple[Tensor]:
         g = self.out.taken(self.tape)  # held to the end, or its memory would be y's
         y, adds = self.x.receiving(self.tape, np.arange(self.x.shape.channels))
         with timed("gradient of normalisation"):
             op_kernels.max_pool_input(g.whole(), y, self._winners, *self._windows, adds)
+        return (DONE,)
 
 
 class DynamicReLU:
     """max_k (a_k x + b_k) with coefficients (N, 4, C) that torch computes and differentiates."""
 
-    def __init__(self, tape: Tape, x: Value, coefficients: torch.Tensor) -> None:
+    def __init__(self, tape: Tape, x: Value, coefficients: Tensor) -> None:
         self.tape = tape
         self.x = x
         x.readers += 1
@@ -242,9 +257,11 @@ class DynamicReLU:
         self._sizes = (shape.guard, shape.blocks * shape.channels, shape.height, shape.width, shape.block)
         with timed("normalisation, activation, pooling"):
             op_kernels.dynamic_relu(x.whole(), self.out.buffer.array, *self._sizes, self._blocked)
-        tape.record(self)
 
-    def backward(self) -> None:
+    def value(self) -> Value:
+        return self.tape.made(self, self.out, self.x.edge, self.coefficients)
+
+    def backward(self) -> tuple[Tensor, Tensor | None]:
         g = self.out.taken(self.tape)
         slopes = np.empty_like(self._blocked)
         with timed("gradient of normalisation"):
@@ -252,6 +269,165 @@ class DynamicReLU:
         self.x.give(g.buffer)
         shape = self.x.shape
         gradient = torch.from_numpy(slopes).view(shape.blocks, shape.channels, 4, shape.block)
-        gradient = gradient.permute(0, 3, 2, 1).reshape(self.coefficients.shape)
-        if self.coefficients.requires_grad:
-            self.coefficients.backward(gradient.to(self.coefficients.dtype))
+        return DONE, gradient_of(self.coefficients, gradient.permute(0, 3, 2, 1).numpy())
+
+
+class Gate:
+    """x times one factor for each channel of each image: (N, C, H, W) * (N, C, 1, 1)."""
+
+    def __init__(self, tape: Tape, x: Value, factors: Value) -> None:
+        self.tape = tape
+        self.x = x
+        self.factors = factors
+        x.readers += 1
+        factors.readers += 1
+        shape = x.shape
+        self.out = tape.new(shape)
+        planes = (shape.blocks * shape.channels, shape.height, shape.width, shape.block)
+        self._sizes = (shape.guard, factors.shape.guard, factors.shape.pitch, *planes)
+        with timed("normalisation, activation, pooling"):
+            op_kernels.gate(x.whole(), factors.whole(), self.out.buffer.array, *self._sizes)
+
+    def value(self) -> Value:
+        return self.tape.made(self, self.out, self.x.edge, self.factors.edge)
+
+    def backward(self) -> tuple[Tensor, Tensor]:
+        g, slopes = self.out.taken(self.tape), self.tape.take(self.factors.shape)
+        with timed("gradient of normalisation"):
+            op_kernels.gate_input(g.whole(), self.x.buffer.array, self.factors.buffer.array, slopes.array, *self._sizes)
+        self.x.give(g.buffer)
+        self.factors.give(slopes)
+        return DONE, DONE
+
+
+class LayerNorm:
+    """Each position of each image over its channels."""
+
+    def __init__(self, tape: Tape, x: Value, weight: Tensor | None, bias: Tensor | None, epsilon: float) -> None:
+        self.tape = tape
+        self.x = x
+        x.readers += 1
+        self._learned = weight, bias
+        shape = x.shape
+        self.out = tape.new(shape)
+        self._sizes = (shape.guard, shape.blocks, shape.channels, shape.height, shape.width, shape.block)
+        self._shares = shape.blocks * shape.height * -(-shape.width * shape.block // norm_kernels.TOGETHER)
+        self._weight = np.ones(shape.channels, tape.dtype) if weight is None else tape.numbers(weight)
+        shift = np.zeros(shape.channels, tape.dtype) if bias is None else tape.numbers(bias)
+        self._means, self._deviations = self._room(), self._room()
+        statistics = tape.dtype.type(epsilon), self._means, self._deviations
+        with timed("normalisation, activation, pooling"):
+            norm_kernels.layer_norm(x.whole(), self.out.buffer.array, self._sizes, self._weight, shift, *statistics)
+
+    def value(self) -> Value:
+        return self.tape.made(self, self.out, self.x.edge, *self._learned)
+
+    def _room(self) -> NDArray:
+        return np.empty(self._shares * norm_kernels.TOGETHER, self.tape.dtype)
+
+    def backward(self) -> tuple[Tensor | None, ...]:
+        g = self.out.taken(self.tape)
+        partial = np.empty((self._shares, self.x.shape.channels, 2))
+        sums = np.empty(2 * self._means.size, self.tape.dtype)
+        statistics = self._means, self._deviations, sums, partial
+        with timed("gradient of normalisation"):
+            norm_kernels.layer_norm_input(g.whole(), self.x.buffer.array, self._sizes, self._weight, *statistics)
+        self.x.give(g.buffer)
+        by_weight, by_bias = partial.sum(0).T
+        weight, bias = self._learned
+        return DONE, gradient_of(weight, by_weight), gradient_of(bias, by_bias)
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """A function of each number by itself, as torch's own kernels compute it where the map lies.
+
+    forward(x, out): writes out. backward(gradient, read, out): writes the gradient, from x or from what came out.
+    """
+
+    forward: Callable[[Tensor, Tensor], Any]
+    backward: Callable[[Tensor, Tensor, Tensor], Any]
+    reads_output: bool = False
+
+
+class PointwiseStep:
+    def __init__(self, tape: Tape, x: Value, function: Pointwise) -> None:
+        self.tape = tape
+        self.x = x
+        self.function = function
+        self.out = tape.new(x.shape)
+        constant = torch.from_numpy(x.constant.astype(tape.dtype))
+        function.forward(constant, constant)
+        self.out.hold(x.varying, constant.numpy())
+        self._read = self.out if function.reads_output else x
+        self._read.readers += 1
+        with timed("normalisation, activation, pooling"), torch.no_grad():
+            function.forward(pixels(x.buffer.array, x.shape), pixels(self.out.buffer.array, x.shape))
+
+    def value(self) -> Value:
+        return self.tape.made(self, self.out, self.x.edge)
+
+    def backward(self) -> tuple[Tensor]:
+        g = self.out.taken(self.tape)
+        read = pixels(self._read.read(g.channels), self.x.shape)
+        with timed("gradient of normalisation"):
+            gradient = pixels(g.array, self.x.shape)
+            self.function.backward(gradient, read, gradient)
+        self.x.give(g.buffer, g.written)
+        return (DONE,)
+
+
+class Concatenation:
+    """Maps of one size, one behind the other: (N, C1, H, W), (N, C2, H, W) -> (N, C1 + C2, H, W)."""
+
+    def __init__(self, tape: Tape, maps: list[Value]) -> None:
+        self.tape = tape
+        self.maps = maps
+        shape = maps[0].shape
+        self.out = tape.new(shape.like(sum(one.shape.channels for one in maps), shape.height, shape.width))
+        self.out.hold(np.concatenate([one.varying for one in maps]), np.concatenate([one.constant for one in maps]))
+        with timed("other"):
+            for target, one in self._places(self.out.buffer.array):
+                target.copy_(pixels(one.buffer.array, one.shape))
+
+    def value(self) -> Value:
+        return self.tape.made(self, self.out, *(one.edge for one in self.maps))
+
+    def _places(self, array: NDArray) -> list[tuple[Tensor, Value]]:
+        sizes = [one.shape.channels for one in self.maps]
+        return list(zip(pixels(array, self.out.shape).split(sizes, 1), self.maps, strict=True))
+
+    def backward(self) -> tuple[Tensor, ...]:
+        g = self.out.taken(self.tape)
+        with timed("other"):
+            for part, one in self._places(g.whole()):
+                buffer = self.tape.take(one.shape)
+                pixels(buffer.array, one.shape).copy_(part)
+                one.give(buffer)
+        return (DONE,) * len(self.maps)
+
+
+class Slice:
+    """Some of the channels."""
+
+    def __init__(self, tape: Tape, x: Value, kept: slice) -> None:
+        self.tape = tape
+        self.x = x
+        self.kept = kept
+        self.out = tape.new(x.shape.like(kept.stop - kept.start, x.shape.height, x.shape.width))
+        self.out.hold(x.varying[self.kept], x.constant[self.kept])
+        with timed("other"):
+            pixels(self.out.buffer.array, self.out.shape).copy_(pixels(x.buffer.array, x.shape)[:, self.kept])
+
+    def value(self) -> Value:
+        return self.tape.made(self, self.out, self.x.edge)
+
+    def backward(self) -> tuple[Tensor]:
+        g = self.out.taken(self.tape)
+        buffer = self.tape.take(self.x.shape)
+        written = np.zeros(self.x.shape.channels, np.bool_)
+        written[self.kept] = g.written
+        with timed("other"):
+            pixels(buffer.array, self.x.shape)[:, self.kept].copy_(pixels(g.array, self.out.shape))
+        self.x.give(buffer, written)
+        return (DONE,)

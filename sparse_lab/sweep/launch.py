@@ -132,7 +132,8 @@ class Task:
 
     def _run(self, compose: Callable[[], Config], job: str, begin: Callable[[str], None]) -> dict[str, Any]:
         """{"run", "outcome", "said", "value"}; and "stopped", the exception, where a signal stopped it."""
-        from sparse_lab.experiment.identity import run_dir
+        from sparse_lab.experiment import backend
+        from sparse_lab.experiment.identity import is_to_be_measured, run_dir
         from sparse_lab.experiment.runner import run
         from sparse_lab.records.run_dir import RunLocked
         from sparse_lab.sweep.plan import check_run
@@ -141,6 +142,9 @@ class Task:
         about: dict[str, Any] = {"run": ""}
         try:
             config = compose()
+            if is_to_be_measured(config):
+                check_run(config)
+                backend.measure(config)
             folder = run_dir(config)
             result = folder.path / "result.json"
             about["run"] = folder.name

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sparse_lab import models
 from sparse_lab.callbacks.checkpoint import Checkpoint
 from sparse_lab.callbacks.nan_guard import NanGuard
 from sparse_lab.errors import UserError
@@ -16,6 +17,7 @@ from sparse_lab.experiment.identity import run_dir, run_name
 from sparse_lab.experiment.runner import run
 from sparse_lab.experiment.validate import check, check_request
 from sparse_lab.methods.table import starts
+from sparse_lab.models import registry
 from sparse_lab.sparse_cpu.optimizer import LiveOptimizer
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sweep.plan import Request
@@ -291,3 +293,29 @@ def test_a_gpu_that_would_be_taken_is_refused(compose, monkeypatch):
 def test_an_unknown_arithmetic_names_the_known_ones(compose):
     with pytest.raises(UserError, match=r"compute=quick: .*auto, dense, sparse"):
         check_request(compose("compute=quick"))
+
+
+@pytest.fixture
+def vit():
+    """timm's ViT, small, as a network of one's own."""
+    timm = pytest.importorskip("timm")
+
+    @models.register_network
+    def small_vit(num_classes, width, image_size):
+        return timm.create_model(
+            "vit_tiny_patch16_224", num_classes=num_classes, img_size=image_size, patch_size=8, depth=2, embed_dim=48
+        )
+
+    yield small_vit.__name__
+    registry._NETWORKS.pop(small_vit.__name__)
+
+
+def test_rigl_on_a_transformer_ends_as_in_dense_arithmetic(vit, compose, quiet):
+    words = (*COMMON, "method=rigl", *OFTEN, EXACT, "training.epochs=2")
+    dense = compose(*words)
+    dense = replace(dense, model=replace(dense.model, name=vit))
+    sparse = replace(dense, compute="sparse")
+    records = [run(config, "x", quiet) for config in (dense, sparse)]
+    assert [record["compute"] for record in records] == ["dense", "sparse"]
+    same(*(load_network(run_dir(config).best) for config in (dense, sparse)))
+    assert records[0]["explored"] == records[1]["explored"] and records[0]["explored"] > 0
