@@ -121,8 +121,8 @@ def _pick(config: Config) -> BackendChoice:
     against = _against(config)
     if against is not None:
         return _dense(config, against)
-    network = config.model.name
-    if network in BENCHED:
+    network = config.model.title
+    if config.model.name in BENCHED:
         return _sparse(config, f"{100 * phases.final_sparsity(config):.6g}% of the weights are to go")
     known = measured.known(config)
     if known is None:

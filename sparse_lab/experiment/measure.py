@@ -68,9 +68,8 @@ def _measured(config: Config, bfloat16: bool) -> Measured:
 
 
 def _batch(config: Config, images: int) -> tuple[Tensor, Tensor]:
-    size, classes = config.dataset.image_size, config.dataset.num_classes
     dtype = torch.float64 if config.trainer.precision == "64-true" else torch.float32
-    return torch.randn(images, 3, size, size, dtype=dtype), torch.randint(0, classes, (images,))
+    return torch.randn(images, *config.dataset.shape, dtype=dtype), torch.randint(0, config.dataset.classes, (images,))
 
 
 def _network(config: Config) -> nn.Module:

@@ -95,8 +95,8 @@ def _key(config: Config) -> str:
     method = {name: part for name, part in asdict(config.method).items() if part is not None}
     about = {
         "network": asdict(config.model),
-        "classes": config.dataset.num_classes,
-        "image": config.dataset.image_size,
+        "classes": config.dataset.classes,
+        "image": config.dataset.shape,
         "batch": config.training.batch_size,
         "sparsity": f"{phases.final_sparsity(config):.6g}",
         "layers": [config.sparsity.include, config.sparsity.exclude],
