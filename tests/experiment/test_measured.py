@@ -26,7 +26,7 @@ from sparse_lab.sweep.plan import Request
 def tiny() -> Iterator[str]:
     """A network that is not the project's own."""
 
-    @models.register_network
+    @models.register_model
     def tiny_for_tests(num_classes: int, width: float, image_size: int) -> nn.Module:
         return nn.Sequential(
             nn.Conv2d(3, 16, 3, 2, 1), nn.SiLU(), nn.Conv2d(16, 24, 3, 2, 1), nn.GELU(), nn.AdaptiveAvgPool2d(1),

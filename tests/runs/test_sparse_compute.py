@@ -300,7 +300,7 @@ def vit():
     """timm's ViT, small, as a network of one's own."""
     timm = pytest.importorskip("timm")
 
-    @models.register_network
+    @models.register_model
     def small_vit(num_classes, width, image_size):
         return timm.create_model(
             "vit_tiny_patch16_224", num_classes=num_classes, img_size=image_size, patch_size=8, depth=2, embed_dim=48
