@@ -16,7 +16,7 @@ from sparse_lab.export.dead_channels import reduced
 from sparse_lab.export.graph import Graph
 from sparse_lab.export.load_run import Finished, images
 from sparse_lab.export.state_dict import read as read
-from sparse_lab.export.trace import traced
+from sparse_lab.export.lowering import traced
 from sparse_lab.records.atomic_io import write_record
 from sparse_lab.records.record import read_result
 from sparse_lab.records.run_dir import now

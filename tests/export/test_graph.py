@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparse_lab.errors import UserError
 from sparse_lab.export.dead_channels import reduced
 from sparse_lab.export.graph import Conv, Graph, check, evaluate
-from sparse_lab.export.trace import traced
+from sparse_lab.export.lowering import traced
 from sparse_lab.sparsity.connectivity import on_paths
 from sparse_lab.sparsity.masks import layers
 
