@@ -7,9 +7,9 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from sparse_lab.export import packed
 from sparse_lab.export.export import SUFFIXES, export, record
 from sparse_lab.export.load_run import Finished, finished
+from sparse_lab.export.streams import DTYPES
 from sparse_lab.records.run_dir import zeros_among
 
 
@@ -20,11 +20,12 @@ def report(run: Finished, files: dict[str, Path], found: dict[str, Any]) -> list
     shared = f" (shared, so {reuse:,} in the plain network that it equals)" if reuse is not None else ""
     lines = [f"{about['name']}: {about['kept']:,} of {about['total']:,} weights{zeros_among(about)}{shared}, "
              f"test {about['test_accuracy']:.2f}%"]  # fmt: skip
-    macs, sizes = found["macs"], found["bytes"]
-    if "sparse" in macs:
+    macs, sizes = found.get("macs"), found["bytes"]
+    if macs is not None:
+        told = "lie on a path from the image to a logit" if found["thinned"] else "are not zero"
         lines.append(
             f"multiply-adds of an image: {macs['dense']:,} dense, {macs['sparse']:,} with live weights "
-            f"({found['weights']:,} of them lie on a path from the image to a logit)"
+            f"({found['weights']:,} of them {told})"
         )
     for kind, path in files.items():
         lines.append(
@@ -37,8 +38,8 @@ def report(run: Finished, files: dict[str, Path], found: dict[str, Any]) -> list
     return lines
 
 
-def _files(run: Path, to: str | None, out: Path | None) -> dict[str, Path]:
-    """Which formats go where."""
+def _files(run: Finished, to: str | None, out: Path | None) -> dict[str, Path]:
+    """Which formats go where: without a word, all that can be written here."""
     by_suffix = {suffix: kind for kind, suffix in SUFFIXES.items()}
     if to is None and out is not None and out.suffix in by_suffix:
         return {by_suffix[out.suffix]: out}
@@ -46,10 +47,11 @@ def _files(run: Path, to: str | None, out: Path | None) -> dict[str, Path]:
         kinds = [to]
     else:
         installed = importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime")
-        kinds = list(SUFFIXES) if to == "all" or installed else ["packed", "torch"]
+        missing = {"packed": False, "onnx": not installed, "torch": bool(run.unbuilt)}
+        kinds = [kind for kind in SUFFIXES if to == "all" or not missing[kind]]
     if len(kinds) == 1 and out is not None and out.suffix:
         return {kinds[0]: out}
-    return {kind: (out or run) / f"network{SUFFIXES[kind]}" for kind in kinds}
+    return {kind: (out or run.path) / f"network{SUFFIXES[kind]}" for kind in kinds}
 
 
 def main(argv: list[str]) -> int:
@@ -65,7 +67,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--to", choices=(*SUFFIXES, "all"), help="default: whatever the packages installed here can write"
     )
-    parser.add_argument("--values", choices=tuple(packed.DTYPES), default="fp32", help="of the packed file's weights")
+    parser.add_argument("--values", choices=tuple(DTYPES), default="fp32", help="of the packed file's weights")
     parser.add_argument(
         "--out",
         type=Path,
@@ -75,7 +77,7 @@ def main(argv: list[str]) -> int:
     )
     args = parser.parse_args(argv)
     run = finished(args.run)
-    files = _files(args.run, args.to, args.out)
+    files = _files(run, args.to, args.out)
     found = export(run, files, args.values)
     record(run, found)
     print("\n".join(report(run, files, found)))

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_lab.trace.trace import Named, Step, Trace, Value, leaves, mapped, names, perform, reads
+from sparse_lab.trace.trace import WEIGHTED, Batch, Named, Step, Trace, Value, leaves, mapped, names, perform, reads
 
-WEIGHTED = ("conv1d", "conv2d", "conv3d", "linear")
 Folded = tuple[Trace, dict[str, Tensor]]
 
 
@@ -74,7 +73,7 @@ class _Folding:
         if any(isinstance(leaf, Value) for leaf in read) or isinstance(size, list):
             return False
         given = sum(self.tensors[leaf.name].numel() for leaf in read if isinstance(leaf, Named))
-        return 0 < torch.Size(size).numel() <= given and not any(type(leaf).__name__ == "Batch" for leaf in read)
+        return 0 < torch.Size(size).numel() <= given and not any(isinstance(leaf, Batch) for leaf in read)
 
     def _batch_norm(self, step: Step, moved: Step) -> Value:
         mean, variance = (self.tensors[moved[name].name] for name in ("mean", "variance"))

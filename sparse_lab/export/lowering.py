@@ -52,9 +52,7 @@ def lowered(trace: Trace, tensors: Mapping[str, Tensor]) -> Graph:
     return graph
 
 
-def part(
-    trace: Trace, tensors: Mapping[str, Tensor], sizes: Sequence[Any], steps: range, layout: Layout
-) -> Lowered:
+def part(trace: Trace, tensors: Mapping[str, Tensor], sizes: Sequence[Any], steps: range, layout: Layout) -> Lowered:
     """The graph of some steps in a row, all of which follow from one value, which lies as `layout`; and how what the
     last of them makes lies. sizes: the values' shapes for two images. Raises NoPlace as `lowered`.
     """

@@ -20,7 +20,7 @@ from sparse_lab.export.dead_channels import reduced
 from sparse_lab.export.lowering import Layout, NoPlace
 from sparse_lab.export.runtime import compiled, fitting
 from sparse_lab.sparse_cpu.program import Executor
-from sparse_lab.trace.trace import Named, Step, Trace, last_reads, names, perform, reads, shapes
+from sparse_lab.trace.trace import Step, Trace, last_reads, names, perform, reads, shapes, weight_names
 
 DENSE = 0.3  # share of a layer's weights that is not zero, above which torch's dense kernels are as fast
 BEGINS = ("conv2d", "linear", "batch_norm", "channel_affine")  # what is worth a program
@@ -56,7 +56,7 @@ class MixedNetwork:
             for name, tensor in tensors.items()
             if name in read
         }
-        self._weights = sum(int(torch.count_nonzero(tensors[name])) for name in _weights(trace))
+        self._weights = sum(int(torch.count_nonzero(tensors[name])) for name in weight_names(trace))
         self._done = last_reads(trace)
 
     def weights(self) -> int:
@@ -89,11 +89,6 @@ class MixedNetwork:
 
     def __repr__(self) -> str:
         return f"MixedNetwork({self.about.get('name', '')}, {self._weights:,} weights)"
-
-
-def _weights(trace: Trace) -> set[str]:
-    weighted = [step["weight"] for step in trace.steps if step.operation in ("conv1d", "conv2d", "conv3d", "linear")]
-    return {weight.name for weight in weighted if isinstance(weight, Named)}
 
 
 def _computed(part: Part, source: Tensor) -> Tensor:

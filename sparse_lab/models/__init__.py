@@ -8,7 +8,18 @@ Importing this room does not import torch.
 
 from __future__ import annotations
 
-from sparse_lab.models.registry import LIBRARIES, build, check, make, names, options_of, register_model
+from sparse_lab.models.registry import LIBRARIES, build, check, is_foreign, make, names, options_of, register_model
 from sparse_lab.models.spec import Spec, frozen
 
-__all__ = ["LIBRARIES", "Spec", "build", "check", "frozen", "make", "names", "options_of", "register_model"]
+__all__ = [
+    "LIBRARIES",
+    "Spec",
+    "build",
+    "check",
+    "frozen",
+    "is_foreign",
+    "make",
+    "names",
+    "options_of",
+    "register_model",
+]

@@ -104,6 +104,11 @@ def names() -> list[str]:
     return sorted(_NETWORKS)
 
 
+def is_foreign(name: str) -> bool:
+    """Does the network's code stand outside this package: in a plugin, or in a library that may be missing?"""
+    return name in LIBRARIES or _NETWORKS[name].own is not None
+
+
 def options_of(name: str) -> Mapping[str, Any] | None:
     """Return the options of a network and their defaults; None where its library says which there are."""
     return None if name in LIBRARIES else _NETWORKS[name].options or {}

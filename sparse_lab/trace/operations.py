@@ -54,13 +54,11 @@ COPIED = ("view", "_unsafe_view")  # a reshape where memory lies as it does here
 VIEWS = frozenset(_SHAPES.split()) | frozenset(COPIED)  # what may share memory with what it reads
 # what changes no number, or only while training: it leaves no step behind
 PASSED = frozenset(
-    "clone contiguous detach alias lift_fresh_copy lift dropout feature_dropout alpha_dropout to.device to.dtype_layout"
-    .split()
-)  # fmt: skip
+    ("clone", "contiguous", "detach", "alias", "lift", "lift_fresh_copy", "dropout", "feature_dropout", "alpha_dropout")
+)
 # what torch.export puts between: looks at sizes that were looked at already
 LOOKS = frozenset(
-    "_assert_tensor_metadata _assert_scalar sym_constrain_range sym_constrain_range_for_size sym_size.int "
-    "_assert_async.msg".split()
+    ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size", "sym_size.int")
 )
 ELSEWHERE = frozenset(("device", "layout", "pin_memory", "memory_format", "non_blocking", "copy"))  # changes no number
 

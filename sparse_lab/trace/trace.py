@@ -14,6 +14,8 @@ from sparse_lab.trace import operations
 
 MOST = 2**28  # numbers of one result for one image: what asks for more is no network's
 
+WEIGHTED = ("conv1d", "conv2d", "conv3d", "linear")  # whose weight [out, ...] has a sum of products for each output
+
 
 @dataclass(frozen=True)
 class Value:
@@ -131,7 +133,7 @@ def evaluate(trace: Trace, tensors: Mapping[str, Tensor], images: Tensor) -> Ten
     values: dict[int, Any] = {0: images}
     done = last_reads(trace)
     for number, step in enumerate(trace.steps):
-        values[number + 1] = perform(step, values, tensors, len(images), images.dtype)
+        values[number + 1] = perform(step, values, tensors, images.shape[0], images.dtype)
         for value in done.get(number, ()):
             del values[value]
     logits: Tensor = values[trace.result]
@@ -181,6 +183,12 @@ def check(trace: Trace, tensors: Mapping[str, Tensor]) -> int:
     return int(shape[1])
 
 
+def weight_names(trace: Trace) -> set[str]:
+    """The tensors that convolutions and linear layers multiply by."""
+    weights = [step.arguments.get("weight") for step in trace.steps if step.operation in WEIGHTED]
+    return {weight.name for weight in weights if isinstance(weight, Named)}
+
+
 def multiply_adds(trace: Trace, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
     """Multiplications of one image by a weight of a convolution or a linear layer: by all of them, and by those that
     are not zero. Padding counts as real.
@@ -189,7 +197,7 @@ def multiply_adds(trace: Trace, tensors: Mapping[str, Tensor]) -> tuple[int, int
     sizes = shapes(trace, tensors, 1)
     for number, step in enumerate(trace.steps):
         weight = step.arguments.get("weight")
-        if step.operation in ("conv1d", "conv2d", "conv3d", "linear") and isinstance(weight, Named):
+        if step.operation in WEIGHTED and isinstance(weight, Named):
             numbers = tensors[weight.name]
             uses = math.prod(sizes[number + 1]) // len(numbers)
             dense += uses * numbers.numel()

@@ -151,8 +151,8 @@ def _rewritten(file, change) -> None:
 
 
 def test_a_newer_version_is_refused_and_says_what_to_do(file) -> None:
-    _rewritten(file, lambda head: head.update(format=2))
-    with pytest.raises(UserError, match=r"format 2 .* reads up to 1: pip install --upgrade"):
+    _rewritten(file, lambda head: head.update(format=3))
+    with pytest.raises(UserError, match=r"format 3 .* reads up to 2: pip install --upgrade"):
         read(file)
 
 
