@@ -40,14 +40,14 @@ def export(run: Finished, files: dict[str, Path], values: Precision = "fp32") ->
     dense = sum(parameter.numel() * parameter.element_size() for parameter in run.model.parameters())
     found: dict[str, Any] = {"written": now(), "compared_on": f"{len(shown)} {which}", "values": values}
     found["bytes"] = {"dense": dense}
-    network = None
+    written = None
     if set(files) - {"torch"}:
-        network = _network(*run.traced())
-        found |= {"macs": network.macs, "weights": network.weights, "thinned": network.graph is not None}
+        written = network(*run.traced())
+        found |= {"macs": written.macs, "weights": written.weights, "thinned": written.graph is not None}
     original = _logits(run.model, shown)
     runners: dict[str, Runner] = {"dense torch": run.model}
     for kind, path in files.items():
-        name, runner = _write(kind, run, network, path, values, shown)
+        name, runner = _write(kind, run, written, path, values, shown)
         difference = max(_difference(runner(shown[:size]), original[:size]) for size in {1, len(shown)})
         if not difference <= EXACT and not (kind == "packed" and values == "fp16"):
             raise UserError(f"{path} differs from the run's network by {difference:.1e} of its logits: do not use it")
@@ -71,7 +71,8 @@ class Network:
     weights: int
 
 
-def _network(trace: Trace, tensors: dict[str, Tensor]) -> Network:
+def network(trace: Trace, tensors: dict[str, Tensor]) -> Network:
+    """What is written of a network: its graph without what is dead, or its folded trace."""
     dense, live = multiply_adds(trace, tensors)
     try:
         graph = reduced(lowered(trace, tensors))
@@ -83,25 +84,25 @@ def _network(trace: Trace, tensors: dict[str, Tensor]) -> Network:
 
 
 def _write(
-    kind: str, run: Finished, network: Network | None, path: Path, values: Precision, shown: Tensor
+    kind: str, run: Finished, written: Network | None, path: Path, values: Precision, shown: Tensor
 ) -> tuple[str, Runner]:
     """One file, and what runs it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "torch" or network is None:
+    if kind == "torch" or written is None:
         state_dict.save(run, path)
         return "torch", torch.no_grad()(state_dict.read(path))
     about = {"network": run.build["name"], **run.build, **run.about(), "normalise": run.normalise}
     about |= {"channels": run.shape[0]}
     if kind == "packed":
-        if network.graph is None:
-            packed.save_trace(network.trace, network.tensors, about, path, values)
+        if written.graph is None:
+            packed.save_trace(written.trace, written.tensors, about, path, values)
         else:
-            packed.save(network.graph, about, path, values)
+            packed.save(written.graph, about, path, values)
         return "sparse", packed.load(path)
-    if network.graph is None:
-        onnx_trace.save(network.trace, network.tensors, about, path)
+    if written.graph is None:
+        onnx_trace.save(written.trace, written.tensors, about, path)
         return "onnxruntime", onnx.runner(path)
-    return "onnxruntime", onnx.save_fastest(network.graph, about, path, shown)
+    return "onnxruntime", onnx.save_fastest(written.graph, about, path, shown)
 
 
 def _logits(model: torch.nn.Module, shown: Tensor) -> Tensor:

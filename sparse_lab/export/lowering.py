@@ -299,10 +299,10 @@ class _Building:
         """To one row of numbers an image, or the other way round where there is one pixel."""
         source, layout = self._source(step)
         size = tuple(self.sizes[value][1:])
-        for wanted in ("flat", "map"):
-            if layout != "last" and self._size(source, wanted) == size:  # type: ignore[arg-type]
-                if wanted == "flat" or layout == "map" or self.maps[source].size == (1, 1):
-                    return source, wanted  # type: ignore[return-value]
+        if layout != "last" and self._size(source, "flat") == size:
+            return source, "flat"
+        if self._size(source, "map") == size and (layout == "map" or self.maps[source].size == (1, 1)):
+            return source, "map"
         raise NoPlace(f"{step.operation} to {size}")
 
 

@@ -1,9 +1,10 @@
-"""The packed file: a graph, or a trace, in a safetensors container, positions as gaps, checked as a whole before anything
-is read.
+"""The packed file: a graph, or a trace, in a safetensors container, positions as gaps, checked as a whole before
+anything is read.
 
 Format 1 is a graph's. Tensors: `positions` and `channels` (coded bytes), `values` (float32 or float16), `biases` and
 `maps` (float32), each the layers' parts one after the other. Format 2 is a trace's, see `packed_trace`. The metadata's
-one key holds JSON: format, checksum, structure, and what is said of the network. The checksum is the SHA-256 of the whole file with zeros in the checksum's place.
+one key holds JSON: format, checksum, structure, and what is said of the network. The checksum is the SHA-256 of the
+whole file with zeros in the checksum's place.
 """
 
 from __future__ import annotations

@@ -313,7 +313,7 @@ def run_blocks(images, made, arenas, sums, lanes, place, end, ops, table, offset
     """Blocks of `lanes` images, each from its first layer to its last by one thread in an arena of its own.
 
     images, made float32 [N, channels, height, width]; arenas, sums float32 [threads, ...];
-    place: DST, DST_HEIGHT ... DST_GUARD, CHANNELS of the images' map; end: first pixel, pitch and plane of the last map.
+    place: DST, DST_HEIGHT ... DST_GUARD, CHANNELS of the images' map; end: first pixel, pitch, plane of the last map.
     """
     zero = np.int64(0)  # 0 itself is a type of its own, for which all that is called is compiled once more
     count, threads = images.shape[0], arenas.shape[0]

@@ -284,9 +284,7 @@ def _place(features: list[Feature], steps: list[Step]) -> int:
 
 
 class Executor:
-    """The finished program: float32 images (N, channels, height, width) to its last map (N, channels, height, width), any
-    N.
-    """
+    """The finished program: float32 images (N, channels, height, width) to its last map, which has as many sides."""
 
     def __init__(
         self,

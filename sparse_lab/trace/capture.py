@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -16,6 +17,7 @@ from sparse_lab.sparsity.scores import evaluating
 from sparse_lab.trace import operations
 from sparse_lab.trace.trace import TYPES, Batch, Named, Step, Trace, Type, Value, check, leaves, mapped, names, reads
 
+COUNTS = (3, 5)  # images to trace with, where torch does not follow any number of them
 FACTORIES = ("new_zeros", "new_ones", "new_full")  # read nothing of a tensor but its type
 
 
@@ -25,10 +27,12 @@ def captured(model: nn.Module, shape: Shape) -> Trace:
     Raise UserError, in one line, where torch cannot follow its code, and for an operation that a trace has no place
     for.
     """
-    exported = _exported(model, full_shape(shape))
-    if _mutates_views(exported.graph):
-        exported = exported.run_decompositions({})  # the same without any operation in place
-    trace = _Capture(exported, full_shape(shape)).trace()
+    images = full_shape(shape)
+    try:
+        trace = _Capture(_exported(model, images, None), images).trace()
+    except _Specialised:
+        first, second = (_Capture(_exported(model, images, count), images).trace() for count in COUNTS)
+        trace = _merged(first, second)
     try:
         check(trace, {**state_of(trace, model.state_dict()), **trace.constants})
     except ValueError as error:
@@ -41,19 +45,53 @@ def state_of(trace: Trace, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: state[name] for name in (*trace.parameters, *trace.buffers)}
 
 
-def _exported(model: nn.Module, shape: tuple[int, ...]) -> ExportedProgram:
-    images = torch.zeros(3, *shape, dtype=next(model.parameters()).dtype)
+class _Specialised(Exception):
+    """The network's code asks for the number of images as a plain number (len(x), say)."""
+
+
+def _exported(model: nn.Module, shape: tuple[int, ...], count: int | None) -> ExportedProgram:
+    """torch's own trace, without operations in place that others would see. count: of images; None for any."""
+    images = torch.zeros(count or COUNTS[0], *shape, dtype=next(model.parameters()).dtype)
+    any_number = ({0: Dim.DYNAMIC},) if count is None else None
     try:
         with evaluating(model), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(model, (images,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
+            exported = torch.export.export(model, (images,), dynamic_shapes=any_number, strict=False)
+            return exported.run_decompositions({}) if _mutates_views(exported.graph) else exported
     except Exception as error:  # it meets whatever the network's own code raises
         why = (str(error).strip() or "no reason given").splitlines()[0]
         if "data-dependent" in str(error):
             why = f"what it does depends on the numbers in an image: {why}"
-        elif "specializ" in str(error):
-            why = "what it does depends on how many images there are"
+        elif "specializ" in str(error) and count is None:
+            raise _Specialised from None
         raise UserError(f"torch.export cannot follow this network ({why}): export it with --to torch") from None
+
+
+def _merged(first: Trace, second: Trace) -> Trace:
+    """One trace of two for different numbers of images: a number that grows with it is so many times it."""
+
+    def grown(one: Any, other: Any) -> Any:
+        if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+            return [grown(*pair) for pair in zip(one, other, strict=True)]
+        if one == other:
+            return one
+        if type(one) is int and type(other) is int and one % COUNTS[0] == 0 and one * COUNTS[1] == other * COUNTS[0]:
+            return Batch(one // COUNTS[0])
+        raise differs
+
+    differs = UserError(
+        "torch.export cannot follow this network (what it does depends on how many images there are): export it with "
+        "--to torch"
+    )
+    steps = [(one.operation, one.arguments.keys()) for one in first.steps]
+    alike = [torch.equal(*pair) for pair in zip(first.constants.values(), second.constants.values(), strict=False)]
+    if steps != [(one.operation, one.arguments.keys()) for one in second.steps] or not all(alike):
+        raise differs
+    merged = tuple(
+        Step(one.operation, {key: grown(value, other.arguments[key]) for key, value in one.arguments.items()})
+        for one, other in zip(first.steps, second.steps, strict=True)
+    )
+    return dataclasses.replace(first, steps=merged)
 
 
 def _name(target: Any) -> str:

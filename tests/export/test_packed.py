@@ -15,9 +15,9 @@ import sparse_lab
 from sparse_lab.errors import UserError
 from sparse_lab.export.dead_channels import reduced
 from sparse_lab.export.graph import Conv, Graph, evaluate
+from sparse_lab.export.lowering import traced
 from sparse_lab.export.packed import UNKNOWN, read, save
 from sparse_lab.export.runtime import SparseNetwork
-from sparse_lab.export.lowering import traced
 from sparse_lab.models import build
 from sparse_lab.sparsity.distributions import erk, share_out
 from sparse_lab.sparsity.masks import Masks
