@@ -58,10 +58,12 @@ def main(argv: list[str]) -> int:
     """Export, read the files back, say what is in them and how fast they are."""
     parser = argparse.ArgumentParser(
         prog="sparse-lab export",
-        description="Write the network of a finished run as files that others can use. packed: a few bytes a live "
-        "weight, for sparse_lab.load(FILE), which runs it on sparse kernels. onnx: the live channels as a dense "
-        "network, for any ONNX runtime. torch: weights with zeros where they are pruned, for "
-        "sparse_lab.export.state_dict.read(FILE). Each file is read back, compared with the run's network and timed.",
+        description="Write the network of a finished run as files that others can use, whatever its operations. "
+        "packed: a few bytes a weight that is not zero, for sparse_lab.load(FILE), which runs convolutions and linear "
+        "layers on sparse kernels and the rest by torch. onnx: a dense network (of live channels alone, where it is "
+        "convolutions, linear layers, BatchNorm, ReLU, additions and pools), for any ONNX runtime. torch: weights with "
+        "zeros where they are pruned, for sparse_lab.export.state_dict.read(FILE); that alone needs the plugin of a "
+        "network of your own. Each file is read back, compared with the run's network and timed.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder (it holds result.json)")
     parser.add_argument(

@@ -20,7 +20,7 @@ from sparse_lab.export.dead_channels import reduced
 from sparse_lab.export.lowering import Layout, NoPlace
 from sparse_lab.export.runtime import compiled, fitting
 from sparse_lab.sparse_cpu.program import Executor
-from sparse_lab.trace.trace import Step, Trace, last_reads, names, perform, reads, shapes, weight_names
+from sparse_lab.trace.trace import Step, Trace, last_reads, names, prepared, reads, shapes, weight_names
 
 DENSE = 0.3  # share of a layer's weights that is not zero, above which torch's dense kernels are as fast
 BEGINS = ("conv2d", "linear", "batch_norm", "channel_affine")  # what is worth a program
@@ -49,12 +49,11 @@ class MixedNetwork:
         self.classes = int(sizes[trace.result][1])
         self.parts = {part.steps[0]: part for part in _parts(trace, tensors, sizes)}
         inside = {number for part in self.parts.values() for number in part.steps}
-        outside = [step for number, step in enumerate(trace.steps) if number not in inside]
-        read = {name for step in outside for name in names(step)}
-        self._tensors = {
-            name: tensor.float() if tensor.is_floating_point() else tensor
-            for name, tensor in tensors.items()
-            if name in read
+        real = {name: one.float() if one.is_floating_point() else one for name, one in tensors.items()}
+        self._calls = {
+            number: prepared(step, real, torch.float32)
+            for number, step in enumerate(trace.steps)
+            if number not in inside
         }
         self._weights = sum(int(torch.count_nonzero(tensors[name])) for name in weight_names(trace))
         self._done = last_reads(trace)
@@ -74,9 +73,7 @@ class MixedNetwork:
             part = self.parts.get(number)
             if part is None:
                 done = range(number, number + 1)
-                values[number + 1] = perform(
-                    self.trace.steps[number], values, self._tensors, len(images), torch.float32
-                )
+                values[number + 1] = self._calls[number](values, len(images))
             else:
                 done = part.steps
                 values[done[-1] + 1] = _computed(part, values[part.source])

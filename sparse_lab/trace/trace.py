@@ -110,22 +110,42 @@ def last_reads(trace: Trace) -> dict[int, list[int]]:
     return found
 
 
+Call = Callable[[Mapping[int, Any], int], Any]
+
+
+def prepared(step: Step, tensors: Mapping[str, Tensor], real: torch.dtype) -> Call:
+    """What computes a step from the values before it and the number of images; `real` is the type of their numbers."""
+    function = operations.function(step.operation)
+    fixed: dict[str, Any] = {}
+    moving: dict[str, Any] = {}
+    for name, argument in step.arguments.items():
+        moves = any(isinstance(leaf, Value | Batch) for leaf in leaves(argument))
+        known = mapped(argument, lambda leaf: _known(leaf, tensors, real))
+        (moving if moves else fixed)[name] = known
+
+    def call(values: Mapping[int, Any], count: int) -> Any:
+        def resolved(leaf: Any) -> Any:
+            if isinstance(leaf, Value):
+                return values[leaf.number]
+            return count * leaf.times if isinstance(leaf, Batch) else leaf
+
+        return function(**fixed, **{name: mapped(argument, resolved) for name, argument in moving.items()})
+
+    return call
+
+
+def _known(leaf: Any, tensors: Mapping[str, Tensor], real: torch.dtype) -> Any:
+    """What does not change from one batch to the next."""
+    if isinstance(leaf, Named):
+        return tensors[leaf.name]
+    if isinstance(leaf, Type):
+        return real if leaf.name == "float32" else TYPES[leaf.name]
+    return leaf
+
+
 def perform(step: Step, values: Mapping[int, Any], tensors: Mapping[str, Tensor], count: int, real: torch.dtype) -> Any:
     """What a step makes of `values`, for `count` images whose numbers are of type `real`."""
-
-    def resolved(leaf: Any) -> Any:
-        if isinstance(leaf, Value):
-            return values[leaf.number]
-        if isinstance(leaf, Named):
-            return tensors[leaf.name]
-        if isinstance(leaf, Batch):
-            return count * leaf.times
-        if isinstance(leaf, Type):
-            return real if leaf.name == "float32" else TYPES[leaf.name]
-        return leaf
-
-    arguments = {name: mapped(argument, resolved) for name, argument in step.arguments.items()}
-    return operations.function(step.operation)(**arguments)
+    return prepared(step, tensors, real)(values, count)
 
 
 def evaluate(trace: Trace, tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
