@@ -77,8 +77,8 @@ CALLS: dict[str, dict[str, str]] = {
     "layout_kernels": {"pack": "A1 A1 i i i i i i", "unpack": "A1 A1 i i i i i i", "fill": "A1 i i i i i i I1 A1"},
     "weight_kernels": {"buckets": "I1 i"},
     "inference_kernels": {
-        "run_blocks": "F4 F2 F2 F2 i 7i 2i I2 I1 J1 F1 F1",
-        "run_layers": "F4 F2 F2 F2 i 7i 2i I2 I1 J1 F1 F1 I2 i",
+        "run_blocks": "F4 F4 F2 F2 i 7i 3i I2 I1 J1 F1 F1",
+        "run_layers": "F4 F4 F2 F2 i 7i 3i I2 I1 J1 F1 F1 I2 i",
     },
 }
 

@@ -18,8 +18,8 @@ from sparse_lab.bench.training import batch_of, compiled, try_out
 from sparse_lab.errors import SparseLabError
 from sparse_lab.export import onnx
 from sparse_lab.export.dead_channels import reduced
+from sparse_lab.export.lowering import traced
 from sparse_lab.export.runtime import SparseNetwork
-from sparse_lab.export.trace import traced
 from sparse_lab.sparse_cpu.engine import SparseArithmetic
 from sparse_lab.sparsity.connectivity import connectivity
 from sparse_lab.sparsity.masks import Masks

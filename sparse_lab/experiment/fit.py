@@ -16,6 +16,7 @@ from sparse_lab.experiment.build import assemble
 from sparse_lab.experiment.identity import surroundings
 from sparse_lab.experiment.result import make_result, remove_channels_of
 from sparse_lab.experiment.selection import check_selection
+from sparse_lab.experiment.trace_file import save_trace_of
 from sparse_lab.experiment.trainer import make_trainer
 from sparse_lab.experiment.validate import check_step
 from sparse_lab.models.weight_sharing import unshared
@@ -66,9 +67,11 @@ def fit(
         about = {"run": folder.name, **{key: result[key] for key in ("sparsity", "kept", "nonzero", "kept_with_reuse")}}
         # loads into a plain network, or through models.surgery.rebuild_structure
         save_network(unshared(parts.model), folder.best, about)
+        small = None
         if config.method.filters:
             small, result["small"] = remove_channels_of(config, parts, batches)
             save_network(small, folder.small, about)
+        save_trace_of(config, parts.model, small, folder, stop.say)
         data.look_again()
         if surroundings(config) != around:
             stop.say("WARNING: the files of the data set have changed while it trained: the record says so")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +12,43 @@ import torch
 from torch import Tensor
 
 from sparse_lab.errors import UserError
-from sparse_lab.export import latency, onnx, packed, state_dict
+from sparse_lab.export import latency, onnx, onnx_trace, packed, state_dict
 from sparse_lab.export.dead_channels import reduced
+from sparse_lab.export.folding import folded
 from sparse_lab.export.graph import Graph
 from sparse_lab.export.load_run import Finished, images
+from sparse_lab.export.lowering import NoPlace, lowered
 from sparse_lab.export.state_dict import read as read
-from sparse_lab.export.trace import traced
+from sparse_lab.export.streams import Precision
 from sparse_lab.records.atomic_io import write_record
 from sparse_lab.records.record import read_result
 from sparse_lab.records.run_dir import now
-from sparse_lab.sparsity.flops import layer_costs
+from sparse_lab.trace.trace import Trace, multiply_adds, shapes, weight_names
 
 SUFFIXES = {"packed": packed.SUFFIX, "onnx": ".onnx", "torch": ".pt"}
 EXACT = 1e-4  # logits of float32 files may differ by this share of the largest from float64's
 Runner = Callable[[Tensor], Tensor]
 
 
-def export(run: Finished, files: dict[str, Path], values: packed.Precision = "fp32") -> dict[str, Any]:
+def export(run: Finished, files: dict[str, Path], values: Precision = "fp32") -> dict[str, Any]:
     """Write each format of `files`, read it back, compare it with the original, time it; returns what was found.
 
-    Raises UserError when the network has no graph, when the package onnx is needed and missing, and when a float32
-    file's logits are not those of the original.
+    Raises UserError when the network has no trace, when its code or a package is needed and missing, and when a
+    float32 file's logits are not those of the original.
     """
     shown, which = images(run, 64 if min(run.shape[1:]) < 64 else 16)
-    graph = reduced(traced(run.model, run.shape)) if set(files) - {"torch"} else None
     dense = sum(parameter.numel() * parameter.element_size() for parameter in run.model.parameters())
-    costs = layer_costs(run.model, run.shape)
     found: dict[str, Any] = {"written": now(), "compared_on": f"{len(shown)} {which}", "values": values}
-    found["macs"] = {"dense": sum(cost.macs for cost in costs)}
     found["bytes"] = {"dense": dense}
-    if graph is not None:
-        found["macs"]["sparse"] = graph.multiply_adds()
-        found["weights"] = graph.weights()
+    written = None
+    if set(files) - {"torch"}:
+        written = network(*run.traced())
+        found |= {"macs": written.macs, "weights": written.weights, "thinned": written.graph is not None}
     original = _logits(run.model, shown)
     runners: dict[str, Runner] = {"dense torch": run.model}
     for kind, path in files.items():
-        name, runner = _write(kind, run, graph, path, values, shown)
-        difference = _difference(runner(shown), original)
+        name, runner = _write(kind, run, written, path, values, shown)
+        difference = max(_difference(runner(shown[:size]), original[:size]) for size in {1, len(shown)})
         if not difference <= EXACT and not (kind == "packed" and values == "fp16"):
             raise UserError(f"{path} differs from the run's network by {difference:.1e} of its logits: do not use it")
         found["bytes"][kind] = path.stat().st_size
@@ -59,19 +60,49 @@ def export(run: Finished, files: dict[str, Path], values: packed.Precision = "fp
     return found
 
 
+@dataclass(frozen=True)
+class Network:
+    """What is written: a graph, or a folded trace with its tensors where there is no graph. macs: of an image."""
+
+    graph: Graph | None
+    trace: Trace
+    tensors: dict[str, Tensor]
+    macs: dict[str, int]
+    weights: int
+
+
+def network(trace: Trace, tensors: dict[str, Tensor]) -> Network:
+    """What is written of a network: its graph without what is dead, or its folded trace."""
+    dense, live = multiply_adds(trace, tensors)
+    try:
+        graph = reduced(lowered(trace, tensors))
+    except NoPlace:
+        small, folds = folded(trace, tensors, shapes(trace, tensors, 2))
+        weights = sum(int(torch.count_nonzero(folds[name])) for name in weight_names(small))
+        return Network(None, small, folds, {"dense": dense, "sparse": live}, weights)
+    return Network(graph, trace, tensors, {"dense": dense, "sparse": graph.multiply_adds()}, graph.weights())
+
+
 def _write(
-    kind: str, run: Finished, graph: Graph | None, path: Path, values: packed.Precision, shown: Tensor
+    kind: str, run: Finished, written: Network | None, path: Path, values: Precision, shown: Tensor
 ) -> tuple[str, Runner]:
     """One file, and what runs it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "torch" or graph is None:
+    if kind == "torch" or written is None:
         state_dict.save(run, path)
         return "torch", torch.no_grad()(state_dict.read(path))
     about = {"network": run.build["name"], **run.build, **run.about(), "normalise": run.normalise}
+    about |= {"channels": run.shape[0]}
     if kind == "packed":
-        packed.save(graph, about, path, values)
+        if written.graph is None:
+            packed.save_trace(written.trace, written.tensors, about, path, values)
+        else:
+            packed.save(written.graph, about, path, values)
         return "sparse", packed.load(path)
-    return "onnxruntime", onnx.save_fastest(graph, about, path, shown)
+    if written.graph is None:
+        onnx_trace.save(written.trace, written.tensors, about, path)
+        return "onnxruntime", onnx.runner(path)
+    return "onnxruntime", onnx.save_fastest(written.graph, about, path, shown)
 
 
 def _logits(model: torch.nn.Module, shown: Tensor) -> Tensor:

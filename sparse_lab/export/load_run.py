@@ -12,12 +12,16 @@ from torch import Tensor, nn
 from sparse_lab import models
 from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.experiment import plugins
+from sparse_lab.experiment.trace_file import read_trace
+from sparse_lab.export.folding import Folded
 from sparse_lab.models.offsets import folded
 from sparse_lab.models.surgery import rebuild_structure
 from sparse_lab.records.atomic_io import verify_checksum
 from sparse_lab.records.record import BadRecord, read_result
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.sparsity.structured.remove_channels import rebuild
+from sparse_lab.trace.capture import captured, state_of
+from sparse_lab.trace.trace import Trace, TracedNetwork, check
 from sparse_lab.training.checkpoint_io import load_network
 
 
@@ -25,6 +29,8 @@ from sparse_lab.training.checkpoint_io import load_network
 class Finished:
     """`model`: plain layers, no masks (pruned weights are zeros), evaluation mode, float32 on the CPU. `build`: what
     `models.build` needs to make a network of its kind; `normalise`: mean and std per channel, of pixels in 0..1.
+    `trace`: of the network, where its run has left one. `unbuilt`: why its code is not at hand; then `model` is its
+    trace.
     """
 
     path: Path
@@ -32,6 +38,15 @@ class Finished:
     model: nn.Module
     build: dict[str, Any]
     normalise: dict[str, list[float]]
+    trace: Trace | None = None
+    unbuilt: str = ""
+
+    def traced(self) -> Folded:
+        """The network's trace and its tensors. Raises UserError, in one line, for a network that has none."""
+        trace = self.trace or captured(self.model, self.shape)
+        if isinstance(self.model, TracedNetwork):
+            return trace, self.model.tensors()
+        return trace, {**state_of(trace, self.model.state_dict()), **trace.constants}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -65,14 +80,30 @@ def finished(run: Path) -> Finished:
         raise UserError(f"{run / 'result.json'}: {error}; the same command that made the run makes it again") from None
     except (KeyError, TypeError):
         raise UserError(f"{run / 'result.json'} says neither what its network is nor what its images are") from None
-    if build["name"] not in models.names():
-        raise UserError(f"{run} has a network {build['name']!r} that is not known here{_missing(result)}")
     network = folder.small if folder.small.is_file() else folder.best
     if network in folder.foreign(result):
         raise UserError(f"{network} is not the network that {run / 'result.json'} speaks of: nothing is exported")
     if not network.is_file() or not verify_checksum(network):
         raise UserError(f"{network} is missing or damaged: the same command that made the run makes it again")
-    return Finished(run, result, _plain(load_network(network), build).eval(), build, normalise)
+    state = load_network(network)
+    trace = read_trace(folder.trace) if folder.trace.is_file() else None
+    try:
+        if build["name"] not in models.names():
+            raise UserError(f"{run} has a network {build['name']!r} that is not known here{_missing(result)}")
+        return Finished(run, result, _plain(state, build).eval(), build, normalise, trace)
+    except UserError as error:  # its plugin or its library is not here
+        if trace is None:
+            raise
+        return Finished(run, result, _from_trace(trace, state, folder.trace), build, normalise, trace, str(error))
+
+
+def _from_trace(trace: Trace, state: dict[str, Tensor], path: Path) -> TracedNetwork:
+    try:
+        tensors = {**state_of(trace, state), **trace.constants}
+        check(trace, tensors)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} is not the trace of the network beside it ({error}): nothing is exported") from None
+    return TracedNetwork(trace, tensors).eval()
 
 
 def _missing(result: dict[str, Any]) -> str:
@@ -96,7 +127,7 @@ def _plain(network: dict[str, Tensor], build: dict[str, Any]) -> nn.Module:
 
 
 def images(run: Finished, count: int) -> tuple[Tensor, str]:
-    """Up to `count` normalised images (N, 3, H, W) of the run's test set, or random ones where the data is not at hand;
+    """Up to `count` normalised images (N, C, H, W) of the run's test set, or random ones where the data is not at hand;
     and which they are, in words.
     """
     from omegaconf import OmegaConf

@@ -26,15 +26,23 @@ class SparseNetwork:
         self._execute = compiled(graph).finish()
 
     def __call__(self, images: Tensor) -> Tensor:
-        wanted = self._execute.shape
-        if images.dim() != 4 or tuple(images.shape[1:]) != wanted:
-            raise ValueError(f"images must have shape (N, {', '.join(map(str, wanted))}), not {tuple(images.shape)}")
-        if images.dtype != torch.float32 or images.device.type != "cpu" or not images.is_contiguous():
-            images = images.to("cpu", torch.float32).contiguous()
-        return self._execute(images.detach())
+        return self._execute(fitting(images, self._execute.shape)).flatten(1)
+
+    def weights(self) -> int:
+        """Weights that lie on a path from the image to a logit."""
+        return self.graph.weights()
 
     def __repr__(self) -> str:
         return f"SparseNetwork({self.about.get('name', '')}, {self.graph.weights():,} weights)"
+
+
+def fitting(images: Tensor, wanted: tuple[int, ...]) -> Tensor:
+    """The images as the kernels take them. Raises ValueError where they have another shape than (N, *wanted)."""
+    if images.dim() != 1 + len(wanted) or tuple(images.shape[1:]) != tuple(wanted):
+        raise ValueError(f"images must have shape (N, {', '.join(map(str, wanted))}), not {tuple(images.shape)}")
+    if images.dtype != torch.float32 or images.device.type != "cpu" or not images.is_contiguous():
+        images = images.to("cpu", torch.float32).contiguous()
+    return images.detach()
 
 
 def compiled(graph: Graph) -> Program:

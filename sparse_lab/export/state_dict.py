@@ -17,7 +17,11 @@ FORMAT = "sparse_lab export 1"
 
 
 def save(run: Finished, path: Path) -> dict[str, Any]:
-    """Write weights and buffers with what `models.build` needs to make the network; returns what was written."""
+    """Write weights and buffers with what `models.build` needs to make the network; returns what was written. Raises
+    UserError where the network's own code is not at hand.
+    """
+    if run.unbuilt:
+        raise UserError(f"--to torch needs the network's own code, packed and onnx do not: {run.unbuilt}")
     payload = {
         "format": FORMAT,
         "build": run.build,

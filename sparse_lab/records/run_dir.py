@@ -52,6 +52,7 @@ class RunDir:
         self.previous = self.path / "checkpoints" / "previous.ckpt"
         self.best = self.path / "checkpoints" / "best.ckpt"
         self.small = self.path / "checkpoints" / "small.ckpt"
+        self.trace = self.path / "checkpoints" / "trace.ckpt"
         self.status: dict[str, Any] = {}
 
     @property
@@ -86,11 +87,12 @@ class RunDir:
         seals = result.get("networks")
         if not isinstance(seals, dict):  # results from before there were seals
             return []
-        return [path for path in (self.best, self.small) if seal_of(path) != seals.get(path.stem)]
+        return [path for path in (self.best, self.small, self.trace) if seal_of(path) != seals.get(path.stem)]
 
     def networks(self) -> dict[str, str]:
-        """The seals of the networks here, by name (best, small), for a result to know them by."""
-        return {path.stem: seal for path in (self.best, self.small) if (seal := seal_of(path)) is not None}
+        """The seals of the networks here, by name (best, small, trace), for a result to know them by."""
+        there = (self.best, self.small, self.trace)
+        return {path.stem: seal for path in there if (seal := seal_of(path)) is not None}
 
     @contextmanager
     def claim(self, say: Callable[[str], None], wait: bool) -> Iterator[None]:
@@ -120,7 +122,7 @@ class RunDir:
 
     def set_aside_damaged(self, say: Callable[[str], None]) -> None:
         """Rename checkpoints that are not what was saved: the one before is used, or they are made anew."""
-        for path in (self.last, self.previous, self.best, self.small):
+        for path in (self.last, self.previous, self.best, self.small, self.trace):
             try:
                 holds = verify_checksum(path)
             except FileNotFoundError:

@@ -285,23 +285,35 @@ def _pack(images, start, there, place, arena, lanes):  # type: ignore[no-untyped
             for y in range(height):
                 pixels = images[start + lane, channel, y]
                 row = arena[(first + channel * plane + y * pitch) * lanes + lane :]
-                for x in range(width):
-                    row[x * lanes] = pixels[x]
+                if lanes == 1:
+                    row[:width] = pixels
+                else:
+                    for x in range(width):
+                        row[x * lanes] = pixels[x]
 
 
 @njit(**KERNEL)
-def _unpack(logits, start, there, first, plane, arena, lanes):  # type: ignore[no-untyped-def]
+def _unpack(made, start, there, place, arena, lanes):  # type: ignore[no-untyped-def]
+    """The last map of `there` images out of the arena. `place`: its first pixel, pitch and plane."""
+    first, pitch, plane = place
     for lane in range(there):
-        for label in range(logits.shape[1]):
-            logits[start + lane, label] = arena[(first + label * plane) * lanes + lane]
+        for channel in range(made.shape[1]):
+            for y in range(made.shape[2]):
+                row = arena[(first + channel * plane + y * pitch) * lanes + lane :]
+                to = made[start + lane, channel, y]
+                if lanes == 1:
+                    to[:] = row[: to.size]
+                else:
+                    for x in range(to.size):
+                        to[x] = row[x * lanes]
 
 
 @kernel(parallel=True, **KERNEL)
-def run_blocks(images, logits, arenas, sums, lanes, place, end, ops, table, offsets, values, floats):  # type: ignore[no-untyped-def]
+def run_blocks(images, made, arenas, sums, lanes, place, end, ops, table, offsets, values, floats):  # type: ignore[no-untyped-def]
     """Blocks of `lanes` images, each from its first layer to its last by one thread in an arena of its own.
 
-    images float32 [N, channels, height, width]; logits float32 [N, classes]; arenas, sums float32 [threads, ...];
-    place: DST, DST_HEIGHT ... DST_GUARD, CHANNELS of the images' map; end: first pixel and plane of the logits' map.
+    images, made float32 [N, channels, height, width]; arenas, sums float32 [threads, ...];
+    place: DST, DST_HEIGHT ... DST_GUARD, CHANNELS of the images' map; end: first pixel, pitch, plane of the last map.
     """
     zero = np.int64(0)  # 0 itself is a type of its own, for which all that is called is compiled once more
     count, threads = images.shape[0], arenas.shape[0]
@@ -313,11 +325,11 @@ def run_blocks(images, logits, arenas, sums, lanes, place, end, ops, table, offs
             for k in range(len(ops)):
                 channels = ops[k, CHANNELS]
                 _perform(ops[k], arenas[thread], sums[thread], zero, channels, lanes, table, offsets, values, floats)
-            _unpack(logits, block * lanes, there, end[0], end[1], arenas[thread], lanes)
+            _unpack(made, block * lanes, there, end, arenas[thread], lanes)
 
 
 @kernel(parallel=True, **KERNEL)
-def run_layers(images, logits, arenas, sums, lanes, place, end, ops, table, offsets, values, floats, shares, alone):  # type: ignore[no-untyped-def]
+def run_layers(images, made, arenas, sums, lanes, place, end, ops, table, offsets, values, floats, shares, alone):  # type: ignore[no-untyped-def]
     """The same for one block, whose threads share each operation's channels: `shares` int64 [ops, threads + 1] says
     who gets which. An operation that costs less than `alone` is not worth waking others for.
     """
@@ -332,4 +344,4 @@ def run_layers(images, logits, arenas, sums, lanes, place, end, ops, table, offs
             for thread in prange(threads):
                 first, last = shares[k, thread], shares[k, thread + 1]
                 _perform(ops[k], arena, sums[thread], first, last, lanes, table, offsets, values, floats)
-    _unpack(logits, zero, images.shape[0], end[0], end[1], arena, lanes)
+    _unpack(made, zero, images.shape[0], end, arena, lanes)

@@ -161,7 +161,7 @@ class Program:
             _joined(self.values, np.float32),
             _joined(self.floats, np.float32),
             self.features[0],
-            self.features[-1],
+            self.features[self.steps[-1].made],
             size,
         )
 
@@ -284,7 +284,7 @@ def _place(features: list[Feature], steps: list[Step]) -> int:
 
 
 class Executor:
-    """The finished program: float32 images (N, channels, height, width) to logits (N, classes), any N."""
+    """The finished program: float32 images (N, channels, height, width) to its last map, which has as many sides."""
 
     def __init__(
         self,
@@ -294,13 +294,13 @@ class Executor:
         values: np.ndarray,
         floats: np.ndarray,
         image: Feature,
-        logits: Feature,
+        last: Feature,
         pixels: int,
     ) -> None:
         self.shape = (image.channels, image.height, image.width)
-        self.classes = logits.channels
+        self.made = (last.channels, last.height, last.width)
         self._place = (image.first, image.height, image.width, image.pitch, image.plane, image.guard, image.channels)
-        self._end = (logits.first, logits.plane)
+        self._end = (last.first, last.pitch, last.plane)
         self._ops, self._table = ops, table
         self._weights = {lanes: (offsets * np.int32(lanes), values, floats) for lanes in (1, kernels.LANES)}
         self._pixels = pixels
@@ -310,19 +310,19 @@ class Executor:
     def __call__(self, images: Tensor) -> Tensor:
         count = images.shape[0]
         pixels = images.numpy()
-        logits = torch.empty(count, self.classes)
+        made = torch.empty(count, *self.made)
         if not count:
-            return logits
+            return made
         threads = numba.get_num_threads()
         lanes = 1 if count <= FEW * threads else kernels.LANES
         arenas, sums = self._memory(lanes, threads)
-        data = pixels, logits.numpy(), arenas, sums, lanes, self._place, self._end
+        data = pixels, made.numpy(), arenas, sums, lanes, self._place, self._end
         program = self._ops, self._table, *self._weights[lanes]
         if count <= lanes:
             kernels.run_layers(*data, *program, self._shared(threads), ALONE)
         else:
             kernels.run_blocks(*data, *program)
-        return logits
+        return made
 
     def _memory(self, lanes: int, threads: int) -> tuple[np.ndarray, np.ndarray]:
         """Arenas and sums, [threads, ...], kept between calls: memory that is mapped anew costs more than the work."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from sparse_lab.bench.roofline import PASSES, WEIGHT_IN_TRAINING, Machine, Work, inference_work, machine, training_work
 from sparse_lab.export.dead_channels import reduced
-from sparse_lab.export.trace import traced
+from sparse_lab.export.lowering import traced
 from sparse_lab.sparsity.masks import Masks
 
 

@@ -11,7 +11,7 @@ import torch
 from sparse_lab.errors import UserError
 from sparse_lab.export import onnx as onnx_file
 from sparse_lab.export.dead_channels import reduced
-from sparse_lab.export.trace import traced
+from sparse_lab.export.lowering import traced
 
 pytest.importorskip("onnxruntime")
 

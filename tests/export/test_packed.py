@@ -15,9 +15,9 @@ import sparse_lab
 from sparse_lab.errors import UserError
 from sparse_lab.export.dead_channels import reduced
 from sparse_lab.export.graph import Conv, Graph, evaluate
+from sparse_lab.export.lowering import traced
 from sparse_lab.export.packed import UNKNOWN, read, save
 from sparse_lab.export.runtime import SparseNetwork
-from sparse_lab.export.trace import traced
 from sparse_lab.models import build
 from sparse_lab.sparsity.distributions import erk, share_out
 from sparse_lab.sparsity.masks import Masks
@@ -151,8 +151,8 @@ def _rewritten(file, change) -> None:
 
 
 def test_a_newer_version_is_refused_and_says_what_to_do(file) -> None:
-    _rewritten(file, lambda head: head.update(format=2))
-    with pytest.raises(UserError, match=r"format 2 .* reads up to 1: pip install --upgrade"):
+    _rewritten(file, lambda head: head.update(format=3))
+    with pytest.raises(UserError, match=r"format 3 .* reads up to 2: pip install --upgrade"):
         read(file)
 
 

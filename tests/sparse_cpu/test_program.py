@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sparse_lab.export.dead_channels import reduced
+from sparse_lab.export.lowering import traced
 from sparse_lab.export.runtime import SparseNetwork
-from sparse_lab.export.trace import traced
 from sparse_lab.models import build
 from sparse_lab.sparse_cpu import program
 from sparse_lab.sparse_cpu.inference_kernels import LANES

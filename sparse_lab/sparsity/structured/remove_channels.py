@@ -50,9 +50,10 @@ def rebuild(plain: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for name, tensor in own:
             shape = state.get(f"{prefix}.{name}".lstrip("."), tensor).shape
-            if len(shape) == tensor.dim() and all(new <= old for new, old in zip(shape, tensor.shape, strict=True)):
-                smaller = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
-                setattr(module, name, nn.Parameter(smaller) if isinstance(tensor, nn.Parameter) else smaller)
+            fits = len(shape) == tensor.dim() and all(new <= old for new, old in zip(shape, tensor.shape, strict=True))
+            if fits and shape != tensor.shape:  # a buffer that no state dict holds keeps its numbers
+                new = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+                setattr(module, name, nn.Parameter(new) if isinstance(tensor, nn.Parameter) else new)
         _set_sizes(module)
     plain.load_state_dict(state)
     return plain
