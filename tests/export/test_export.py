@@ -56,7 +56,7 @@ def test_what_is_loaded_computes_what_the_checkpoint_does(run, tmp_path) -> None
     with torch.no_grad():
         wanted = model(images.double())
     assert (network(images) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
-    assert network.about["normalise"].keys() == {"mean", "std"} and network.about["image_size"] == 32
+    assert network.about["normalise"].keys() == {"mean", "std", "scale"} and network.about["image_size"] == 32
 
 
 def test_float16_is_smaller_and_says_how_far_off_it_is(run, tmp_path, capsys) -> None:

@@ -82,13 +82,10 @@ NO_EAST = {
     "vit_tiny": "no stage of it has blocks that repeat",
     "mixer": "no stage of it has blocks that repeat",
 }
-DAY = {
-    ("own", "rigl"),
-    ("mobilenet_v3_small", "gmp"),
-    ("mixer", "oneshot_regrow"),
-    ("vit_tiny", "rigl"),
-}
+DAY = {("own", "rigl"), ("mixer", "oneshot_regrow")}
 ALL = {
+    ("mobilenet_v3_small", "gmp"),
+    ("vit_tiny", "rigl"),
     ("timm resnet18", "oneshot"),
     ("convnext_atto", "rigl"),
     ("torchvision resnet18", "east"),
