@@ -180,8 +180,8 @@ def _timm(arch: str) -> tuple[nn.Module, tuple[int, int, int]]:
 
 @torch.no_grad()
 def _masked(model: nn.Module, shape: tuple[int, ...], density: float) -> nn.Module:
-    """Random weights on random masks, three an output at least, or narrow layers cut the network. BatchNorm's statistics
-    are those of random images.
+    """Random weights on random masks, three an output at least, or narrow layers cut the network. BatchNorm has the
+    statistics of random images.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
