@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -170,15 +170,20 @@ def structure_of(config: Config) -> Structure:
     return _structure(spec_of(config), choice_of(config))
 
 
+def _logits(model: nn.Module, spec: models.Spec) -> Any:
+    with torch.no_grad(), evaluating(model):
+        return send(model, image_like(model, spec.shape))
+
+
 def _check_output(spec: models.Spec, model: nn.Module) -> None:
     """Raise UserError where an image does not go through, or what comes out are no logits."""
     try:
-        with torch.no_grad(), evaluating(model):
-            logits = send(model, image_like(model, spec.shape))
-    except NotImplementedError:
-        return  # it looks at values, which a network on the device "meta" does not have
-    except SparseLabError as error:
-        raise UserError(f"{spec.title}: {error}; choose another dataset.image_size") from None
+        logits = _logits(model, spec)
+    except SparseLabError:
+        try:  # one that looks at values has none on the device "meta"
+            logits = _logits(models.make(spec), spec)
+        except SparseLabError as error:
+            raise UserError(f"{spec.title}: {error}; choose another dataset.image_size") from None
     if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (1, spec.num_classes):
         made = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise UserError(f"{spec.title} makes {made} of an image, and no logits (1, {spec.num_classes})")

@@ -31,7 +31,7 @@ def send(model: nn.Module, image: Tensor) -> Any:
     """
     try:
         return model(image)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         check_forward(model, error)
