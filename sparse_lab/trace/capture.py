@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -49,13 +53,26 @@ class _Specialised(Exception):
     """The network's code asks for the number of images as a plain number (len(x), say)."""
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch warns, logs and prints whole graphs where it cannot follow a network: ours is one line."""
+    torch_log = logging.getLogger("torch")
+    level = torch_log.level
+    torch_log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch_log.setLevel(level)
+
+
 def _exported(model: nn.Module, shape: tuple[int, ...], count: int | None) -> ExportedProgram:
     """torch's own trace, without operations in place that others would see. count: of images; None for any."""
     images = torch.zeros(count or COUNTS[0], *shape, dtype=next(model.parameters()).dtype)
     any_number = ({0: Dim.DYNAMIC},) if count is None else None
     try:
-        with evaluating(model), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with evaluating(model), torch.no_grad(), _quiet():
             exported = torch.export.export(model, (images,), dynamic_shapes=any_number, strict=False)
             return exported.run_decompositions({}) if _mutates_views(exported.graph) else exported
     except Exception as error:  # it meets whatever the network's own code raises
