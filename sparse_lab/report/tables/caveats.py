@@ -26,6 +26,7 @@ def notes(runs: Sequence[Finished]) -> list[str]:
         *_other_data(counted),
         *_computed(counted),
         *_not_counted(counted),
+        *_not_followed(counted),
         *_missed(counted),
         *_uneven(counted),
         *changing(counted, labels(counted)),
@@ -105,6 +106,19 @@ def _not_counted(runs: Sequence[Finished]) -> list[str]:
             kinds = ", ".join(sorted({str(one.get("kind")) for one in known}))
             counts[run.result["model"], f"{weights:,} weights ({kinds})"] += 1
     return [f"{model}: {said} are not counted and dense in {_runs(count)}" for (model, said), count in counts.items()]
+
+
+def _not_followed(runs: Sequence[Finished]) -> list[str]:
+    """Networks of which it is not known whether their masks cut them."""
+    counts: dict[tuple[str, str], int] = defaultdict(int)
+    for run in runs:
+        why = section(run.levels[-1], "effective").get("not_known") if run.levels else None
+        if isinstance(why, str):
+            counts[run.result["model"], why] += 1
+    return [
+        f"{model}: which weights lie on a path is not known in {_runs(count)} ({why})"
+        for (model, why), count in counts.items()
+    ]
 
 
 def _missed(runs: Sequence[Finished]) -> list[str]:

@@ -406,3 +406,16 @@ def test_every_mark_has_a_sign_in_latex(make_run: Make, tmp_path: Path) -> None:
         "trained on 7 images only"
     ]
     assert set(MARKS) <= set(_SIGNS)
+
+
+def test_what_could_not_be_followed_is_noted_and_not_called_cut(make_run: Make, tmp_path: Path) -> None:
+    unknown = {"kept": 90, "effective": None, "connected": None, "not_known": "it looks at values on its way (gt)"}
+    for seed in (1, 2):
+        folder = make_run(seed=seed)
+        record = json.loads((folder / "result.json").read_text())
+        record["levels"][-1]["effective"] = unknown
+        seal(folder / "result.json", record)
+    records = read(tmp_path).results
+    [line] = [line for line in notes(records) if "not known" in line]
+    assert line == "vgg16: which weights lie on a path is not known in 2 runs (it looks at values on its way (gt))"
+    assert long(records, []).iloc[0]["connected"] is None
