@@ -408,7 +408,9 @@ def test_every_mark_has_a_sign_in_latex(make_run: Make, tmp_path: Path) -> None:
     assert set(MARKS) <= set(_SIGNS)
 
 
-def test_what_could_not_be_followed_is_noted_and_not_called_cut(make_run: Make, tmp_path: Path) -> None:
+def test_what_could_not_be_followed_is_noted_and_not_called_cut(
+    make_run: Make, seal: Callable[..., None], tmp_path: Path
+) -> None:
     unknown = {"kept": 90, "effective": None, "connected": None, "not_known": "it looks at values on its way (gt)"}
     for seed in (1, 2):
         folder = make_run(seed=seed)
