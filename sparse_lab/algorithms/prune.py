@@ -14,6 +14,7 @@ from sparse_lab.algorithms.selectors import Selector, WeightSelector
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sparsity.optimizer_state import reset_state
 from sparse_lab.sparsity.schedules import Alternating, Cubic, EpochEnds, Schedule
+from sparse_lab.sparsity.state import load_state
 
 
 class Prune(MaskAlgorithm):
@@ -80,7 +81,7 @@ class Prune(MaskAlgorithm):
             asked, new = self.selector(level, self.model, generator, self.changes, soft)
             self.masks.set(self.broadcast(new), optimizer)
         if self.rewind is not None:
-            self.model.load_state_dict(self.rewind, strict=False)  # it holds no masks
+            load_state(self.model, self.rewind, strict=False)  # it holds no masks
             self.masks.enforce(optimizer)
         self.changes += 1
         self.changed("prune", asked)

@@ -20,6 +20,7 @@ from sparse_lab.errors import UserError
 from sparse_lab.records.run_dir import zeros_among
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.optimizer_state import reset_state
+from sparse_lab.sparsity.state import load_state
 from sparse_lab.training.evaluate import accuracy
 from sparse_lab.training.figures import Figures
 
@@ -132,7 +133,7 @@ class Rounds(pl.Callback):
 
     def _end_round(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert self.best is not None, "the schedule has not reached its target by the end of the round"
-        self.network.load_state_dict(self.best["network"])
+        load_state(self.network, self.best["network"])
         test = self._test_accuracy(trainer, module)
         level = {
             "level": self.clock.round + 1,

@@ -181,7 +181,11 @@ def _photos(base: Path, below: str) -> Iterator[str]:
                 elif _is_photo(entry.name):
                     if not _is_file(entry):
                         raise UserError(f"{shown(base / name / entry.name)} is a link that leads nowhere: remove it")
-                    yield f"{name}/{entry.name}"
+                    about = entry.stat()
+                    if (about.st_dev, about.st_ino) not in seen:
+                        yield f"{name}/{entry.name}"
+                    if entry.is_symlink() or about.st_nlink > 1:
+                        seen.add((about.st_dev, about.st_ino))
 
 
 def _scanned(folder: Path) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:

@@ -165,6 +165,8 @@ def _check_parts(config: Config) -> None:
     """Do the parts of the method go together, with the schedule and with this network?"""
     structure = structure_of(config)
     table.check_together(config, structure)
+    if config.method.prune is not None:
+        structure.check_maskable()
     _check_surgery(config)
     table.check(config, structure)
 

@@ -19,6 +19,7 @@ from sparse_lab.models.surgery import rebuild_structure
 from sparse_lab.records.atomic_io import verify_checksum
 from sparse_lab.records.record import BadRecord, read_result
 from sparse_lab.records.run_dir import RunDir
+from sparse_lab.sparsity.state import load_state
 from sparse_lab.sparsity.structured.remove_channels import rebuild
 from sparse_lab.trace.capture import captured, state_of
 from sparse_lab.trace.trace import Trace, TracedNetwork, check
@@ -92,8 +93,10 @@ def finished(run: Path) -> Finished:
             raise UserError(f"{run} has a network {build['name']!r} that is not known here{_missing(result)}")
         return Finished(run, result, _plain(state, build).eval(), build, normalise, trace)
     except UserError as error:  # its plugin or its library is not here
-        if trace is None:
+        if trace is None and models.is_ours(build["name"]):
             raise
+        if trace is None:
+            raise UserError(f"{error}; the run left no trace, by which it could be exported without that") from None
         return Finished(run, result, _from_trace(trace, state, folder.trace), build, normalise, trace, str(error))
 
 
@@ -121,7 +124,7 @@ def _plain(network: dict[str, Tensor], build: dict[str, Any]) -> nn.Module:
     model = models.build(**build)
     if any(name.endswith((".alpha", ".mean")) for name in network):
         rebuild_structure(model, network)
-        model.load_state_dict(network, strict=False)  # masks that a plain layer has no place for
+        load_state(model, network, strict=False)  # masks that a plain layer has no place for
         return folded(model)
     return rebuild(model, {name: value for name, value in network.items() if not name.endswith(".mask")})
 

@@ -15,7 +15,7 @@ from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.models import weight_sharing
 from sparse_lab.sparsity import masks
 from sparse_lab.sparsity.choose import check_own, choose
-from sparse_lab.sparsity.flops import layer_costs
+from sparse_lab.sparsity.flops import derived_layers, layer_costs
 from sparse_lab.sparsity.images import Shape, image_like, send
 from sparse_lab.sparsity.scores import evaluating
 from sparse_lab.sparsity.structured import channels
@@ -109,6 +109,26 @@ class Structure:
         """Multiply-adds of one input, by layer."""
         return {cost.name: cost.macs for cost in layer_costs(self.hollow, self.shape)}
 
+    @cached_property
+    def _derived(self) -> list[str]:
+        """Layers on whose weights no mask would hold."""
+        try:
+            return [] if self._shape is None else derived_layers(self.hollow, self._shape)
+        except SparseLabError:
+            return []  # it looks at values, or reads something else than images
+
+    def check_maskable(self) -> None:
+        """Raise UserError where a counted layer computes what it multiplies by of its weight, on its way."""
+        derived = [name for name in self._derived if name in self.weights]
+        if derived:
+            more = f" and {len(derived) - 1:,} more" if len(derived) > 1 else ""
+            kinds = sorted({type(self.hollow.get_submodule(name)).__name__ for name in derived})
+            raise UserError(
+                f"the weight of {derived[0]!r}{more} in {self.name} is computed from others on its way (weight "
+                f"standardisation, say), so no mask would hold on it: leave such layers out with "
+                f"sparsity.exclude=[{','.join(kinds)}], or take another network"
+            )
+
     def check_own(self, config: Config) -> None:
         """Raise UserError where layers with a sparsity of their own do not go with the target."""
         try:
@@ -183,7 +203,7 @@ def _check_output(spec: models.Spec, model: nn.Module) -> None:
         try:  # one that looks at values has none on the device "meta"
             logits = _logits(models.make(spec), spec)
         except SparseLabError as error:
-            raise UserError(f"{spec.title}: {error}; choose another dataset.image_size") from None
+            raise UserError(f"{spec.title}: {error}; look at dataset.image_size and model.options") from None
     if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (1, spec.num_classes):
         made = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise UserError(f"{spec.title} makes {made} of an image, and no logits (1, {spec.num_classes})")

@@ -200,6 +200,7 @@ def _checked(network: nn.Module, config: Config, given: Given, shape: tuple[int,
     _choose(empty, config, given)
     check_maskable(empty)
     structure = Structure(type(network).__name__, empty, shape)
+    structure.check_maskable()
     if table.present(config.method):
         table.check_together(config, structure)
         with torch.device("meta"):

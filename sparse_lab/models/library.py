@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.models import stem
 from sparse_lab.models.spec import Spec
 from sparse_lab.models.weights import load
+from sparse_lab.sparsity.images import hollow
 
 # what the Spec says, what would read a file or fetch one, and what is no plain value
 OF_THE_SPEC = frozenset({"self", "num_classes", "in_chans", "image_size", "img_size", "input_size", "device", "dtype"})
-PLAIN = (bool, int, float, str, type(None))
+PLAIN = (bool, int, float, str, tuple, list, type(None))
 
 
 def parameters_of(builder: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -43,7 +46,7 @@ def check_options(spec: Spec, takes: Mapping[str, inspect.Parameter]) -> dict[st
         if name not in known:
             raise UserError(f"model.options.{name}: no option of {spec.title}; {nearest(name, sorted(known))}")
         default = takes[name].default
-        numbers = isinstance(value, (int, float)) and isinstance(default, (int, float)) and type(value) is not bool
+        numbers = {type(value), type(default)} <= {int, float}
         if type(default) in (bool, int, float, str) and type(value) is not type(default) and not numbers:
             raise UserError(f"model.options.{name}={value}: {spec.title} takes {type(default).__name__} there")
     return dict(spec.options)
@@ -56,14 +59,30 @@ def made(spec: Spec, builder: Callable[..., Any], arguments: dict[str, Any]) -> 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the library's own deprecated ways
-            network = builder(**arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, ZeroDivisionError) as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{spec.title} cannot be made as it was asked for ({said}): look at model.options") from None
+            network: Any = _built(builder, arguments)
+    except Exception as error:  # each of hundreds of networks has its own kinds
+        twice = re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))
+        if twice is not None:
+            raise UserError(f"model.options.{twice[1]}: model.arch={spec.arch} says itself what that is") from None
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"{spec.title} cannot be made as it was asked for ({said}): look at model.options and dataset.image_size"
+        ) from None
     for module in network.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False
     return network
+
+
+def _built(builder: Callable[..., Any], arguments: dict[str, Any]) -> nn.Module:
+    """The network; on the device "meta" also one whose code asks tensors for their values while it is made."""
+    try:
+        return builder(**arguments)
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" not in str(error) or not torch.empty(0).is_meta:
+            raise
+    with torch.device("cpu"), torch.random.fork_rng(devices=()):
+        return hollow(builder(**arguments))
 
 
 def fitted(spec: Spec, network: nn.Module, weights: str | None, reads: int) -> nn.Module:

@@ -33,7 +33,7 @@ class Mixer(nn.Module):
         self, spec: Spec, patch_size: int, dim: int, depth: int, token_ratio: float, mlp_ratio: float, dropout: float
     ) -> None:
         super().__init__()
-        check_sizes(dim=dim, depth=depth)
+        check_sizes(dropout, dim=dim, depth=depth)
         self.patches = Patches(spec, patch_size, dim)
         token_hidden, hidden = max(1, round(token_ratio * dim)), max(1, round(mlp_ratio * dim))
         blocks = (Block(self.patches.number, dim, token_hidden, hidden, dropout) for _ in range(depth))

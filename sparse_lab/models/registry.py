@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -205,7 +206,16 @@ def _own(spec: Spec, entry: Entry) -> nn.Module:
         "image_size": height if height == width else spec.image_size,
         "channels": spec.channels,
     }
-    network = entry.own(**{key: value for key, value in given.items() if key in takes}, **dict(spec.options))
+    try:
+        network = entry.own(**{key: value for key, value in given.items() if key in takes}, **dict(spec.options))
+    except UserError:
+        raise
+    except Exception as error:  # somebody's own code
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"network {spec.name!r} cannot be made as it was asked for ({said}, {where.filename}:{where.lineno})"
+        ) from error
     if not isinstance(network, nn.Module):
         raise UserError(f"network {spec.name!r}: its function returns {type(network).__name__}, and no torch.nn.Module")
     return network

@@ -19,6 +19,20 @@ def _library() -> Any:
     return timm
 
 
+def _from_file(spec: Spec, arguments: dict[str, Any], weights: str | None) -> nn.Module:
+    """With a file's weights, if any: of a network for as many channels, or of one for colour images."""
+    create = _library().create_model
+    try:
+        return fitted(spec, made(spec, create, arguments), weights, reads=spec.channels)
+    except UserError as error:
+        if weights is None or spec.channels == 3:
+            raise
+        try:
+            return fitted(spec, made(spec, create, {**arguments, "in_chans": 3}), weights, reads=3)
+        except UserError:
+            raise error from None
+
+
 def names() -> list[str]:
     """Return the names that model.arch takes."""
     return _library().list_models()
@@ -34,8 +48,7 @@ def build(spec: Spec, weights: str | None) -> nn.Module:
     size = {"img_size": spec.image_size} if "img_size" in takes else {}
     arguments = {**check_options(spec, takes), **size, "num_classes": spec.num_classes, "in_chans": spec.channels}
     if weights != "timm":
-        network = made(spec, timm.create_model, {**arguments, "model_name": spec.arch})
-        return fitted(spec, network, weights, reads=spec.channels)
+        return _from_file(spec, {**arguments, "model_name": spec.arch}, weights)
     try:
         network = made(spec, timm.create_model, {**arguments, "model_name": spec.arch, "pretrained": True})
     except UserError:

@@ -37,8 +37,10 @@ class Mlp(nn.Module):
         return self.dropout(self.fc2(self.act(self.fc1(x))))
 
 
-def check_sizes(**sizes: int) -> None:
-    """Raise UserError for an option that is no size."""
+def check_sizes(dropout: float, **sizes: int) -> None:
+    """Raise UserError for an option that is no size, or no share."""
+    if not 0.0 <= dropout < 1.0:
+        raise UserError(f"model.options.dropout={dropout} must be 0 or more, and below 1")
     for name, size in sizes.items():
         if size < 1:
             raise UserError(f"model.options.{name}={size} must be 1 or more")

@@ -54,7 +54,7 @@ class VisionTransformer(nn.Module):
         self, spec: Spec, patch_size: int, dim: int, depth: int, heads: int, mlp_ratio: float, dropout: float
     ) -> None:
         super().__init__()
-        check_sizes(depth=depth)
+        check_sizes(dropout, depth=depth)
         if dim % heads:
             raise UserError(f"model.options.dim={dim} does not divide into model.options.heads={heads}")
         self.patches = Patches(spec, patch_size, dim)
@@ -77,7 +77,7 @@ def vit(spec: Spec) -> VisionTransformer:
     """A Vision Transformer; width is a factor on dim."""
     options = dict(spec.options)
     dim, heads = options["dim"], options["heads"]
-    check_sizes(dim=dim, heads=heads)
+    check_sizes(options["dropout"], dim=dim, heads=heads)
     if spec.width != 1.0:
         dim = max(1, round(dim * spec.width / heads)) * heads
     return VisionTransformer(spec, **{**options, "dim": dim})

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sparse_lab.errors import UserError
+from sparse_lab.sparsity.state import load_state
 
 
 def load(network: nn.Module, name: str, weights: str, torchvision_name: str) -> None:
@@ -35,7 +36,7 @@ def load(network: nn.Module, name: str, weights: str, torchvision_name: str) -> 
     fault = _first_difference(wanted, state)
     if fault is not None:
         raise UserError(f"{source} does not fit {name} as it was asked for: {fault}")
-    network.load_state_dict(state, strict=False)
+    load_state(network, state, strict=False)
     if classes is not None:
         warnings.warn(
             f"{source} is for {classes} classes: all of {name} is loaded but the classifier {classifier!r}, "

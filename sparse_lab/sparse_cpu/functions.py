@@ -441,7 +441,10 @@ def _mean(tape: Tape, input: Any, dim: Any = None, keepdim: bool = False) -> Any
     """Over positions. Without them it is a vector an image, of torch's."""
     if not isinstance(input, BatchInnermost) or dim is None:
         return NotImplemented
-    places = {one % len(input.reading) for one in ([dim] if isinstance(dim, int) else dim)}
+    asked = [dim] if isinstance(dim, int) else list(dim)
+    if any(not -len(input.reading) <= one < len(input.reading) for one in asked):
+        return NotImplemented  # for torch to refuse in its own words
+    places = {one % len(input.reading) for one in asked}
     reading = bare(input.reading, input.sizes)
     if sorted(axis for place in places for axis in reading[place]) != [a for a in (2, 3) if input.sizes[a] > 1]:
         return NotImplemented
@@ -472,7 +475,10 @@ def _sequence(first: Any, rest: tuple[Any, ...]) -> list[Any]:
 
 
 def _permuted(x: BatchInnermost, dims: Any, *rest: Any) -> Reading | None:
-    order = [one % len(x.reading) for one in _sequence(dims, rest)]
+    asked = _sequence(dims, rest)
+    if any(not -len(x.reading) <= one < len(x.reading) for one in asked):
+        return None  # for torch to refuse in its own words
+    order = [one % len(x.reading) for one in asked]
     return tuple(x.reading[one] for one in order) if sorted(order) == list(range(len(x.reading))) else None
 
 

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from sparse_lab.sparsity.images import Shape, image_like, send
-from sparse_lab.sparsity.masks import is_excluded, maskable
+from sparse_lab.sparsity.masks import Counted, is_excluded, maskable
 from sparse_lab.sparsity.scores import evaluating
 
 OTHER = "products of activations, weights of no layer"
@@ -42,6 +42,30 @@ def layer_costs(model: nn.Module, shape: Shape) -> list[LayerCost]:
     mode, and counts by the operations that it calls, whoever calls them. What else multiplies, if anything does, has an
     entry of its own at the end: products of two activations (attention), weights that no layer of ours holds.
     """
+    found, counter = _counted(model, shape)
+    costs = []
+    for name, (module, *_) in found.items():
+        uses = counter.uses.get(name, 0)
+        total = module.weight.numel()
+        mask = getattr(module, "mask", None)
+        kept = total if mask is None else int(mask.sum())
+        multiplied = total if hasattr(module, "offset") or name in counter.derived else kept
+        costs.append(LayerCost(name, kept, total, total * uses, multiplied * uses, not is_excluded(module)))
+    if counter.other:
+        costs.append(LayerCost(OTHER, 0, 0, counter.other, counter.other, False))
+    return costs
+
+
+def derived_layers(model: nn.Module, shape: Shape) -> list[str]:
+    """Return the layers that could be counted and multiply by something else than their weight: by what they compute of
+    it on their way (weight standardisation), where what is masked is zero no more.
+    """
+    found, counter = _counted(model, shape)
+    return [name for name in found if name in counter.derived and not hasattr(found[name][0], "offset")]
+
+
+def _counted(model: nn.Module, shape: Shape) -> tuple[dict[str, list[Counted]], _Counter]:
+    """The layers, and what was seen when one image went through."""
     found = {name: tied.layers for name, tied in maskable(model).items()}
     counter = _Counter({id(module.weight): name for name, tied in found.items() for module in tied})
     hooks = [hook for name, tied in found.items() for module in tied for hook in counter.follow(module, name)]
@@ -54,28 +78,19 @@ def layer_costs(model: nn.Module, shape: Shape) -> list[LayerCost]:
     finally:
         for hook in hooks:
             hook.remove()
-    costs = []
-    for name, (module, *_) in found.items():
-        uses = counter.uses.get(name, 0)
-        total = module.weight.numel()
-        mask = getattr(module, "mask", None)
-        kept = total if mask is None else int(mask.sum())
-        multiplied = total if hasattr(module, "offset") else kept
-        costs.append(LayerCost(name, kept, total, total * uses, multiplied * uses, not is_excluded(module)))
-    if counter.other:
-        costs.append(LayerCost(OTHER, 0, 0, counter.other, counter.other, False))
-    return costs
+    return found, counter
 
 
 class _Counter(TorchFunctionMode):
-    """Sees every function of torch that is called. uses: how often each layer's weight multiplies; other: multiply-adds
-    of all else.
+    """Sees every function of torch that is called. uses: how often each layer's weight multiplies; derived: the
+    layers that multiply by what they compute of it; other: multiply-adds of all else.
     """
 
     def __init__(self, weights: dict[int, str]) -> None:
         super().__init__()
         self.weights = weights
         self.uses: dict[str, int] = {}
+        self.derived: set[str] = set()
         self.other = 0
         # the layers whose forward is running: what one computes of its weight is its weight
         self._inside: list[str | None] = []
@@ -113,7 +128,10 @@ class _Counter(TorchFunctionMode):
         return made
 
     def _weighted(self, weight: Tensor, uses: int) -> None:
-        layer = self.weights.get(id(weight), self._inside[-1] if self._inside else None)
+        layer = self.weights.get(id(weight))
+        if layer is None and self._inside:
+            layer = self._inside[-1]
+            self.derived.add(str(layer))
         if layer is None:
             self.other += weight.numel() * uses
         else:

@@ -68,7 +68,8 @@ class Use:
 
     layer: str
     operation: Callable[..., Tensor]
-    settings: tuple[Any, ...]  # what the operation takes behind the bias
+    settings: dict[str, Any]  # what the operation takes behind the bias
+    read: Tensor
     moves: Tensor
     made: Tensor
 
@@ -94,17 +95,35 @@ def follow(probe: nn.Module, shape: Shape, counted: Mapping[str, nn.Module], mas
     images = torch.randn(whole, generator=source, device=first.device, dtype=first.dtype).requires_grad_(True)
     watch = _Watch({module.get_parameter("weight"): name for name, module in counted.items()})
     logits = _run(probe, images, watch)
-    missing = next((name for name in watch.touched if not any(use.layer == name for use in watch.uses)), None)
-    if missing is not None:
-        raise NotFollowed(f"the weight of {missing} is used by {watch.touched[missing]}, and not as a layer's")
-    reached = _reached(logits, watch.uses, source)
-    on_path = {
-        name: torch.zeros_like(module.get_parameter("weight"), dtype=torch.bool) for name, module in counted.items()
-    }
-    for use, there in zip(watch.uses, reached, strict=True):
+    for layer, function in watch.touched.items():
+        raise NotFollowed(f"the weight of {layer} is used by {function}, and not as a layer's")
+    if any(use.read.shape[1] > 1 for use in watch.uses):
+        _check_order(probe, images, watch)
+    try:
+        return _followed(logits, watch.uses, counted, source)
+    except (RuntimeError, ValueError, TypeError) as error:  # of gradients through what somebody's network does
+        raise NotFollowed(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+
+
+def _followed(logits: Tensor, uses: list[Use], counted: Mapping[str, nn.Module], source: torch.Generator) -> Followed:
+    reached = _reached(logits, uses, source)
+    weights = {name: module.get_parameter("weight") for name, module in counted.items()}
+    on_path = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    for use, there in zip(uses, reached, strict=True):
         if there is not None:
             on_path[use.layer] |= _crossed(use, there, on_path[use.layer].shape)
     return Followed(on_path, _differs(logits.detach()))
+
+
+def _check_order(probe: nn.Module, images: Tensor, watch: _Watch) -> None:
+    """Raise NotFollowed where a layer reads several rows of an image, and they do not lie image by image (but token by
+    token, say): with the images the other way round it must read the other half first.
+    """
+    other = _Watch(watch.by_weight)
+    _run(probe, images.detach().flip(0).requires_grad_(True), other)
+    for first, second in zip(watch.uses, other.uses, strict=True):
+        if not torch.allclose(first.read, second.read.flip(0), rtol=1e-9, atol=SAME * float(first.read.abs().max())):
+            raise NotFollowed(f"what {first.layer} reads does not lie image by image")
 
 
 def _run(probe: nn.Module, images: Tensor, watch: _Watch) -> Tensor:
@@ -150,7 +169,7 @@ def _crossed(use: Use, reached: Tensor, shape: torch.Size) -> Tensor:
     moves, there = use.moves.to(torch.float32), reached.to(torch.float32)
     weight = torch.zeros(shape, dtype=torch.float32, device=moves.device, requires_grad=True)
     with torch.enable_grad():
-        made = use.operation(moves, weight, None, *use.settings)
+        made = use.operation(moves, weight, None, **use.settings)
         (count,) = torch.autograd.grad(made, weight, there.expand_as(made))
     return count > 0.5
 
@@ -197,6 +216,7 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self, weights: Mapping[Tensor, str]) -> None:
         super().__init__()
+        self.by_weight = weights
         self.weights = {id(weight): name for weight, name in weights.items()}
         self.uses: list[Use] = []
         self.touched: dict[str, str] = {}  # layer -> what else used its weight
@@ -219,14 +239,16 @@ class _Watch(TorchFunctionMode):
         return _smooth(function, name, args, kwargs)
 
     def _chosen(self, function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if name in ("max", "min") and len(args) > 1 and isinstance(args[1], Tensor):
-            return _either(args[0], args[1])
+        other = kwargs.get("other", args[1] if len(args) > 1 else None)
+        if name in ("max", "min") and isinstance(other, Tensor):
+            return _either(args[0] if args else kwargs["input"], other)
         if name in ("max", "min"):  # of all, or along an axis: the mean, and no place
             axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            x = args[0] if args else kwargs["input"]
             if axis is None:
-                return args[0].mean()
+                return x.mean()
             keep = kwargs.get("keepdim", args[2] if len(args) > 2 else False)
-            return getattr(torch.return_types, name)((args[0].mean(axis, keep), args[0].detach().argmax(axis, keep)))
+            return getattr(torch.return_types, name)((x.mean(axis, keep), x.detach().argmax(axis, keep)))
         raise NotFollowed(f"it looks at values on its way ({name})")
 
     def _weighted(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -239,7 +261,7 @@ class _Watch(TorchFunctionMode):
         if layer is None:
             self._note_weights(getattr(function, "__name__", ""), (inputs, weight))
         elif inputs.dim() and len(inputs) % 2 == 0:
-            self.uses.append(_use(layer, function, tuple(given.values()), inputs, made))
+            self.uses.append(_use(layer, function, given, inputs, made))
         else:
             raise NotFollowed(f"what {layer} reads does not say which image it is of")
         return made
@@ -265,10 +287,10 @@ class _Watch(TorchFunctionMode):
                     self.touched.setdefault(self.weights[id(value)], name)
 
 
-def _use(layer: str, operation: Callable[..., Tensor], settings: tuple[Any, ...], inputs: Tensor, made: Tensor) -> Use:
+def _use(layer: str, operation: Callable[..., Tensor], settings: dict[str, Any], inputs: Tensor, made: Tensor) -> Use:
     """Several rows of one image (its windows, say) count as one: a weight serves them all."""
-    moves = _differs(inputs.detach().unflatten(0, (2, -1)))
-    return Use(layer, operation, settings, moves, made)
+    read = inputs.detach().unflatten(0, (2, -1))
+    return Use(layer, operation, settings, read, _differs(read), made)
 
 
 def _depends(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -295,7 +317,7 @@ def _smooth(function: Callable[..., Any], name: str, args: tuple[Any, ...], kwar
     if plain in LARGEST:
         return torch.mean(*args, **kwargs)
     if plain in EITHER:
-        return _either(*args)
+        return _either(*(*args, *kwargs.values())[:2])
     return function(*args, **kwargs)
 
 

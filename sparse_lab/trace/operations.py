@@ -34,13 +34,14 @@ var.correction std.correction var_mean.correction var.dim std.dim linalg_vector_
 norm.Scalar cumsum cosine_similarity any any.dim all all.dim
 """
 _SHAPES = """
-reshape permute transpose.int t flatten.using_ints unflatten.int unsqueeze squeeze squeeze.dim
+reshape reshape_as permute transpose.int t flatten.using_ints unflatten.int unsqueeze squeeze squeeze.dim
 squeeze.dims expand expand_as repeat repeat_interleave.self_int cat stack split.Tensor split_with_sizes chunk
 tensor_split.sections unbind.int select.int slice.Tensor narrow movedim.int movedim.intlist swapaxes moveaxis.int
 index.Tensor index_select gather take_along_dim roll flip rot90 pixel_shuffle pixel_unshuffle channel_shuffle
 pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d unfold im2col
 upsample_nearest2d upsample_nearest2d.vec upsample_bilinear2d upsample_bilinear2d.vec upsample_bicubic2d
-upsample_bicubic2d.vec _upsample_bilinear2d_aa _upsample_bicubic2d_aa
+upsample_bicubic2d.vec _upsample_bilinear2d_aa _upsample_bilinear2d_aa.vec _upsample_bicubic2d_aa
+_upsample_bicubic2d_aa.vec
 tril triu diagonal slice_scatter select_scatter index_put scatter.src scatter.value index_add broadcast_tensors
 meshgrid meshgrid.indexing one_hot embedding
 """

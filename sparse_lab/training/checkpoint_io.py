@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from sparse_lab.errors import UserError
 from sparse_lab.records.atomic_io import append_checksum, atomic_write, verify_checksum
+from sparse_lab.sparsity.state import load_state
 
 FORMAT = "sparse_lab network 1"
 
@@ -90,7 +91,7 @@ def load_network(path: str | Path) -> dict[str, torch.Tensor]:
 def load_into(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> None:
     """Load `state` into `model`; masks that the state lacks stay as they are. Raises UserError when it does not fit."""
     try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
+        missing, unexpected = load_state(model, state, strict=False)
     except RuntimeError as error:
         raise UserError(f"{path} does not fit this network: {str(error).splitlines()[1].strip()}") from None
     wrong = [name for name in missing if not name.endswith("mask")] + list(unexpected)

@@ -18,7 +18,7 @@ from sparse_lab.experiment import backend, measured, runner
 from sparse_lab.experiment.identity import is_to_be_measured, run_dir, settled
 from sparse_lab.experiment.measure import measure
 from sparse_lab.experiment.measured import Measured
-from sparse_lab.models import registry
+from sparse_lab.registering import REGISTERED, take_out
 from sparse_lab.sweep.plan import Request
 
 
@@ -34,7 +34,7 @@ def tiny() -> Iterator[str]:
         )  # fmt: skip
 
     yield "tiny_for_tests"
-    registry._NETWORKS.pop("tiny_for_tests", None)
+    take_out([REGISTERED[-1]])
 
 
 @pytest.fixture

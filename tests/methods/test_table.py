@@ -17,8 +17,8 @@ from sparse_lab.training.checkpoint_io import load_network
 
 # every run reads them; those of a part or a schedule: every run that has it
 ALWAYS = """
-model: name width weights
-dataset: name num_classes image_size mean std validation train_limit eval_limit
+model: name arch width weights options
+dataset: name num_classes image_size channels mean std train_limit eval_limit
 training: optimizer lr weight_decay epochs lr_schedule warmup patience clip_norm
 training: batch_size accumulate label_smoothing select stop_after limit_batches
 trainer: accelerator devices precision deterministic checkpoint_every progress profiler

@@ -12,6 +12,7 @@ from torch import nn
 
 from sparse_lab.errors import UserError
 from sparse_lab.models import build
+from sparse_lab.sparsity.state import load_state
 
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "torchvision resnet18": ("torchvision", "resnet18", {}),
@@ -131,6 +132,34 @@ def test_weights_of_a_file_and_of_no_network(tmp_path: Any) -> None:
     loaded = network.state_dict()
     assert torch.equal(loaded["layer1.0.conv1.weight"], state["layer1.0.conv1.weight"])
     assert loaded["conv1.weight"].shape == (64, 3, 3, 3)
+
+
+def test_colour_weights_for_grey_images(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    for channels in (3, 1):
+        torch.save(_build("timm resnet18", channels=channels).state_dict(), tmp_path / f"{channels}.pt")
+    with pytest.warns(UserWarning, match="first convolution of timm resnet18 is new"):
+        assert _build("timm resnet18", channels=1, weights=str(tmp_path / "3.pt")).conv1.weight.shape[1] == 1
+    loaded = _build("timm resnet18", channels=1, weights=str(tmp_path / "1.pt")).state_dict()
+    assert torch.equal(loaded["conv1.weight"], torch.load(tmp_path / "1.pt")["conv1.weight"])
+
+
+@pytest.mark.parametrize("arch", ["regnet_y_400mf", "regnet_x_400mf", "mnasnet0_5"])
+def test_networks_that_look_at_tensors_while_they_are_made(arch: str) -> None:
+    """On the device "meta" a tensor has no value to look at."""
+    with torch.device("meta"):
+        hollow = build("torchvision", 7, arch=arch)
+    real = build("torchvision", 7, arch=arch)
+    assert all(one.is_meta for one in hollow.parameters())
+    assert [one.shape for one in hollow.state_dict().values()] == [one.shape for one in real.state_dict().values()]
+
+
+def test_a_state_dict_that_lost_its_versions_is_loaded_all_the_same() -> None:
+    """MNASNet asks for one, as few modules do."""
+    network = build("torchvision", 7, arch="mnasnet0_5")
+    state = {name: torch.full_like(one, 0.5) for name, one in network.state_dict().items()}
+    load_state(network, state)
+    assert all(bool((one == 0.5).all()) for one in network.parameters())
 
 
 def test_a_download_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,6 +205,10 @@ def test_options_are_a_part_of_the_network_and_of_its_runs_name(options, compose
         (("model=own_cnn", "model.adapt_stem=true"), "its stem is what its function makes"),
         (("model=vit", "dataset.image_size=30"), "does not divide images of 30x30"),
         (("model=timm", "model.arch=a/b"), "is part of a folder's name"),
+        (("model=timm", "model.arch=resnetv2_50x1_bit"), r"no mask would hold.*sparsity\.exclude=\[StdConv2d\]"),
+        (("model=torchvision", "model.arch=resnet18", "model.options.block=3"), "says itself what that is"),
+        (("model=torchvision", "model.arch=resnet18", "model.options.zero_init_residual=3"), "takes bool there"),
+        (("model=mixer", "model.options.dropout=2.0"), "must be 0 or more, and below 1"),
     ],
 )
 def test_bad_requests_are_one_line_before_training(words, said, asked, compose_anew, tmp_path):

@@ -452,14 +452,14 @@ def network(monkeypatch):
     return add
 
 
-def mlp(num_classes, width, imagenet):
-    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 20), nn.ReLU(), nn.Linear(20, num_classes))
+def mlp(spec):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 20), nn.ReLU(), nn.Linear(20, spec.num_classes))
 
 
-def without_norm(num_classes, width, imagenet):
+def without_norm(spec):
     return nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(8, num_classes),
+        nn.Linear(8, spec.num_classes),
     )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ BITS = {
 # words about a method, which nothing computes with
 WORDS = {"method.kind", "method.paper", "method.summary"}
 # in the name, by another way than as a setting
-NAMED = {"trainer.devices"}
+NAMED = {"trainer.devices", "dataset.file"}  # the file by its content
 # may change the last bits, and are in the record: result["computed"]
 RECORDED = {"trainer.compile": "compile", "trainer.deterministic": "deterministic"}
 

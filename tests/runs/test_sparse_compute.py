@@ -17,7 +17,7 @@ from sparse_lab.experiment.identity import run_dir, run_name
 from sparse_lab.experiment.runner import run
 from sparse_lab.experiment.validate import check, check_request
 from sparse_lab.methods.table import starts
-from sparse_lab.models import registry
+from sparse_lab.registering import REGISTERED, take_out
 from sparse_lab.sparse_cpu.optimizer import LiveOptimizer
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sweep.plan import Request
@@ -307,7 +307,7 @@ def vit():
         )
 
     yield small_vit.__name__
-    registry._NETWORKS.pop(small_vit.__name__)
+    take_out([REGISTERED[-1]])
 
 
 def test_rigl_on_a_transformer_ends_as_in_dense_arithmetic(vit, compose, quiet):

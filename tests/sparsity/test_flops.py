@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models as torchvision_models
 
 from sparse_lab.models import build
-from sparse_lab.sparsity.flops import OTHER, LayerCost, layer_costs
+from sparse_lab.sparsity.flops import OTHER, LayerCost, derived_layers, layer_costs
 from sparse_lab.sparsity.masks import Masks
 
 OFFICIAL = {
@@ -110,6 +110,19 @@ def test_any_network_multiplies_as_torch_counts(name: str) -> None:
     costs = layer_costs(network, 32)
     assert 2 * sum(cost.macs for cost in costs) == counter.get_total_flops()
     assert all(cost.macs for cost in costs)
+
+
+def test_a_weight_that_is_computed_on_the_way_multiplies_whole() -> None:
+    """Weight standardisation makes numbers of masked zeros."""
+
+    class Standardised(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nn.functional.linear(x, self.weight - self.weight.mean(), self.bias)
+
+    network = nn.Sequential(nn.Flatten(), Standardised(12, 4), nn.Linear(4, 2))
+    Masks(network).set({"1": torch.zeros(4, 12, dtype=torch.bool), "2": torch.eye(2, 4, dtype=torch.bool)})
+    assert derived_layers(network, 2) == ["1"]
+    assert [(cost.macs, cost.sparse_macs) for cost in layer_costs(network, 2)] == [(48, 48), (8, 2)]
 
 
 def test_products_and_weights_of_no_layer_stand_at_the_end() -> None:

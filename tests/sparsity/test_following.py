@@ -204,6 +204,57 @@ def test_what_cannot_be_followed_is_not_known(what: str) -> None:
     assert found.as_dict()["not_known"] == found.not_known and found.kept == 0
 
 
+class Keywords(nn.Module):
+    """Convolutions called as functions, their settings by keyword and in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.conv2d(x, self.a.weight, self.a.bias, padding=1, stride=2)
+        x = functional.conv2d(x, groups=8, weight=self.b.weight, padding=1, bias=None)
+        return functional.linear(input=torch.max(x, other=-x).mean((2, 3)), weight=self.fc.weight)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_settings_by_keyword(seed: int) -> None:
+    network = Keywords()
+    _masked(network, 0.6, seed)
+    found = connectivity(network, (3, 8, 8))
+    assert found.not_known is None and found.live_logits == int(moving_logits(network, (3, 8, 8)).sum())
+
+
+class TokensFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x.flatten(2).permute(2, 0, 1) + torch.arange(16.0).view(16, 1, 1)).mean(0))
+
+
+class TwiceUsed(nn.Module):
+    """Once as a layer, on a constant, and once by another function, on what matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(x.flatten(1) @ self.a.weight.t() + self.a(torch.ones(2, 12)[: len(x)]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "said"), [(TokensFirst, (4, 4, 4), "image by image"), (TwiceUsed, (3, 2, 2), "not as a layer's")]
+)
+def test_rows_that_are_not_images_and_weights_used_twice_are_not_known(kind: Any, shape: Any, said: str) -> None:
+    network = kind()
+    _masked(network, 0.5, 1)
+    found = connectivity(network, shape)
+    assert said in str(found.not_known) and found.connected is None
+
+
 def test_the_network_its_gradients_and_the_random_state_are_left_as_they_were() -> None:
     network = Squeezing()
     _masked(network, 0.5, 1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparse_lab.sparsity.images import Shape
 from sparse_lab.sparsity.masks import layers
 from sparse_lab.sparsity.scores import evaluating
+from sparse_lab.sparsity.state import load_state
 from sparse_lab.sparsity.structured.channels import Group, groups, trace
 
 
@@ -55,7 +56,7 @@ def rebuild(plain: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
                 new = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
                 setattr(module, name, nn.Parameter(new) if isinstance(tensor, nn.Parameter) else new)
         _set_sizes(module)
-    plain.load_state_dict(state)
+    load_state(plain, state)
     return plain
 
 
