@@ -183,9 +183,8 @@ def _photos(base: Path, below: str) -> Iterator[str]:
                         raise UserError(f"{shown(base / name / entry.name)} is a link that leads nowhere: remove it")
                     about = entry.stat()
                     if (about.st_dev, about.st_ino) not in seen:
-                        yield f"{name}/{entry.name}"
-                    if entry.is_symlink() or about.st_nlink > 1:
                         seen.add((about.st_dev, about.st_ino))
+                        yield f"{name}/{entry.name}"
 
 
 def _scanned(folder: Path) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:

@@ -67,7 +67,7 @@ def made(spec: Spec, builder: Callable[..., Any], arguments: dict[str, Any]) -> 
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(
             f"{spec.title} cannot be made as it was asked for ({said}): look at model.options and dataset.image_size"
-        ) from None
+        ) from error
     for module in network.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False

@@ -51,10 +51,11 @@ def build(spec: Spec, weights: str | None) -> nn.Module:
         return _from_file(spec, {**arguments, "model_name": spec.arch}, weights)
     try:
         network = made(spec, timm.create_model, {**arguments, "model_name": spec.arch, "pretrained": True})
-    except UserError:
-        raise
-    except Exception as error:  # of the hub, of the network and of the file, each with its own kinds
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    except UserError as error:
+        cause = error.__cause__
+        if cause is None or isinstance(cause, TypeError):  # an option that does not fit
+            raise
+        reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
         raise UserError(
             f"timm's weights of {spec.arch} could not be had ({reason}): give a local file as model.weights, or "
             "connect to the network and try again"
