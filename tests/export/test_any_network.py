@@ -66,7 +66,10 @@ def _assert_same(run, model: nn.Module, images: Tensor) -> None:
         assert (found - wanted[:count]).abs().max() <= 1e-5 * wanted.abs().max(), count
 
 
-@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 16, 28), (5, 12, 8)])
+@pytest.mark.every(3)
+@pytest.mark.parametrize(
+    "shape", [(3, 16, 28), *(pytest.param(s, marks=pytest.mark.nightly) for s in ((1, 16, 16), (5, 12, 8)))]
+)
 @pytest.mark.parametrize("name", OWN)
 def test_networks_as_people_write_them(own, masked, name, shape, tmp_path) -> None:
     torch.manual_seed(1)
@@ -100,7 +103,7 @@ def test_a_trace_computes_what_the_network_does(own, masked, name) -> None:
 CASES = [(library, arch) for library, archs in LIBRARIES.items() for arch in archs.split()]
 
 
-@pytest.mark.parametrize("density", [0.1, 0.01])
+@pytest.mark.parametrize("density", [0.1, pytest.param(0.01, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize(
     "library, arch",
     [

@@ -31,6 +31,7 @@ def _build(case: str, **asked: Any) -> nn.Module:
     return build(library, arch=arch, options=options, **asked)
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, (32, 48)), (4, (64, 32))])
 def test_images_of_any_channels_and_shape(case: str, channels: int, size: Any) -> None:

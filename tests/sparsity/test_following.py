@@ -40,7 +40,8 @@ NETWORKS: dict[str, tuple[str, str | None, dict[str, Any], int]] = {
     "resnet20": ("resnet20", None, {}, 32),
     "densenet121": ("densenet121", None, {}, 32),
 }
-QUICK = ("torchvision mobilenet_v3_small", "timm convnext_atto", "torchvision shufflenet", "vit", "mixer")
+QUICK = ("torchvision mobilenet_v3_small", "mixer")
+BY_DAY = ("timm convnext_atto", "torchvision shufflenet", "vit")
 
 
 def _masked(network: nn.Module, sparsity: float, seed: int) -> Masks:
@@ -85,7 +86,11 @@ def _draw_weights(network: nn.Module, source: torch.Generator, positive: bool) -
 
 @pytest.mark.parametrize("sparsity", [0.9, 0.99, 0.999])
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.nightly]) for name in NETWORKS]
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.full if name in BY_DAY else pytest.mark.nightly])
+        for name in NETWORKS
+    ],
 )
 @pytest.mark.filterwarnings("ignore:.*not counted")
 def test_a_logit_is_live_if_and_only_if_it_moves(name: str, sparsity: float) -> None:
