@@ -185,7 +185,9 @@ def _check_download(spec: Spec, entry: Entry, weights: str | None) -> None:
 
 def has_stem(name: str, image_size: tuple[int, int]) -> bool:
     """Does a network for images of this size begin as ImageNet's do, unless adapt_stem says otherwise?"""
-    return name in LIBRARIES or (bool(_NETWORKS[name].torchvision) and min(image_size) >= IMAGENET_FROM)
+    return name in LIBRARIES or (
+        name in _NETWORKS and bool(_NETWORKS[name].torchvision) and min(image_size) >= IMAGENET_FROM
+    )
 
 
 def _own(spec: Spec, entry: Entry) -> nn.Module:

@@ -26,8 +26,8 @@ from torch.overrides import TorchFunctionMode
 from sparse_lab.errors import SparseLabError
 from sparse_lab.sparsity.images import Shape, full_shape
 
-SAME = 1e-11  # what differs by less than this share of the largest value of its tensor differs by rounding
-UNREACHED = 1e-12  # and gradients smaller than this share of the largest one of all are rounding
+SAME = 1e-13  # what differs by less than this share of the largest value of its tensor differs by rounding
+UNREACHED = 1e-14  # and gradients smaller than this share of the largest one of all are rounding
 
 
 def _words(text: str) -> frozenset[str]:
@@ -92,7 +92,9 @@ def follow(probe: nn.Module, shape: Shape, counted: Mapping[str, nn.Module], mas
     _randomise(probe, counted, masks, source)
     first = next(probe.double().eval().requires_grad_(False).parameters())
     whole = (2, *full_shape(shape))
-    images = torch.randn(whole, generator=source, device=first.device, dtype=first.dtype).requires_grad_(True)
+    # large beside what biases add, or what depends on the image drowns in them in a deep network
+    images = 16.0 * torch.randn(whole, generator=source, device=first.device, dtype=first.dtype)
+    images.requires_grad_(True)
     watch = _Watch({module.get_parameter("weight"): name for name, module in counted.items()})
     logits = _run(probe, images, watch)
     for layer, function in watch.touched.items():

@@ -5,6 +5,7 @@ Pairs of them by day, all by night.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -161,11 +162,17 @@ def test_every_promise_holds_on_any_network(network, method, asked, watched, che
 
 
 def check_export(config: Config, tmp_path) -> None:
-    """Each file's logits are the network's, in float64, to 1e-5 of the largest."""
+    """Each file's logits are the network's, in float64, to 1e-5 of the largest; where the network itself amplifies
+    float32's rounding more than that, to some times what torch loses.
+    """
     exported = finished(run_dir(config).path)
+    images = torch.randn(32, *exported.shape)
+    with torch.no_grad():
+        rounded, exact = exported.model(images), copy.deepcopy(exported.model).double()(images.double())
+    own = float((rounded - exact).abs().max() / exact.abs().max())
     found = export(exported, {kind: tmp_path / f"network.{kind}" for kind in ("packed", "onnx", "torch")})
     assert set(found["difference"]) == {"packed", "onnx", "torch"}
-    assert max(found["difference"].values()) < 1e-5
+    assert max(found["difference"].values()) < max(1e-5, 8 * own)
 
 
 @pytest.mark.every(4)

@@ -26,8 +26,8 @@ RESREP = ("method=resrep", "training.finetune.optimizer=sgd")
 BAD = {
     "unknown method": (["method=onesht"], "unknown method 'onesht'; did you mean 'oneshot'?"),
     "unknown method in a sweep": (["-m", "method=dense,rigll"], "unknown method 'rigll'"),
-    "unknown model": (["model=vgg61"], "unknown model 'vgg61'; did you mean 'vgg16'?"),
-    "unknown model by key": (["model.name=vgg61"], "unknown model 'vgg61'; did you mean 'vgg16'?"),
+    "unknown model": (["model=vgg61"], "unknown model 'vgg61'; did you mean 'vgg19'?"),
+    "unknown model by key": (["model.name=vgg61"], "unknown model 'vgg61'; did you mean 'vgg19'?"),
     "unknown key": (["training.epoch=3"], "did you mean 'epochs'?"),
     "old key": (
         ["method=rigl", "method.rewire.every=5"],
