@@ -17,8 +17,8 @@ from sparse_lab.sparsity.masks import Counted, is_excluded, maskable
 from sparse_lab.sparsity.scores import evaluating
 
 OTHER = "products of activations, weights of no layer"
-WEIGHTED = frozenset({"conv1d", "conv2d", "conv3d", "linear", "bilinear"} | {f"conv_transpose{n}d" for n in (1, 2, 3)})
-FACTOR = {"baddbmm": 1, "addbmm": 1, "addmm": 1}  # which argument's last dimension is summed over; else the first's
+WEIGHTED = frozenset({"conv1d", "conv2d", "conv3d", "linear"} | {f"conv_transpose{n}d" for n in (1, 2, 3)})
+FACTOR = {"baddbmm": 1, "addmm": 1}  # which argument's last dimension is summed over; else the first's
 PRODUCTS = frozenset({"matmul", "bmm", "mm", "__matmul__", *FACTOR})
 
 

@@ -142,7 +142,7 @@ def test_colour_weights_for_grey_images(tmp_path: Any) -> None:
     with pytest.warns(UserWarning, match="first convolution of timm resnet18 is new"):
         assert _build("timm resnet18", channels=1, weights=str(tmp_path / "3.pt")).conv1.weight.shape[1] == 1
     loaded = _build("timm resnet18", channels=1, weights=str(tmp_path / "1.pt")).state_dict()
-    assert torch.equal(loaded["conv1.weight"], torch.load(tmp_path / "1.pt")["conv1.weight"])
+    assert torch.equal(loaded["conv1.weight"], torch.load(tmp_path / "1.pt", weights_only=True)["conv1.weight"])
 
 
 @pytest.mark.parametrize("arch", ["regnet_y_400mf", "regnet_x_400mf", "mnasnet0_5"])
