@@ -47,10 +47,10 @@ def export(run: Finished, files: dict[str, Path], values: Precision = "fp32") ->
         found |= {"macs": written.macs, "weights": written.weights, "thinned": written.graph is not None}
     original = _logits(run.model, shown)
     runners: dict[str, Runner] = {"dense torch": run.model}
-    own = ROUNDED * _difference(torch.no_grad()(run.model)(shown), original)
+    own = ROUNDED * _furthest(torch.no_grad()(run.model), shown, original)
     for kind, path in files.items():
         name, runner = _write(kind, run, written, path, values, shown)
-        difference = max(_difference(runner(shown[:size]), original[:size]) for size in {1, len(shown)})
+        difference = _furthest(runner, shown, original)
         if not difference <= max(EXACT, own) and not (kind == "packed" and values == "fp16"):
             raise UserError(f"{path} differs from the run's network by {difference:.1e} of its logits: do not use it")
         found["bytes"][kind] = path.stat().st_size
@@ -112,8 +112,12 @@ def _logits(model: torch.nn.Module, shown: Tensor) -> Tensor:
         return copy.deepcopy(model).double()(shown.double())
 
 
+def _furthest(runner: Runner, shown: Tensor, original: Tensor) -> float:
+    """Largest difference from the original logits, as a share of the largest of them: of one image, and of all."""
+    return max(_difference(runner(shown[:size]), original[:size]) for size in (1, len(shown)))
+
+
 def _difference(logits: Tensor, original: Tensor) -> float:
-    """Largest difference as a share of the largest logit."""
     return float((logits - original).abs().max() / original.abs().max().clamp_min(1e-30))
 
 
