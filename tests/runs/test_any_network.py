@@ -84,6 +84,8 @@ NO_EAST = {
     "mixer": "no stage of it has blocks that repeat",
 }
 DAY = {("own", "rigl"), ("mixer", "oneshot_regrow")}
+# a minute or more
+LONG = {"torchvision resnet18", "timm resnet18", "efficientnet_b0"}
 ALL = {
     ("mobilenet_v3_small", "gmp"),
     ("vit_tiny", "rigl"),
@@ -133,7 +135,7 @@ def asked(plugin, compose_anew, with_starts, tmp_path) -> Callable[..., list[Con
 def _marks(network: str, method: str) -> list[pytest.MarkDecorator]:
     if (network, method) in DAY:
         return []
-    return [pytest.mark.full if (network, method) in ALL else pytest.mark.nightly]
+    return [pytest.mark.full if (network, method) in ALL else pytest.mark.nightly(long=network in LONG)]
 
 
 @pytest.mark.parametrize(

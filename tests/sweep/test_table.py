@@ -70,12 +70,13 @@ def test_the_table_of_bidirectional_regrowth_composes() -> None:
         assert (config.training.regrow.optimizer, config.training.regrow.lr) == ("sgd", 0.1)
 
 
-@pytest.mark.full
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.full), pytest.param("gpu", marks=pytest.mark.nightly)]
+)
 @pytest.mark.parametrize("name", PAPERS)
-def test_every_recipe_of_the_papers_tables_composes(name: str) -> None:
+def test_every_recipe_of_the_papers_tables_composes(name: str, device: str) -> None:
     for recipe in Table.read(name).recipes:
-        for device in ("cpu", "gpu"):
-            composes(name, recipe, device)
+        composes(name, recipe, device)
 
 
 def test_one_seed_of_every_cell_comes_first(tiny) -> None:
