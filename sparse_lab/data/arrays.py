@@ -20,7 +20,7 @@ from sparse_lab.data.photo_files import shown
 from sparse_lab.data.source import ImageSet
 from sparse_lab.data.split import drawn_test
 from sparse_lab.errors import UserError
-from sparse_lab.records.system import available_memory
+from sparse_lab.records.machine import available_memory, size
 
 
 def check(dataset: DatasetConfig) -> None:
@@ -69,8 +69,7 @@ def _read(found: Npz, classes: int) -> dict[str, Part]:
     needed = sum(math.prod(images.shape) * _width(images) for _, images, _ in found.parts.values())
     if 2 * needed > (room := available_memory()):  # what is split off is a copy
         raise UserError(
-            f"{shown(found.path)}: its images take {saying.size(needed)} of memory twice, and {saying.size(room)} are "
-            "available"
+            f"{shown(found.path)}: its images take {size(needed)} of memory twice, and {size(room)} are available"
         )
     parts = {
         part: (_images(found, keys), _labels(found.path, keys[1], classes))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import shutil
-import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
 from sparse_lab.config import DatasetConfig
+from sparse_lab.data import saying
 from sparse_lab.errors import UserError
 
 
@@ -71,14 +71,14 @@ def verified(files: FileSet, dataset: DatasetConfig) -> tuple[dict[str, str], bo
         )
     if foreign:
         listed = ", ".join(f"{name} {seen[name]}" for name in foreign)
-        say_once(f"warning: these {files.title} files are not the official ones: {listed}")
+        _say_once(f"warning: these {files.title} files are not the official ones: {listed}")
     return {f"{files.folder}/{name}": md5 for name, md5 in seen.items()}, not foreign
 
 
 @cache
-def say_once(line: str) -> None:
-    """Say what a sweep would repeat for every run: a person reads it once."""
-    print(line, file=sys.stderr)
+def _say_once(line: str) -> None:
+    """A sweep asks for every run; a person reads it once."""
+    saying.say(line)
 
 
 def check(files: FileSet, dataset: DatasetConfig) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import math
 import os
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -29,11 +29,10 @@ from sparse_lab.data.photo_files import Layout, Named, shown
 from sparse_lab.data.source import ImageSet
 from sparse_lab.data.split import drawn_test
 from sparse_lab.errors import UserError
-from sparse_lab.records.system import available_memory
+from sparse_lab.records.machine import available_memory, size
 
-SHARE = (
-    4  # of the memory that is available, a fourth: while the parts are cut out the photos lie there up to three times
-)
+# of the memory that is available, a fourth: while the parts are cut out the photos lie there up to three times
+SHARE = 4
 AHEAD = 2  # batches that are decoded before they are asked for
 CHUNK = 64  # photos that a thread takes at a time
 FIRST_LINE, NEXT_LINES = 3.0, 10.0  # seconds between lines on how far it is
@@ -107,14 +106,14 @@ def _state(base: Path, named: list[Named]) -> str:
 def _decode(layout: Layout, named: list[Named], dataset: DatasetConfig) -> Decoded:
     paths = [str(layout.base / name) for name, _ in named]
     undecoded = Undecoded(paths, dataset.shape, dataset.workers)
-    size, room = math.prod(undecoded.shape), available_memory()
-    fits = size * SHARE <= room
+    needed, room = math.prod(undecoded.shape), available_memory()
+    fits = needed * SHARE <= room
     images = torch.empty((len(paths), *dataset.shape), dtype=torch.uint8) if fits else None
     bad: list[int] = []
     if fits or dataset.skip_corrupt:
         bad = undecoded.read_all(images, _progress(len(paths)))
     else:
-        photo.check(_by_class(named, paths), [])
+        photo.check(photo.by_class((path, label) for path, (_, label) in zip(paths, named, strict=True)), [])
     _check_readable(paths, bad, dataset.skip_corrupt)
     kept = sorted(set(range(len(paths))) - set(bad))
     skipped = tuple(named[index][0] for index in bad)
@@ -123,11 +122,11 @@ def _decode(layout: Layout, named: list[Named], dataset: DatasetConfig) -> Decod
     found = f"folder: {len(kept):,} photos of {dataset.num_classes:,} classes, each {saying.shape(dataset.shape)}"
     if images is None:
         saying.say(
-            f"{found}: {saying.size(size)} are more than a quarter of the {saying.size(room)} of memory available, so "
+            f"{found}: {size(needed)} are more than a quarter of the {size(room)} of memory available, so "
             f"they are decoded batch by batch, in {undecoded.threads} thread(s) (dataset.workers)"
         )
     else:
-        saying.say(f"{found}: decoded once, {saying.size(size)} in memory")
+        saying.say(f"{found}: decoded once, {size(needed)} in memory")
     whole: torch.Tensor | Undecoded = undecoded if images is None else images
     return Decoded([named[index] for index in kept], kept, _part(whole, _mask(len(paths), kept)), skipped)
 
@@ -176,13 +175,6 @@ def _part(images: torch.Tensor | Undecoded, mask: torch.Tensor) -> torch.Tensor 
         return images.chosen(places)
     first, last = int(places[0]), int(places[-1])
     return images[first : last + 1] if last - first + 1 == len(places) else images[places]
-
-
-def _by_class(named: list[Named], paths: list[str]) -> list[list[str]]:
-    found: dict[int, list[str]] = defaultdict(list)
-    for (_, label), path in zip(named, paths, strict=True):
-        found[label].append(path)
-    return list(found.values())
 
 
 def _listed(names: tuple[str, ...]) -> str:

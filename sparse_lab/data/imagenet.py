@@ -8,8 +8,7 @@ to compare with.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +81,7 @@ class PhotoSet:
 
     def check_images(self, indices: torch.Tensor, dataset: DatasetConfig) -> None:
         """UserError: as `photo.check` of a sample of these training photos and of the test photos, by class."""
-        photo.check(_by_class(self.train[index] for index in indices.tolist()), _by_class(self.test))
+        photo.check(photo.by_class(self.train[index] for index in indices.tolist()), photo.by_class(self.test))
 
     def statistics(self, indices: torch.Tensor, dataset: DatasetConfig) -> tuple[list[float], list[float]]:
         channels = dataset.shape[0]
@@ -116,13 +115,6 @@ class PhotoSet:
             device=device,
             train_transform=_train_transform(dataset, augment) if augment is not None else None,
         )
-
-
-def _by_class(samples: Iterable[tuple[str, int]]) -> list[list[str]]:
-    found: dict[int, list[str]] = defaultdict(list)
-    for path, label in samples:
-        found[label].append(path)
-    return list(found.values())
 
 
 def _train_transform(dataset: DatasetConfig, augment: AugmentConfig) -> v2.Compose:

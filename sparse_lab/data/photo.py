@@ -4,6 +4,7 @@ name.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,9 +15,8 @@ from sparse_lab.data.photo_files import shown
 from sparse_lab.data.source import no_variance
 from sparse_lab.errors import UserError
 
-WHOLE = frozenset(
-    {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"}
-)  # Pillow's own way is right
+# Pillow's own way is right
+WHOLE = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"})
 DEEP = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 DEEP_IN_32 = frozenset({"PNG", "PPM"})  # some versions of Pillow give their 16 bits as mode I
 BITS, INTERPRETATION, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
@@ -67,6 +67,14 @@ def check(train: Sequence[Sequence[str]], test: Sequence[Sequence[str]]) -> None
             return
     if plain or len(paths) > 1:
         raise UserError(no_variance(f"{shown(paths[0])} and all others looked at", len(paths), plain))
+
+
+def by_class(photos: Iterable[tuple[str, int]]) -> list[list[str]]:
+    """Paths and labels as the paths of each class, for `check`."""
+    found: dict[int, list[str]] = defaultdict(list)
+    for path, label in photos:
+        found[label].append(path)
+    return list(found.values())
 
 
 def _sample(classes: Iterable[Sequence[str]], most: int) -> list[str]:

@@ -131,7 +131,7 @@ def listed(layout: Layout) -> dict[str, list[Named]]:
                 f"{shown(layout.base)}: {layout.train}/ and {part}/ hold different classes, "
                 f"for instance {shown(min(different))!r}"
             )
-    return {part: [one for one in _part(layout, part, classes)] for part in layout.parts()}
+    return {part: list(_part(layout, part, classes)) for part in layout.parts()}
 
 
 def names(layout: Layout) -> list[str]:

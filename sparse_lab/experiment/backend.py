@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 from sparse_lab.config import Config
@@ -12,6 +11,7 @@ from sparse_lab.experiment import measured
 from sparse_lab.methods import phases
 from sparse_lab.methods.recipes import recipe_of
 from sparse_lab.methods.table import present
+from sparse_lab.records.machine import instructions
 
 # Final sparsity from which a sparse training step beats the best dense one, batch 128, ERK masks (`sparse-lab bench`).
 # Where dense computes in float32: at 90% VGG16 was 2.1 and ResNet-34 1.7 times as fast on two AVX2 cores, nothing below
@@ -23,7 +23,7 @@ BENCHED = ("vgg16", "resnet34", "resnet50", "mobilenet_v2")
 LEAST = 0.75
 # what the drivers of CUDA, ROCm and CUDA under Windows make
 GPU_FILES = ("nvidia[0-9]*", "kfd", "dxg")
-BFLOAT16_FLAGS = {"avx512_bf16", "amx_tile"}
+BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_tile"}
 
 
 @dataclass(frozen=True)
@@ -173,12 +173,6 @@ def _gpu(accelerator: str) -> bool:
     return device_of(accelerator).type == "cuda"
 
 
-@cache
 def _fast_bfloat16() -> bool:
     """Has this CPU instructions for bf16? Without them torch's autocast is 20 times slower than float32."""
-    try:
-        said = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    flags = next((line.split() for line in said.splitlines() if line.startswith("flags")), [])
-    return not BFLOAT16_FLAGS.isdisjoint(flags)
+    return not BFLOAT16_INSTRUCTIONS.isdisjoint(instructions())

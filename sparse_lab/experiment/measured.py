@@ -10,12 +10,9 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from sparse_lab.config import Config
 from sparse_lab.experiment import plugins
 from sparse_lab.methods import phases
 from sparse_lab.records.atomic_io import damaged, write_record
+from sparse_lab.records.machine import instructions, processor, version
 
 FILE = "measured.json"
 
@@ -85,14 +83,14 @@ def _read(config: Config) -> dict[str, Any]:
         found = json.loads(_path(config).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return (
-        {} if not isinstance(found, dict) or damaged(found) else {k: v for k, v in found.items() if isinstance(v, dict)}
-    )
+    if not isinstance(found, dict) or damaged(found):
+        return {}
+    return {key: value for key, value in found.items() if isinstance(value, dict)}
 
 
 def _key(config: Config) -> str:
     """Everything that a step's time depends on."""
-    method = {name: part for name, part in asdict(config.method).items() if part is not None}
+    parts = sorted(name for name, part in vars(config.method).items() if part is not None)
     about = {
         "network": asdict(config.model),
         "classes": config.dataset.classes,
@@ -101,26 +99,10 @@ def _key(config: Config) -> str:
         "sparsity": f"{phases.final_sparsity(config):.6g}",
         "layers": [config.sparsity.include, config.sparsity.exclude],
         "precision": config.trainer.precision,
-        "parts": sorted(method),
+        "parts": parts,
         "plugins": plugins.hashes(),
         "threads": os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)),
-        "machine": _machine(),
-        "versions": [_version(package) for package in ("sparse_lab", "torch", "numba")],
+        "machine": [processor(), sorted(instructions())],
+        "versions": [version(package) for package in ("sparse_lab", "torch", "numba")],
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
-@cache
-def _machine() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))

@@ -16,8 +16,9 @@ from sparse_lab.experiment.build import Parts
 from sparse_lab.experiment.identity import cell, request_hash, run_hash, settings, surroundings
 from sparse_lab.experiment.selection import SELECTED_ON
 from sparse_lab.methods import phases
+from sparse_lab.records.machine import version
 from sparse_lab.records.run_dir import RunDir
-from sparse_lab.records.system import PACKAGES, commit, device_name, peak_memory, version
+from sparse_lab.records.system import PACKAGES, commit, device_name, peak_memory
 from sparse_lab.sparsity.flops import LayerCost, layer_costs
 from sparse_lab.sparsity.masks import COUNTING, count, layers, uncounted
 from sparse_lab.sparsity.structured.remove_channels import thin
@@ -32,61 +33,81 @@ def make_result(
     """The whole record, plain values only. Accuracies in percent, times in seconds, memory in MiB."""
     levels = parts.rounds.levels
     costs = layer_costs(parts.model, config.dataset.shape)
-    last = levels[-1]
     return finite(
         {
-            "name": folder.name,
-            "hash": run_hash(config),
-            "cell": cell(config),
-            "request": request_hash(config),
-            "model": config.model.title,
-            "width": config.model.width,
-            "dataset": config.dataset.name,
-            "method": config.method.name,
-            "seed": config.seed,
-            "compute": config.compute,
-            "precision": config.trainer.precision,
-            "sparsity_target": phases.final_sparsity(config),
-            "sparsity": last["sparsity"],
-            "kept": last["kept"],
-            "nonzero": last["nonzero"],
-            "kept_with_reuse": parts.masks.kept_with_reuse()
-            if parts.masks and config.method.sharing is not None
-            else None,
-            "unique": sum(cost.total for cost in costs if cost.counted),
-            "total": count(parts.model),
-            "counting": COUNTING,
-            "uncounted": uncounted(parts.model),
-            "test_accuracy": last["test_accuracy"],
-            "validation_accuracy": last["validation_accuracy"],
+            **_request(config, folder),
+            **_network(config, parts, costs),
+            "test_accuracy": levels[-1]["test_accuracy"],
+            "validation_accuracy": levels[-1]["validation_accuracy"],
             "selected_on": SELECTED_ON[config.training.select],
             "start": start,
             "explored": parts.log.explored,
-            "dead_layers": last["effective"]["dead_layers"],
+            "dead_layers": levels[-1]["effective"]["dead_layers"],
             "levels": levels,
             "layers": [{"name": c.name, "kept": c.kept, "total": c.total, "macs": c.macs} for c in costs if c.counted],
             "flops": flops(costs, parts.module.figures.trained, parts.log.trained_macs()),
             "seconds": sum(level["seconds"] for level in levels),
             "peak_memory_mb": peak_memory(),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-            "data": {
-                "md5": data.md5,
-                "official": data.official,
-                "fingerprint": surroundings(config).data,
-                "skipped": len(data.skipped),
-                "skipped_files": list(data.skipped[:NAMED]),
-            },
-            "plugins": surroundings(config).plugins,
-            "ranks": surroundings(config).ranks,
-            "normalise": {"scale": data.scale, "mean": data.mean, "std": data.std},
-            "images": {part: {"used": used, "whole": whole} for part, (used, whole) in data.images.items()},
+            **_surroundings(config, data),
             "computed": parts.save.computed,
-            "device": device_name(device_of(config.trainer.accelerator)),
             "command": command,
-            "commit": commit(),
             "config": settings(config),
         }
     )
+
+
+def _request(config: Config, folder: RunDir) -> dict[str, Any]:
+    """What was asked for, in short, and by which names it is known."""
+    return {
+        "name": folder.name,
+        "hash": run_hash(config),
+        "cell": cell(config),
+        "request": request_hash(config),
+        "model": config.model.title,
+        "width": config.model.width,
+        "dataset": config.dataset.name,
+        "method": config.method.name,
+        "seed": config.seed,
+        "compute": config.compute,
+        "precision": config.trainer.precision,
+        "sparsity_target": phases.final_sparsity(config),
+    }
+
+
+def _network(config: Config, parts: Parts, costs: list[LayerCost]) -> dict[str, Any]:
+    """How many weights there are, of which kinds, and how many are kept."""
+    last, shared = parts.rounds.levels[-1], config.method.sharing is not None
+    return {
+        "sparsity": last["sparsity"],
+        "kept": last["kept"],
+        "nonzero": last["nonzero"],
+        "kept_with_reuse": parts.masks.kept_with_reuse() if parts.masks and shared else None,
+        "unique": sum(cost.total for cost in costs if cost.counted),
+        "total": count(parts.model),
+        "counting": COUNTING,
+        "uncounted": uncounted(parts.model),
+    }
+
+
+def _surroundings(config: Config, data: Data) -> dict[str, Any]:
+    """What else a result depends on: packages, data, plugins, the machine."""
+    around = surroundings(config)
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "data": {
+            "md5": data.md5,
+            "official": data.official,
+            "fingerprint": around.data,
+            "skipped": len(data.skipped),
+            "skipped_files": list(data.skipped[:NAMED]),
+        },
+        "plugins": around.plugins,
+        "ranks": around.ranks,
+        "normalise": {"scale": data.scale, "mean": data.mean, "std": data.std},
+        "images": {part: {"used": used, "whole": whole} for part, (used, whole) in data.images.items()},
+        "device": device_name(device_of(config.trainer.accelerator)),
+        "commit": commit(),
+    }
 
 
 def finite(value: Any) -> Any:

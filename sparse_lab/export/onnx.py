@@ -21,7 +21,7 @@ from sparse_lab.errors import UserError
 from sparse_lab.export import latency
 from sparse_lab.export.graph import Conv, Graph, MaxPool, dense
 from sparse_lab.records.atomic_io import atomic_write
-from sparse_lab.records.system import version
+from sparse_lab.records.machine import version
 
 OPSET = 18
 IR_VERSION = 9

@@ -17,12 +17,12 @@ from torch import Tensor
 from sparse_lab.export import rice_coding
 from sparse_lab.export.streams import Streams
 from sparse_lab.trace.plain import as_plain, from_plain
-from sparse_lab.trace.trace import Trace, check
+from sparse_lab.trace.trace import TYPES, Trace, check
 
 SPARSE = 0.9  # share of numbers that are not zero, below which positions pay
 MOST = 2**29  # numbers in all tensors together, as in memory
 INTEGERS: dict[int, Any] = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
-TYPES = {"bool": torch.bool, "int64": torch.int64, "int32": torch.int32, "uint8": torch.uint8}
+WHOLE = {name: kind for name, kind in TYPES.items() if not kind.is_floating_point}
 
 
 def put(trace: Trace, tensors: Mapping[str, Tensor], streams: Streams) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _take(entry: Mapping[str, Any], streams: Streams) -> Tensor:
     count = math.prod(entry["shape"])
     if "type" in entry:
         numbers = streams.take(f"integers{entry['size']}", count)
-        return torch.from_numpy(numbers.astype(np.int64)).to(TYPES[entry["type"]]).reshape(entry["shape"])
+        return torch.from_numpy(numbers.astype(np.int64)).to(WHOLE[entry["type"]]).reshape(entry["shape"])
     if "weights" not in entry:
         return torch.from_numpy(streams.take("numbers", count).astype(np.float32)).reshape(entry["shape"])
     code = streams.take("positions", entry["bytes"]).tobytes()

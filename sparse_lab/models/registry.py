@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sparse_lab.errors import SparseLabError, UserError, nearest
-from sparse_lab.models.spec import IMAGENET_FROM, Spec, frozen
+from sparse_lab.models.spec import IMAGENET_FROM, KINDS, Spec, frozen
 from sparse_lab.registering import check_function, enter
 
 if TYPE_CHECKING:
@@ -262,8 +262,7 @@ def _check_options(spec: Spec, known: Mapping[str, Any]) -> None:
         kind = type(default)
         also = {float: (int,), list: (tuple,)}.get(kind, ())
         if default is not None and value is not None and type(value) not in (kind, *also):
-            words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, "a list")
-            raise UserError(f"model.options.{name}={value}: {spec.name} takes {words} there")
+            raise UserError(f"model.options.{name}={value}: {spec.name} takes {KINDS.get(kind, 'a list')} there")
 
 
 def _check_whole(name: str, value: object, least: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 IMAGENET_FROM = 64  # pixels; smaller images get the CIFAR variant
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}  # what an option takes, in words
 
 
 @dataclass(frozen=True)

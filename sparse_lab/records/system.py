@@ -1,18 +1,18 @@
-"""What a run ran on: versions, device, memory, commit."""
+"""What a run ran on: packages, device, memory, commit."""
 
 from __future__ import annotations
 
 import atexit
 import gc
 import os
-import platform
 import resource
 import subprocess
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 import torch
+
+from sparse_lab.records.machine import processor
 
 PACKAGES = (
     "sparse_lab",
@@ -59,24 +59,11 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def device_name(device: torch.device) -> str:
     """What the run computed on, as a person would name it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    except OSError:
-        pass
-    return f"cpu: {name}, {torch.get_num_threads()} threads"
+    return f"cpu: {processor()}, {torch.get_num_threads()} threads"
 
 
 def commit() -> str | None:
@@ -100,41 +87,3 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
-
-
-CGROUPS = (  # version 2, version 1
-    ("/sys/fs/cgroup", "memory.max", "memory.current"),
-    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-)
-
-
-def available_memory() -> int:
-    """Bytes that this process may still take: what the machine has free, and what the control groups (containers, jobs
-    of a cluster) allow. What files are cached in counts as free.
-    """
-    found = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable:")]
-    groups = [line.rpartition(":")[2].strip("/") for line in _lines("/proc/self/cgroup")]
-    for top, limit, used in CGROUPS:
-        for group in dict.fromkeys(("", *groups)):  # in a container the group's own name may not be there
-            for folder in (Path(top, group), *Path(top, group).parents):
-                if folder == Path(top).parent:
-                    break
-                found += _left(folder / limit, folder / used)
-    return min(found, default=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-
-
-def _left(limit: Path, used: Path) -> list[int]:
-    """Bytes that a control group may still take; nothing where it has no limit."""
-    allowed, taken = (next(iter(_lines(path)), "") for path in (limit, used))
-    if not allowed.isdecimal() or not taken.isdecimal():
-        return []
-    cached = [line.split() for line in _lines(limit.with_name("memory.stat"))]
-    files = sum(int(count) for name, count in cached if name in ("active_file", "inactive_file"))
-    return [int(allowed) - max(0, int(taken) - files)]
-
-
-def _lines(path: Path | str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []

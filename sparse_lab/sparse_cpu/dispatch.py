@@ -43,8 +43,9 @@ READS = {
     "dropout", "tensor_split", "storage_offset", "untyped_storage", "is_inference", "len", "size", "shape",
 }  # fmt: skip
 # that have the device or shape of what comes of a map, and nothing else
-MAKES = {f"{kind}_{name}" for kind in ("new",) for name in ("empty", "zeros", "ones", "full", "tensor")} | {
-    f"{name}_like" for name in ("empty", "zeros", "ones", "full", "rand", "randn")
+MAKES = {
+    *(f"new_{name}" for name in ("empty", "zeros", "ones", "full", "tensor")),
+    *(f"{name}_like" for name in ("empty", "zeros", "ones", "full", "rand", "randn")),
 }
 APPLY = torch.autograd.Function.__dict__["apply"]
 IN_PLACE = {f"i{name}" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")}

@@ -288,6 +288,13 @@ def add(target, other):
 TOGETHER = 512  # positions and images that `layer_norm` takes at a time, channel by channel: they stay in the cache
 
 
+@njit(**INLINED)
+def _chunk(item, chunks, run, guard, number, height, pitch):
+    """Where the positions begin in the first channel, and how many there are."""
+    line, first = item // chunks, item % chunks * TOGETHER
+    return guard + (line // height * number * height + line % height) * pitch + first, min(TOGETHER, run - first)
+
+
 @kernel(parallel=True, **KERNEL)
 def layer_norm(x, out, sizes, weight, bias, epsilon, means, deviations):
     """Each position of each image over its channels: out = (x - mean) * deviation * weight + bias.
@@ -298,9 +305,7 @@ def layer_norm(x, out, sizes, weight, bias, epsilon, means, deviations):
     pitch, run = (width + SPARE) * block, width * block
     chunks = (run + TOGETHER - 1) // TOGETHER
     for item in prange(blocks * height * chunks):
-        line, chunk = item // chunks, item % chunks
-        count = min(TOGETHER, run - chunk * TOGETHER)
-        start = guard + (line // height * number * height + line % height) * pitch + chunk * TOGETHER
+        start, count = _chunk(item, chunks, run, guard, number, height, pitch)
         m = means[item * TOGETHER : item * TOGETHER + count]
         d = deviations[item * TOGETHER : item * TOGETHER + count]
         m[:] = 0.0
@@ -335,9 +340,7 @@ def layer_norm_input(g, x, sizes, weight, means, deviations, sums, partial):
     pitch, run = (width + SPARE) * block, width * block
     chunks = (run + TOGETHER - 1) // TOGETHER
     for item in prange(blocks * height * chunks):
-        line, chunk = item // chunks, item % chunks
-        count = min(TOGETHER, run - chunk * TOGETHER)
-        start = guard + (line // height * number * height + line % height) * pitch + chunk * TOGETHER
+        start, count = _chunk(item, chunks, run, guard, number, height, pitch)
         m = means[item * TOGETHER : item * TOGETHER + count]
         d = deviations[item * TOGETHER : item * TOGETHER + count]
         total = sums[2 * item * TOGETHER : 2 * item * TOGETHER + count]

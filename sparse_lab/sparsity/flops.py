@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from sparse_lab.sparsity.following import WEIGHTED
 from sparse_lab.sparsity.images import Shape, image_like, send
 from sparse_lab.sparsity.masks import Counted, is_excluded, maskable
 from sparse_lab.sparsity.scores import evaluating
 
 OTHER = "products of activations, weights of no layer"
-WEIGHTED = frozenset({"conv1d", "conv2d", "conv3d", "linear"} | {f"conv_transpose{n}d" for n in (1, 2, 3)})
+TRANSPOSED = frozenset({f"conv_transpose{number}d" for number in (1, 2, 3)})
 FACTOR = {"baddbmm": 1, "addmm": 1}  # which argument's last dimension is summed over; else the first's
 PRODUCTS = frozenset({"matmul", "bmm", "mm", "__matmul__", *FACTOR})
 
@@ -112,10 +113,10 @@ class _Counter(TorchFunctionMode):
         if None in self._inside:
             return made
         given = (*args, *kwargs.values())
-        if name in WEIGHTED:
+        if name in WEIGHTED or name in TRANSPOSED:
             weight: Tensor = args[1] if len(args) > 1 else kwargs["weight"]
             # each weight multiplies once at each output position: of C channels [1, C, H, W] has H * W, [1, T, C] has T
-            positions = given[0].numel() if "transpose" in name else made.numel()
+            positions = given[0].numel() if name in TRANSPOSED else made.numel()
             self._weighted(weight, positions // len(weight))
         elif name == "multi_head_attention_forward":
             self._attention(given)

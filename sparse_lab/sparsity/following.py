@@ -311,9 +311,7 @@ def _smooth(function: Callable[..., Any], name: str, args: tuple[Any, ...], kwar
         if not x.is_floating_point():
             return function(*args, **kwargs)
         y = _activated(x) if plain in ACTIVATIONS else _gated(x)
-        if name.endswith("_") and not name.startswith("__"):
-            return x.copy_(_activated(x.clone()) if plain in ACTIVATIONS else _gated(x.clone()))
-        return y
+        return x.copy_(y) if name.endswith("_") and not name.startswith("__") else y
     if plain in MEANS:
         return _mean(plain, args, kwargs)
     if plain in LARGEST:

@@ -157,8 +157,8 @@ class _Capture:
     def trace(self) -> Trace:
         for node in self.graph.nodes:
             if node.op == "output":
-                (result,) = node.args if len(leaves_of := list(leaves(node.args))) == 1 else (None,)
-                found = self.at.get(leaves_of[0]) if result is not None else None
+                given = list(leaves(node.args))
+                found = self.at.get(given[0]) if len(given) == 1 else None
                 if not isinstance(found, Value):
                     raise _unknown("a network that does not give logits, and them alone")
                 self.result = found.number

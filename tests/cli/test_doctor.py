@@ -127,7 +127,7 @@ def test_no_room_for_its_checkpoints(ask, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 10**9, 10**6))
     status, (line,), _ = ask(*SMALL, "method=dense", f"paths.outputs={tmp_path / 'not' / 'there'}")
-    assert status == 1 and "1.0 MiB free" in line and "make room there or set paths.outputs=DIR" in line
+    assert status == 1 and "976.6 KiB free" in line and "make room there or set paths.outputs=DIR" in line
 
 
 def test_outputs_that_cannot_be_written(ask, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sparse_lab.experiment import backend
+from sparse_lab.records import machine
 from sparse_lab.sweep.plan import Request
 
 
@@ -74,7 +75,7 @@ def test_sparse_has_more_to_beat_where_dense_has_bf16(bfloat16):
 
 
 def test_bf16_is_known_without_torch_as_torch_knows_it():
-    backend._fast_bfloat16.cache_clear()
+    machine.instructions.cache_clear()
     assert backend._fast_bfloat16() == (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 

@@ -94,7 +94,7 @@ def test_a_network_of_patches_has_no_stem_to_adapt(case: str) -> None:
             {"name": "torchvision", "arch": "resnet18", "options": {"progress": True}},
             "model.options.progress: no option",
         ),
-        ({"name": "torchvision", "arch": "resnet18", "options": {"groups": "two"}}, "takes int there"),
+        ({"name": "torchvision", "arch": "resnet18", "options": {"groups": "two"}}, "takes a number there"),
         ({"name": "timm", "arch": "resnet18", "options": {"checkpoint_path": "x"}}, "no option of timm resnet18"),
         ({"name": "timm", "arch": "resnet18", "options": {"pretrained": True}}, "no option of timm resnet18"),
         ({"name": "timm", "arch": "resnet18", "options": {"kwargs": 1}}, "no option of timm resnet18"),

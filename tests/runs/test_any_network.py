@@ -217,7 +217,10 @@ def test_options_are_a_part_of_the_network_and_of_its_runs_name(options, compose
         (("model=timm", "model.arch=a/b"), "is part of a folder's name"),
         (("model=timm", "model.arch=resnetv2_50x1_bit"), r"no mask would hold.*sparsity\.exclude=\[StdConv2d\]"),
         (("model=torchvision", "model.arch=resnet18", "model.options.block=3"), "says itself what that is"),
-        (("model=torchvision", "model.arch=resnet18", "model.options.zero_init_residual=3"), "takes bool there"),
+        (
+            ("model=torchvision", "model.arch=resnet18", "model.options.zero_init_residual=3"),
+            "takes true or false there",
+        ),
         (("model=mixer", "model.options.dropout=2.0"), "must be 0 or more, and below 1"),
     ],
 )

@@ -91,6 +91,19 @@ class Twins:
         got.backward(cotangent.to(self.dtype))
         return {"outputs": relative(got, wanted), **self.gradient_errors(), **self.statistic_errors()}
 
+    def descend(self, rate: float = 1e-4) -> None:
+        """One step of gradient descent for both: what is masked stays where it is."""
+        with torch.no_grad():
+            for weight, twin in zip(self.sparse.parameters(), self.dense.parameters(), strict=True):
+                live = self.arithmetic.live.get(weight)
+                if live is None:
+                    weight -= rate * weight.grad
+                else:
+                    weight.view(-1)[torch.from_numpy(live.positions)] -= rate * torch.from_numpy(live.gradient)
+                twin -= rate * twin.grad
+        for masks in self.masks:
+            masks.enforce()
+
     def gradient_errors(self) -> dict[str, float]:
         """By parameter; of live weights where they have a compact gradient, and of the dense one where there is one."""
         sizes = self._sizes()

@@ -80,28 +80,6 @@ UNKNOWN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "max pool that rounds up": (lambda: nn.MaxPool2d(2, ceil_mode=True), "max_pool2d"),
     "interpolation": (lambda: nn.Upsample(scale_factor=2), "interpolate"),
 }
-KNOWN: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "Softplus": (nn.Softplus, "softplus"),
-    "AvgPool2d": (lambda: nn.AvgPool2d(2), "avg_pool2d"),
-    "AdaptiveAvgPool2d of 2": (lambda: nn.AdaptiveAvgPool2d(2), "adaptive_avg_pool2d"),
-    "GroupNorm": (lambda: nn.GroupNorm(2, WIDTH), "group_norm"),
-    "SELU in place": (
-        lambda: nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 1), nn.BatchNorm2d(WIDTH), nn.SELU(inplace=True)),
-        "selu",
-    ),
-    "reflected padding": (lambda: nn.Conv2d(WIDTH, WIDTH, 3, padding=1, padding_mode="reflect"), "pad"),
-    "padding same": (lambda: nn.Conv2d(WIDTH, WIDTH, 3, padding="same"), "conv2d"),
-    "a convolution without a mask": (lambda: Uncounted(WIDTH, WIDTH, 3, padding=1), "conv2d"),
-    "norm without parameters": (lambda: nn.BatchNorm2d(WIDTH, affine=False), "batch_norm"),
-    "square": (lambda: Function(lambda x: x * x), "mul"),
-    "max pool that rounds up": (lambda: nn.MaxPool2d(2, ceil_mode=True), "max_pool2d"),
-    "interpolation": (lambda: nn.Upsample(scale_factor=2), "interpolate"),
-    "maps side by side": (
-        lambda: nn.Sequential(Function(lambda x: torch.cat([x, x], 1)), nn.Conv2d(2 * WIDTH, WIDTH, 1)),
-        "cat",
-    ),
-    "a number added": (lambda: Function(lambda x: x + 0.5), "add"),
-}
 KNOWN: dict[str, Callable[[], nn.Module]] = {
     "norm without a convolution": lambda: nn.BatchNorm2d(WIDTH),
     "factors by channel": Scale,

@@ -13,7 +13,6 @@ import torchvision
 from torch import nn
 
 BOUND = 1e-10
-RATE = 1e-4
 
 
 def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
@@ -85,20 +84,6 @@ MORE = {
 }
 
 
-def descend(pair) -> None:  # type: ignore[no-untyped-def]
-    """One step of gradient descent for both: what is masked stays where it is."""
-    with torch.no_grad():
-        for weight, twin in zip(pair.sparse.parameters(), pair.dense.parameters(), strict=True):
-            live = pair.arithmetic.live.get(weight)
-            if live is None:
-                weight -= RATE * weight.grad
-            else:
-                weight.view(-1)[torch.from_numpy(live.positions)] -= RATE * torch.from_numpy(live.gradient)
-            twin -= RATE * twin.grad
-    for masks in pair.masks:
-        masks.enforce()
-
-
 def of_a_last_digit(model: nn.Module, images: torch.Tensor) -> float:
     """How far torch is off when each layer's outputs change by their last digit: what norms amplify rounding to."""
     found = []
@@ -143,7 +128,7 @@ def check(twins: type, case: Case) -> None:
         errors = pair.step(images)
         bound = BOUND if max(errors.values()) < BOUND else max(BOUND, 10 * of_a_last_digit(before, images.double()))
         assert max(errors.values()) < bound, {name: error for name, error in errors.items() if not error < bound}
-        descend(pair)
+        pair.descend()
     pair.dense.load_state_dict(pair.sparse.state_dict())
     with torch.no_grad():
         images = torch.randn(2, 3, 32, 32, dtype=torch.float64)

@@ -12,7 +12,6 @@ from sparse_lab import models
 from sparse_lab.models import dyrelu, weight_sharing
 
 BOUND = 1e-10
-RATE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -66,21 +65,6 @@ MORE = {
 }
 
 
-def move(pair, dense_gradients: bool) -> None:  # type: ignore[no-untyped-def]
-    """One step of gradient descent for both: what is masked stays where it is."""
-    with torch.no_grad():
-        for weight, twin in zip(pair.sparse.parameters(), pair.dense.parameters(), strict=True):
-            live = pair.arithmetic.live.get(weight)
-            if live is None:
-                weight -= RATE * weight.grad
-            else:
-                assert (weight.grad is not None) == dense_gradients
-                weight.view(-1)[torch.from_numpy(live.positions)] -= RATE * torch.from_numpy(live.gradient)
-            twin -= RATE * twin.grad
-    for masks in pair.masks:
-        masks.enforce()
-
-
 def regrow(pair, density: float, seed: int) -> None:  # type: ignore[no-untyped-def]
     """New masks, and new numbers where they let something grow.
 
@@ -103,7 +87,9 @@ def check(pair, case: Case) -> None:  # type: ignore[no-untyped-def]
         errors = pair.step(images, seed)
         assert len(errors) > len(list(pair.dense.parameters()))
         assert max(errors.values()) < BOUND, {name: error for name, error in errors.items() if not error < BOUND}
-        move(pair, dense_gradients)
+        for weight in pair.arithmetic.live:
+            assert (weight.grad is not None) == dense_gradients
+        pair.descend()
         regrow(pair, case.density * 0.9, seed)
     assert pair.said == [], "a kernel is missing"
     pair.train(False)

@@ -11,13 +11,13 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from sparse_lab.config import CHOICES, DatasetConfig, conf_dir
 from sparse_lab.errors import SparseLabError
+from sparse_lab.records.machine import available_memory, processor, size, version
 
 GIB = 2**30
 EXTRAS = {  # distribution -> what it is for, and how to get it
@@ -45,12 +45,10 @@ class Finding:
 
 def machine() -> Iterator[Finding]:
     """Processor and memory."""
-    name = platform.processor() or platform.machine()
-    lines = _lines("/proc/cpuinfo")
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    free = next((int(line.split()[1]) / 2**20 for line in _lines("/proc/meminfo") if "MemAvailable" in line), total)
-    yield Finding(True, f"machine: {name}, {total:.0f} GiB memory, {free:.0f} GiB of it free; {platform.platform()}")
+    free = available_memory() / GIB
+    said = f"{processor()}, {total:.0f} GiB memory, {free:.0f} GiB of it free here"
+    yield Finding(True, f"machine: {said}; {platform.platform()}")
 
 
 def threads() -> Iterator[Finding]:
@@ -168,21 +166,3 @@ def room(outputs: Path, wanted: int = 0) -> Iterator[Finding]:
         line += f", about {size(wanted)} wanted for checkpoints"
     good = wanted <= free
     yield Finding(good, line if good else f"{line}: make room there or set paths.outputs=DIR", needed=not good)
-
-
-def size(number: int) -> str:
-    return f"{number / GIB:.1f} GiB" if number >= GIB / 10 else f"{number / 2**20:.1f} MiB"
-
-
-def version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []

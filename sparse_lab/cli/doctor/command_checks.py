@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from sparse_lab import data, loggers
-from sparse_lab.cli.doctor.checks import Finding, room, size, sparse_arithmetic
+from sparse_lab.cli.doctor.checks import Finding, room, sparse_arithmetic
 from sparse_lab.config import Config
 from sparse_lab.errors import SparseLabError
 from sparse_lab.experiment import backend
@@ -20,6 +20,7 @@ from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.validate import check_request
 from sparse_lab.methods import table
 from sparse_lab.methods.recipes import recipe_of
+from sparse_lab.records.machine import size
 from sparse_lab.sparsity.masks import layers
 from sparse_lab.sweep.plan import Request, check_extra
 

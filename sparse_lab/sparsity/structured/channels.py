@@ -70,9 +70,8 @@ def trace(model: nn.Module, shape: Shape) -> Any:
         image = image_like(model, shape).requires_grad_()
         send(model.eval(), image)  # what does not go through says so in words of our own
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of Parameters of a module's own: what they mean for channels is seen below
+            # of Parameters of a module's own: what they mean for channels is seen below
+            warnings.simplefilter("ignore")
             return torch_pruning.DependencyGraph().build_dependency(model, (image,))
 
 

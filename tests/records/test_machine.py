@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from sparse_lab.records import system
+from sparse_lab.records import machine
 
 
 def test_the_memory_that_is_available_is_what_every_control_group_allows(tmp_path, monkeypatch):
@@ -12,11 +12,11 @@ def test_the_memory_that_is_available_is_what_every_control_group_allows(tmp_pat
                            ("memory.stat", f"anon 5\ninactive_file {files}\nactive_file 0")):  # fmt: skip
             (tmp_path / folder / name).write_text(f"{text}\n")
     said = {"/proc/meminfo": ["MemTotal: 99 kB", "MemAvailable: 50 kB"], "/proc/self/cgroup": ["0::/job/step"]}
-    real = system._lines
-    monkeypatch.setattr(system, "_lines", lambda path: said[str(path)] if str(path) in said else real(path))
-    monkeypatch.setattr(system, "CGROUPS", ((str(tmp_path), "memory.max", "memory.current"),))
-    assert system.available_memory() == 3500, "of the step: the job has 6000, the machine 51,200"
+    real = machine._lines
+    monkeypatch.setattr(machine, "_lines", lambda path: said[str(path)] if str(path) in said else real(path))
+    monkeypatch.setattr(machine, "CGROUPS", ((str(tmp_path), "memory.max", "memory.current"),))
+    assert machine.available_memory() == 3500, "of the step: the job has 6000, the machine 51,200"
     said["/proc/self/cgroup"] = ["0::/job"]
-    assert system.available_memory() == 6000
+    assert machine.available_memory() == 6000
     said["/proc/self/cgroup"] = ["0::/elsewhere/in/the/host"]
-    assert system.available_memory() == 51200
+    assert machine.available_memory() == 51200
