@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from sparse_lab.records.atomic_io import CHECKSUM, damaged, printable
+from sparse_lab.regular_file import MIB, read_text
+
+MOST_BYTES = 256 * MIB  # a sweep of 10,000 runs has a plan of a few MiB
 
 
 class BadRecord(ValueError):
@@ -21,7 +24,7 @@ def read_record(path: Path, *, sealed: bool = True, shown: bool = False) -> dict
     FileNotFoundError where there is no file, BadRecord where there is one that cannot be trusted.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, MOST_BYTES)
         content = json.loads(text)
         if not isinstance(content, dict):
             raise ValueError("a JSON object was expected")

@@ -1,0 +1,54 @@
+import os
+import socket
+
+import pytest
+
+from sparse_lab.regular_file import check, opened, read_bytes, read_text
+
+
+def test_a_file_is_read_as_it_is_also_through_a_link(tmp_path):
+    (tmp_path / "file").write_bytes("ü\r\n".encode())
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert read_bytes(tmp_path / "link", 4) == "ü\r\n".encode()
+    assert read_text(tmp_path / "link", 4) == "ü\r\n"
+    with opened(str(tmp_path / "file"), 4) as file:
+        assert file.read(2) == "ü".encode()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "endless device", "socket"])
+def test_what_is_no_file_is_refused_without_waiting(kind, tmp_path):
+    path = tmp_path / "it"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        socket.socket(socket.AF_UNIX).bind(str(path))
+    else:
+        path.symlink_to("/dev/null" if kind == "device" else "/dev/zero")
+    with pytest.raises(OSError):
+        check(path, 100)
+
+
+def test_a_folder_a_missing_file_and_a_loop_are_the_systems_own_errors(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    kinds = {tmp_path: IsADirectoryError, tmp_path / "none": FileNotFoundError, tmp_path / "loop": OSError}
+    for path, kind in kinds.items():
+        with pytest.raises(kind):
+            read_bytes(path, 100)
+
+
+def test_a_file_larger_than_its_kind_may_be_is_refused_unread(tmp_path):
+    path = tmp_path / "sparse"
+    with open(path, "wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(OSError) as error:
+        check(path, 2**30)
+    assert "1,099,511,627,776 bytes" in error.value.strerror and "1,073,741,824" in error.value.strerror
+
+
+def test_a_file_that_grows_while_it_is_read_is_read_no_further_than_its_kind_may_go(tmp_path, monkeypatch):
+    path = tmp_path / "growing"
+    path.write_bytes(b"x" * 10)
+    size = os.stat(path)
+    path.write_bytes(b"x" * 1000)
+    monkeypatch.setattr("sparse_lab.regular_file.os.fstat", lambda number: size)
+    assert read_bytes(path, 10) == b"x" * 10
