@@ -71,7 +71,7 @@ def test_the_library_s_program_works_with_it(site, tmp_path):
     assert done.returncode == 0 and "sparsity 95%" in done.stdout, done.stderr
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_a_method_and_a_network_of_one_s_own_work_with_it(command, small, tmp_path):
     """The folders copied, as a user would."""
     for name in ("own_method", "own_network"):
