@@ -94,8 +94,9 @@ def _number(stream: TextIO) -> int | None:
 
 
 def _open_null(number: int) -> None:
-    """Open /dev/null as a descriptor that is closed."""
+    """Open /dev/null as a descriptor that is closed, for the processes too that this one starts."""
     null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, number)
     if null != number:
-        os.dup2(null, number)
         os.close(null)
+    os.set_inheritable(number, True)
