@@ -14,6 +14,8 @@ class UserError(SparseLabError):
     """The same of a command: the line names the keys that the user can change."""
 
 
+NOTED = "the whole traceback is in "  # so begins a note of an error that is on record; a file's path follows
+
 MOST = 100  # names that a line still holds
 NEAREST = 8
 

@@ -7,12 +7,13 @@ imported here is imported before a signal is listened to.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import importlib
 import os
 import signal
 import sys
+from pathlib import Path
 
+from sparse_lab import console
 from sparse_lab.training.signals import AGAIN, Stopped, terminable
 
 VERBS = {
@@ -26,29 +27,31 @@ VERBS = {
     "reproduce": "sparse_lab.cli.reproduce:main",
     "doctor": "sparse_lab.cli.doctor.main:main",
 }
+FAILED = 1
 USER_ERROR = 2
+# what is there for what it says alone: nothing is done where that is lost
+ONLY_SAYS = {"status", "methods", "keys", "doctor", "--help", "-h", "--cfg", "-c", "--info", "-i"}
 
 
 def main(argv: list[str] | None = None) -> int:
     """The console script. Returns the exit status.
 
-    0 done, 1 a run failed, 2 the request was wrong, 143 stopped by SIGTERM and 130 by Ctrl-C after saving.
+    0 done, 1 a run failed, 2 the request was wrong; 143 stopped by SIGTERM, 130 by Ctrl-C and 129 with its terminal,
+    after saving.
     """
     end = _End()
     if argv is None:  # the command of a process, which ends with it
+        console.keep_going()
         argv = sys.argv[1:]
         atexit.register(end)
     try:
         with terminable():
-            return _answer(argv)
+            return _heard(_answer(argv), argv)
     except (Stopped, KeyboardInterrupt) as error:
         stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT, AGAIN)
         print(f"sparse-lab: {stopped}", file=sys.stderr)
         end.status = stopped.status
         return stopped.status
-    except BrokenPipeError:  # the reader of a pipe has gone, as in `sparse-lab methods | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 class _End:
@@ -60,13 +63,23 @@ class _End:
 
     def __call__(self) -> None:
         if self.status is not None:
-            with contextlib.suppress(OSError):  # the reader of a pipe has gone
-                sys.stdout.flush()
-                sys.stderr.flush()
+            sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(self.status)
 
 
+def _heard(status: int, argv: list[str]) -> int:
+    """The exit status, once all is said."""
+    sys.stdout.flush()
+    error = console.lost()
+    if error is None:
+        return status
+    print(f"sparse-lab: what was said is lost ({error.strerror} where standard output goes)", file=sys.stderr)
+    return status or (FAILED if ONLY_SAYS.intersection(argv) else 0)
+
+
 def _answer(argv: list[str]) -> int:
+    from sparse_lab import full_disk
     from sparse_lab.errors import SparseLabError
     from sparse_lab.records.atomic_io import printable
     from sparse_lab.records.redaction import redact
@@ -87,6 +100,11 @@ def _answer(argv: list[str]) -> int:
     except SparseLabError as error:
         print(f"sparse-lab: {printable(redact(str(error)))}", file=sys.stderr)  # it may tell of a stranger's file
         return USER_ERROR
+    except Exception as error:
+        if (full := full_disk.found_in(error)) is None:
+            raise
+        print(f"sparse-lab: {printable(redact(full_disk.what_of(full, Path.cwd())))}", file=sys.stderr)
+        return FAILED
 
 
 def _hydra(argv: list[str]) -> int:

@@ -6,7 +6,6 @@ only whole files are renamed into place.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import shutil
 import tarfile
@@ -19,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from sparse_lab.config import DatasetConfig
 from sparse_lab.data import saying
 from sparse_lab.errors import UserError
+from sparse_lab.file_lock import lock as take
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _fetch(files: FileSet) -> None:
     name = files.folder.replace("/", "-")
     files.root.mkdir(parents=True, exist_ok=True)
     with (files.root / f".{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        take(lock)
         if not files.missing():  # another process fetched them while this one waited
             return
         partial = files.root / f".{name}.partial"

@@ -6,7 +6,6 @@ inode, so that afterwards a look at the files' metadata is enough. No torch: a f
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -14,10 +13,12 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sparse_lab.file_lock import NoLocks
+from sparse_lab.file_lock import lock as take
 from sparse_lab.records.atomic_io import write_record, write_text_atomic
 from sparse_lab.records.record import BadRecord, read_record
 
@@ -111,7 +112,8 @@ class _Kept:
             lock = None
         with lock or nullcontext():
             if lock is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                with suppress(NoLocks):  # each reads for itself then
+                    take(lock)
             yield
 
     def load(self) -> None:

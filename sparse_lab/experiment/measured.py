@@ -6,7 +6,6 @@ began with whatever this says (`identity.settled`).
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,8 @@ from typing import Any
 
 from sparse_lab.config import Config
 from sparse_lab.experiment import plugins
+from sparse_lab.file_lock import lock as take
+from sparse_lab.full_disk import unwritable
 from sparse_lab.methods import phases
 from sparse_lab.records.atomic_io import damaged, write_record
 from sparse_lab.records.machine import instructions, processor, version
@@ -72,9 +73,13 @@ def _path(config: Config) -> Path:
 @contextmanager
 def _alone(config: Config) -> Iterator[None]:
     path = _path(config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{FILE}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f".{FILE}.lock").open("w")
+    except OSError as error:
+        raise unwritable(path.parent, error) from None
+    with lock:
+        take(lock)
         yield
 
 

@@ -5,7 +5,6 @@ torch is imported by `fit` alone, so that a finished run is looked up at once.
 
 from __future__ import annotations
 
-import errno
 import traceback
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,16 +12,16 @@ from typing import Any
 
 from rich.console import Console
 
-from sparse_lab import data
+from sparse_lab import data, full_disk
 from sparse_lab.config import Config
-from sparse_lab.errors import SparseLabError, UserError
+from sparse_lab.errors import NOTED, SparseLabError, UserError
 from sparse_lab.experiment import backend
 from sparse_lab.experiment.identity import is_to_be_measured, run_dir, settled
 from sparse_lab.methods import table
 from sparse_lab.records.redaction import redact
 from sparse_lab.records.run_dir import RunDir, zeros_among
 from sparse_lab.sparsity.processes import broadcast_from_rank0, rank
-from sparse_lab.training.signals import Stopped, StopRequest
+from sparse_lab.training.signals import AGAIN, Stopped, StopRequest
 
 
 def run(
@@ -95,11 +94,10 @@ def _starts(config: Config, folder: RunDir, command: str, console: Console) -> t
 
 
 def _failure(folder: RunDir, error: BaseException) -> BaseException:
-    """Put the failure on record; a full disk becomes one clear line."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        error = UserError(
-            f"the disk is full: {folder.path} holds what was saved before; make room and start the same command again"
-        )
+    """Put the failure on record; a full disk becomes one clear line. A note says where the traceback is, if it is."""
+    if not isinstance(error, SparseLabError | Stopped) and (full := full_disk.found_in(error)) is not None:
+        said = full_disk.what_of(full, folder.path)
+        error = UserError(f"{said} and {AGAIN}: {folder.path} holds what was saved before")
     line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if rank() != 0:
         return error
@@ -109,6 +107,7 @@ def _failure(folder: RunDir, error: BaseException) -> BaseException:
         else:
             said = line if isinstance(error, SparseLabError) else f"{type(error).__name__}: {line}"
             folder.fail(said, traceback.format_exc())
+            error.add_note(f"{NOTED}{folder.path / 'error.txt'}")
     except OSError:
         pass  # nothing can be written any more: the error itself still reaches the user
     return error

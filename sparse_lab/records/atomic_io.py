@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sparse_lab.full_disk import naming
 from sparse_lab.records.redaction import clean
 
 CHECKSUM = "checksum"
@@ -26,14 +27,16 @@ END_OF_ZIP = struct.Struct("<4s16xH")  # the last record of an archive: its sign
 def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` to write to; it takes the place of `path` when the block ends well.
 
-    A reader sees the old file or the new one, and a full disk or a kill leaves the old one as it was.
+    A reader sees the old file or the new one, and a full disk or a kill leaves the old one as it was. An OSError that
+    does not know which file it is of then names `path`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming(path):
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparse_lab.file_lock import lock as take
 from sparse_lab.records.atomic_io import CHECKSUM, atomic_write, checksum, damaged
 from sparse_lab.records.record import BadRecord, read_result, read_status
 
@@ -244,8 +245,6 @@ def _rows(columns: Any) -> list[Any]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's file for this process; wait while another has it. The lock goes when its holder dies."""
-    import fcntl
-
     with open(folder / ".lock", "a", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        take(lock)
         yield

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import csv
 import datetime
-import fcntl
 import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from omegaconf import OmegaConf
 
 from sparse_lab.errors import UserError
+from sparse_lab.file_lock import lock as take
+from sparse_lab.full_disk import naming, unwritable
 from sparse_lab.records.atomic_io import seal_of, verify_checksum, write_record, write_text_atomic
 from sparse_lab.records.record import BadRecord, read_result, read_status
 from sparse_lab.records.redaction import clean, redact
@@ -98,27 +99,36 @@ class RunDir:
     def claim(self, say: Callable[[str], None], wait: bool) -> Iterator[None]:
         """Hold the run for this process. The lock goes when its holder dies.
 
-        Raises RunLocked while another process has it, unless `wait`; UserError when the folder cannot be written.
+        Raises RunLocked while another process has it, unless `wait`; UserError when the folder cannot be written, or
+        not locked.
         """
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - held open as long as the claim
         except OSError as error:
-            raise UserError(f"cannot write to {self.path}: {error.strerror}; set paths.outputs=DIR") from None
+            raise unwritable(self.path, error) from None
         with lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                take(lock, wait=False)
             except BlockingIOError:
                 lock.seek(0)
                 holder = lock.read().strip() or "another process"
                 if not wait:
                     raise RunLocked(f"{holder} runs it already") from None
                 say(f"waiting for {self.name}: {holder} runs it")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-            lock.flush()
+                take(lock)
+            self._sign(lock)
             yield
+
+    def _sign(self, lock: IO[str]) -> None:
+        """Write into the lock who holds it. Past Python's buffer, of which a full disk would be told once more when the
+        file is closed.
+        """
+        try:
+            os.ftruncate(lock.fileno(), 0)
+            os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+        except OSError as error:
+            raise unwritable(self.path, error) from None
 
     def set_aside_damaged(self, say: Callable[[str], None]) -> None:
         """Rename checkpoints that are not what was saved: the one before is used, or they are made anew."""
@@ -194,7 +204,7 @@ class RunDir:
         """Append one epoch to metrics.csv (with a head line if it is new)."""
         path = self.path / "metrics.csv"
         new = not path.exists()
-        with open(path, "a", newline="", encoding="utf-8") as file:
+        with naming(path), open(path, "a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
             if new:
                 writer.writeheader()
@@ -211,7 +221,8 @@ class RunDir:
 
     def add_line(self, name: str, row: dict[str, Any]) -> None:
         """Append one line to NAME.jsonl."""
-        with open(self.path / f"{name}.jsonl", "a", encoding="utf-8") as file:
+        path = self.path / f"{name}.jsonl"
+        with naming(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(clean(row), allow_nan=False) + "\n")
 
     def cut_lines(self, name: str, keep: Callable[[int, dict[str, Any]], bool]) -> None:

@@ -6,17 +6,19 @@ NNN.json when it has ended, so the summary, the exit status and `sparse-lab stat
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sparse_lab.errors import UserError
+from sparse_lab.file_lock import lock as take
+from sparse_lab.full_disk import unwritable
 from sparse_lab.records.atomic_io import write_record
 from sparse_lab.records.record import BadRecord, read_record, read_result
 
@@ -88,6 +90,7 @@ class SweepFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.runs = path.parent.parent / "runs"
+        self._over = False  # as this process knows
         self._results: dict[str, bool] = {}
 
     @classmethod
@@ -95,14 +98,18 @@ class SweepFolder:
     def claim(cls, outputs: Path, name: str) -> Iterator[SweepFolder]:
         """An empty folder for this start; where the same sweep is still going on, one beside that one's.
 
-        The lock goes when its holder dies.
+        The lock goes when its holder dies. Raises UserError when the folder cannot be written, or not locked.
         """
         for number in range(1, 1000):
             folder = outputs / "sweeps" / (name if number == 1 else f"{name}-{number}")
-            folder.mkdir(parents=True, exist_ok=True)
-            with open(folder / ".lock", "a") as lock:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                lock = open(folder / ".lock", "a")  # noqa: SIM115 - held open as long as the claim
+            except OSError as error:
+                raise unwritable(folder, error) from None
+            with lock:
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    take(lock, wait=False)
                 except BlockingIOError:
                     continue
                 for old in [*folder.glob("*.json"), folder / "stop", folder / "error.txt"]:
@@ -112,15 +119,23 @@ class SweepFolder:
         raise AssertionError("a thousand starts of one sweep at a time")
 
     def write_plan(self, plan: dict[str, Any]) -> None:
-        write_record(self.path / "plan.json", plan)
+        """Raises UserError when it cannot be written."""
+        try:
+            write_record(self.path / "plan.json", plan)
+        except OSError as error:
+            raise unwritable(self.path, error) from None
 
     def planned_names(self) -> list[str]:
         """The runs that the plan names, in the order of its jobs."""
         return [str(run["name"]) for run in (read(self.path / "plan.json") or {}).get("runs", [])]
 
     def end(self, plan: dict[str, Any]) -> None:
-        """Every job has ended, or never will in this start."""
-        self.write_plan({**plan, "ended": now()})
+        """Every job has ended, or never will in this start. A disk that is full by now loses nothing by it: that the
+        process is gone says the same.
+        """
+        self._over = True
+        with suppress(UserError):
+            self.write_plan({**plan, "ended": now()})
 
     def begin(self, number: int, run: str) -> None:
         """Job `number` (from 0) begins in this process."""
@@ -150,6 +165,8 @@ class SweepFolder:
         plan = read(self.path / "plan.json")
         if plan is None or not plan.keys() >= PLAN_KEYS:
             return None
+        if self._over:
+            plan.setdefault("ended", now())
         alive = "ended" not in plan and not gone(plan)
         files = set(os.listdir(self.path))
         planned = plan["runs"]

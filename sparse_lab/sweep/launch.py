@@ -24,9 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from sparse_lab import full_disk
 from sparse_lab.config import Config
-from sparse_lab.errors import SparseLabError, UserError
+from sparse_lab.errors import NOTED, SparseLabError, UserError
 from sparse_lab.experiment import plugins
+from sparse_lab.records.atomic_io import write_text_atomic
 from sparse_lab.records.redaction import redact
 from sparse_lab.records.sweep_dir import ENDED, Job, Overview, SweepFolder, now
 
@@ -94,7 +96,11 @@ class Task:
         lines = self.own[number] if self.own else (*self.fixed, *swept)
         outcome = self._run(lambda: self._config(lines), label, lambda name: folder.begin(number, name))
         stopped = outcome.pop("stopped", None)
-        folder.outcome(number, {**outcome, "swept": swept})
+        try:
+            folder.outcome(number, {**outcome, "swept": swept})
+        except OSError as error:  # the other jobs go on, and what this one has made is there
+            said = f"what came of {outcome['run']} could not be written down: {error.strerror}"
+            print(f"sparse-lab: {folder.path}: {said}", file=sys.stderr, flush=True)
         if outcome["outcome"] == "failed":
             print(f"sparse-lab: failed: {outcome['run']}: {outcome['said']}", file=sys.stderr, flush=True)
         if stopped is not None and self.here:
@@ -183,15 +189,16 @@ def _written(path: Path) -> int | None:
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong, and for what no user can mend also where."""
+    """What went wrong; for what no user can mend also where, and which file holds all of it, if one does."""
     line = str(error).strip().splitlines()[0] if str(error).strip() else ""
     if isinstance(error, SparseLabError):
         return redact(line)
+    if (full := full_disk.found_in(error)) is not None:
+        return redact(full_disk.what_of(full, Path.cwd()))
     where = traceback.extract_tb(error.__traceback__)[-1]
-    return (
-        f"{type(error).__name__}: {redact(line)} ({os.path.basename(where.filename)}:{where.lineno}; "
-        "the whole traceback is in the run folder's error.txt)"
-    )
+    notes = [note for note in getattr(error, "__notes__", ()) if note.startswith(NOTED)]
+    whole = "".join(f"; {note}" for note in notes[-1:])
+    return f"{type(error).__name__}: {redact(line)} ({os.path.basename(where.filename)}:{where.lineno}{redact(whole)})"
 
 
 def start(request: Request) -> int:
@@ -258,7 +265,10 @@ def planned_jobs(
     if not found:
         return None
     said = [f"{name}:\n{''.join(traceback.format_exception(one))}" for name, one in found]
-    (folder.path / "error.txt").write_text(redact("\n".join(said)), encoding="utf-8")
+    try:
+        write_text_atomic(folder.path / "error.txt", redact("\n".join(said)))
+    except OSError:
+        pass  # its first line is said all the same
     return found[0][1]
 
 
@@ -337,7 +347,8 @@ def summary(overview: Overview, error: Exception | None) -> int:
 
 def say_error(folder: Path, error: Exception) -> None:
     first = redact((str(error).strip().splitlines() or [""])[0])
-    print(f"sparse-lab: {type(error).__name__}: {first} (whole: {folder}/error.txt)", file=sys.stderr)
+    whole = f" (whole: {folder}/error.txt)" if (folder / "error.txt").is_file() else ""
+    print(f"sparse-lab: {type(error).__name__}: {first}{whole}", file=sys.stderr)
 
 
 def _said(job: Job) -> str:
@@ -352,7 +363,7 @@ def _elsewhere(launcher: str, folder: SweepFolder) -> Iterator[None]:
     if launcher == "basic":
         yield
         return
-    from sparse_lab.training.signals import AGAIN, Stopped
+    from sparse_lab.training.signals import AGAIN, Stopped, stopping
 
     asked: list[Stopped] = []
 
@@ -367,7 +378,7 @@ def _elsewhere(launcher: str, folder: SweepFolder) -> Iterator[None]:
     over = threading.Event()
     watcher = threading.Thread(target=_watch, args=(folder, launcher, over), daemon=True)
     in_main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)} if in_main else {}
+    before = {number: signal.signal(number, stop) for number in stopping()} if in_main else {}
     watcher.start()
     try:
         yield
@@ -391,7 +402,7 @@ def stop_workers(folder: SweepFolder, number: int) -> None:
         for pid in mine - told:
             told.add(pid)
             # a terminal sends Ctrl-C to every process of its group itself
-            if number == signal.SIGTERM or os.getpgid(pid) != os.getpgrp():
+            if number != signal.SIGINT or os.getpgid(pid) != os.getpgrp():
                 os.kill(pid, signal.SIGTERM)
         if not mine:
             return

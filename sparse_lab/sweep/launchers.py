@@ -19,6 +19,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from sparse_lab import console
 from sparse_lab.config import conf_dir
 from sparse_lab.errors import UserError
 from sparse_lab.experiment import plugins
@@ -329,6 +330,7 @@ def compose_elsewhere(
 
 
 def _elsewhere(brought: Handed, task: Task, state: dict[Any, Any], job: Job, go: Callable[[], JobReturn]) -> JobReturn:
+    console.keep_going()
     try:
         brought.check()
     except UserError as error:

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from sparse_lab.errors import UserError
+from sparse_lab.full_disk import naming
 from sparse_lab.records.atomic_io import append_checksum, atomic_write, verify_checksum
 from sparse_lab.sparsity.state import load_state
 
@@ -38,14 +39,15 @@ def replacing(last: Path, previous: Path, *, writes: bool) -> Iterator[Path]:
     """
     temporary = last.with_name(f".{last.name}.tmp")
     try:
-        yield temporary
-        if writes:
-            append_checksum(temporary)
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            if last.exists():
-                os.replace(last, previous)
-            os.replace(temporary, last)
+        with naming(last):
+            yield temporary
+            if writes:
+                append_checksum(temporary)
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+                if last.exists():
+                    os.replace(last, previous)
+                os.replace(temporary, last)
     finally:
         if writes:
             temporary.unlink(missing_ok=True)

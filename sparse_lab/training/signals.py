@@ -1,4 +1,6 @@
-"""SIGTERM (preemption) and Ctrl-C: what was trained is saved first, then the process leaves with its own status."""
+"""SIGTERM (preemption), Ctrl-C and SIGHUP (the terminal was closed): what was trained is saved first, then the process
+leaves with its own status.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -19,9 +21,18 @@ def name_of(number: int) -> str:
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
+def stopping() -> tuple[int, ...]:
+    """Return the signals that stop a process here: not SIGHUP where it is ignored, as under nohup."""
+    return (
+        signal.SIGTERM,
+        signal.SIGINT,
+        *([] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]),
+    )
+
+
 class Stopped(BaseException):
-    """A signal asked the run to stop. `status`: the exit status of the process, 143 for SIGTERM and 130 for Ctrl-C.
-    `line`: what was saved and where it goes on, which may be known only after it was raised.
+    """A signal asked the run to stop. `status`: the exit status of the process, 143 for SIGTERM, 130 for Ctrl-C and 129
+    for SIGHUP. `line`: what was saved and where it goes on, which may be known only after it was raised.
     """
 
     def __init__(self, number: int, line: str) -> None:
@@ -39,9 +50,9 @@ class Stopped(BaseException):
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Where no run listens to signals, SIGTERM raises Stopped and Ctrl-C KeyboardInterrupt, so that files and processes
-    are left as after any error. While modules are imported the process ends there: numpy's and torch's C code swallow
-    what an import of theirs raises, and go on with half a module.
+    """Where no run listens to signals, SIGTERM and SIGHUP raise Stopped and Ctrl-C KeyboardInterrupt, so that files and
+    processes are left as after any error. While modules are imported the process ends there: numpy's and torch's C code
+    swallow what an import of theirs raises, and go on with half a module.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -50,7 +61,8 @@ def terminable() -> Iterator[None]:
             return
         stopped = Stopped(number, AGAIN)
         if _importing(frame):
-            os.write(2, f"sparse-lab: {stopped}\n".encode())
+            with suppress(OSError):  # its terminal may be gone
+                os.write(2, f"sparse-lab: {stopped}\n".encode())
             os._exit(stopped.status)
         if number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -59,7 +71,7 @@ def terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there
         yield
         return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, stop) for number in stopping()}
     try:
         yield
     finally:
@@ -92,12 +104,12 @@ def _send_again(number: int) -> None:
 
 
 class StopRequest:
-    """Listens to SIGTERM and Ctrl-C while a run goes on.
+    """Listens to SIGTERM, Ctrl-C and SIGHUP while a run goes on.
 
     Where nothing is lost by it, `Stopped` is raised where the signal came, in the middle of whatever is computed there.
     While `training`, in a step, the signal is noted, and the training loop asks `wanted` after each step; a second
-    Ctrl-C does not wait for that. Once the run is on its way out, another SIGTERM changes nothing: whoever stops a
-    whole group of processes sends more than one, and what is being saved is saved.
+    Ctrl-C does not wait for that. Once the run is on its way out, another SIGTERM or SIGHUP changes nothing: whoever
+    stops a whole group of processes sends more than one, and what is being saved is saved.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -110,7 +122,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+            self._before = {number: signal.getsignal(number) for number in stopping()}
             self._unraisable, sys.unraisablehook = sys.unraisablehook, self._swallowed
             self.listen()
         return self
@@ -139,7 +151,7 @@ class StopRequest:
             _send_again(number)
             return
         again = self.number is not None
-        if again and number == signal.SIGTERM:
+        if again and number != signal.SIGINT:
             return
         self.number = number
         if again or not self.training:

@@ -252,3 +252,60 @@ def test_the_first_process_computes_the_bits_of_the_next(what, tmp_path):
 
     first, next_one = computed(), computed()
     assert first and first == next_one
+
+
+ONCE = """
+import somebodys
+import numpy as np
+assert somebodys.total(np.ones(7)) == 7.0
+print(list(somebodys.total.stats.cache_hits.values()), somebodys.total._cache.cache_path)
+"""
+
+
+@pytest.mark.full
+def test_where_neither_package_nor_home_can_be_written_a_temporary_folder_is_used_and_that_is_said_once(tmp_path):
+    (tmp_path / "somebodys.py").write_text(SOMEBODYS)
+    (tmp_path / "__pycache__").touch()  # not even root makes a folder of it
+    (tmp_path / "tmp").mkdir()
+    path = os.pathsep.join([str(tmp_path), str(Path(kernels.__file__).parents[2])])
+    environment = {**os.environ, "HOME": "/dev/null", "TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": path}
+    environment = {key: value for key, value in environment.items() if not key.startswith(("NUMBA", "XDG"))}
+    first, second = (
+        subprocess.run([sys.executable, "-c", ONCE], env=environment, capture_output=True, text=True, cwd="/")
+        for _ in range(2)
+    )
+    [folder] = (tmp_path / "tmp").iterdir()
+    for done in (first, second):
+        assert done.returncode == 0 and done.stdout.startswith(f"[1] {folder}/"), done.stderr
+    assert first.stderr.count(f"kernels are compiled into {folder}:") == 1 and not second.stderr
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(kernels.config, "CACHE_DIR", "")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+    return tmp_path / f"sparse_lab-kernels-{os.geteuid()}"
+
+
+@pytest.mark.parametrize("how", ["link", "everybody's", "file"])
+def test_a_temporary_folder_that_somebody_else_may_write_to_is_not_used(how, temporary):
+    """What lies in it is unpickled."""
+    if how == "link":
+        temporary.symlink_to(temporary.parent)
+    elif how == "file":
+        temporary.touch()
+    else:
+        temporary.mkdir()
+        temporary.chmod(0o777)
+    with pytest.warns(UserWarning, match="kernels are compiled into"):
+        assert kernels._use_temporary_folder()
+    used = Path(os.environ["NUMBA_CACHE_DIR"])
+    assert used != temporary and used.parent == temporary.parent and used.stat().st_mode & 0o777 == 0o700
+
+
+def test_without_any_folder_each_process_compiles_for_itself_and_says_so(temporary, monkeypatch):
+    monkeypatch.setattr(kernels.tempfile, "tempdir", "/dev/null")
+    with pytest.warns(UserWarning, match="kernels are compiled anew in every process"):
+        assert not kernels._use_temporary_folder()
