@@ -21,7 +21,7 @@ examples:
   sparse-lab evaluate outputs/runs/NAME/checkpoints/last.ckpt --split validation
 
 RUN_OR_FILE: a run's folder; a checkpoint in it (best.ckpt, last.ckpt); or a file of sparse-lab export (.sparse, .onnx,
-.pt). --data: a folder of photos, an .npz file, or words of the command (dataset=NAME, dataset.KEY=VALUE, seed=N,
+.pt). --data: a folder of photos, an .npz file, or words of the command (dataset=NAME, dataset.KEY=VALUE,
 paths.data=DIR); words without dataset=NAME change the run's own data. Images are normalised as the network's were.
 Classes are matched by name where both sides have names, else by number. Shown is the test set; of other data without
 one, all of it.
@@ -86,7 +86,8 @@ def _lines(done: Evaluation) -> Iterator[str]:
         f"calibration error {record['calibration_error']:.2f}% (15 bins)"
     )
     said = network["test_accuracy"]
-    if about["split"] == "test" and about["trained_on_these_files"] and said is not None:
+    whole = about["split"] == "test" and about["used"] == about["whole"]
+    if whole and about["trained_on_these_files"] and said is not None:
         yield f"the run's record says {said:.2f}%"
     if absent := about["classes_without_an_image"]:
         more = f" and {len(absent) - NAMED:,} more" if len(absent) > NAMED else ""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sparse_lab import data
 from sparse_lab.config import Config, DatasetConfig, conf_dir
+from sparse_lab.data import npz
 from sparse_lab.data.facts import class_names, own_parts
 from sparse_lab.data.loader import Loader
 from sparse_lab.data.photo_files import shown
@@ -26,15 +27,17 @@ from sparse_lab.data.split import Parts, split
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.evaluate.own_run import Own
 from sparse_lab.evaluate.subject import Subject
-from sparse_lab.experiment.compose import ConfigSource
+from sparse_lab.experiment.compose import ConfigSource, leave_out_plugins_own
 from sparse_lab.experiment.compose import split as split_words
 
 SPLITS = ("test", "validation", "train")
 ALL = "all"
 BATCH, PIXELS = 256, 2**22  # images that are computed at a time, and pixels of them
-ALLOWED = ("dataset", "paths.data", "seed")  # what words for data may set, and keys below dataset
+ALLOWED = ("dataset", "paths.data")  # what words for data may set, and keys below dataset
 NAMED = 5  # classes in a line
 FROM_NETWORK = ("mean", "std")
+SHARES = ("test", "validation")  # of the images, what a test set and a validation set are drawn as
+DRAWN = tuple(f"dataset.{share}=" for share in SHARES)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def chosen(subject: Subject, words: Sequence[str], asked: str | None) -> Images:
     asked: the split. None: the test set; of other data without one, all of them. Raise UserError.
     """
     dataset, seed = _dataset(subject, words)
-    source = data.module_of(dataset).load(dataset, seed)
+    source = _loaded(subject, dataset, seed)
     if subject.scale not in (None, source.scale):
         kinds = {255: "bytes, 0 to 255", 1: "numbers that are taken as they are"}
         raise UserError(
@@ -79,13 +82,36 @@ def chosen(subject: Subject, words: Sequence[str], asked: str | None) -> Images:
         )
     own = subject.own
     same = None if own is None or own.md5 is None else own.md5 == source.md5
-    if same and own is not None and words:  # so that its test set is that of the run
-        limits = {name: getattr(dataset, name) for name in ("train_limit", "eval_limit")}
-        shares = {name: getattr(own.config.dataset, name) for name in ("test", "validation")}
-        dataset, seed = replace(dataset, **shares, **limits), own.config.seed
-        source = data.module_of(dataset).load(dataset, seed)
+    if same and own is not None and words:  # else images that it was trained on would be among the test set
+        if given := next((word for word in words if word.startswith(DRAWN)), None):
+            raise UserError(f"--data {given}: these are the files of the run itself, and stay split as they were")
+        dataset, seed = replace(dataset, **{key: getattr(own.config.dataset, key) for key in SHARES}), own.config.seed
+        source = _loaded(subject, dataset, seed)
     which = asked or ("test" if not words or same or "test" in own_parts(dataset) else ALL)
-    return _images(subject, dataset, source, seed, which, same if words or same is not None else None)
+    note = (
+        ", as its run split it"
+        if same
+        else ""
+        if words or same is None
+        else ", of files that are not those that it was trained on"
+    )
+    return _images(subject, dataset, source, seed, which, same, note)
+
+
+def _loaded(subject: Subject, dataset: DatasetConfig, seed: int) -> Source:
+    try:
+        return data.module_of(dataset).load(dataset, seed)
+    except UserError:
+        if dataset.name == "arrays":  # which knows a config and no network
+            found = npz.npz_of(replace(dataset, channels=None, image_size=None))
+            _check_shape(subject, found.shape, dataset)
+        raise
+
+
+def _check_shape(subject: Subject, shape: tuple[int, int, int], dataset: DatasetConfig) -> None:
+    if shape != subject.shape:
+        wanted, given = ("x".join(map(str, one)) for one in (subject.shape, shape))
+        raise UserError(f"the network takes images of {wanted}, and those of {_title(dataset)} are {given}")
 
 
 def _dataset(subject: Subject, words: Sequence[str]) -> tuple[DatasetConfig, int]:
@@ -102,9 +128,7 @@ def _dataset(subject: Subject, words: Sequence[str]) -> tuple[DatasetConfig, int
     else:
         assert own is not None
         dataset, seed = replace(own.config.dataset, download=False), own.config.seed
-    if dataset.shape != subject.shape:
-        wanted, given = ("x".join(map(str, shape)) for shape in (subject.shape, dataset.shape))
-        raise UserError(f"the network takes images of {wanted}, {_title(dataset)} is asked for as {given}")
+    _check_shape(subject, dataset.shape, dataset)
     if dataset.name not in PHOTOS and dataset.classes != subject.classes:
         raise UserError(
             f"the network knows {subject.classes} classes, and {_title(dataset)} has {dataset.classes} "
@@ -136,6 +160,7 @@ def _quoted(path: Path) -> str:
 
 def _composed(subject: Subject, words: list[str], own: Own | None) -> Config:
     """What the command makes of the words; where they choose no data set, of the run's own settings with them."""
+    leave_out_plugins_own()
     source = ConfigSource(conf_dir())
     given = source.parse(words)
     for override in given:
@@ -156,13 +181,14 @@ def _composed(subject: Subject, words: list[str], own: Own | None) -> Config:
     if first and own is not None:
         for name, value in vars(own.config.dataset).items():
             composed.set("paths.data" if name == "root" else f"dataset.{name}", value)
-        composed.set("seed", own.config.seed)
     elif "dataset.name" not in keys:
         for name, value in _of_the_network(subject, str(composed.cfg.dataset.name)).items():
             composed.set(f"dataset.{name}", value)
     for key, value in values:
         composed.set(key, value)
-    return composed.config()
+    config = composed.config()
+    config.seed = config.seed if own is None else own.config.seed
+    return config
 
 
 def _of_the_network(subject: Subject, name: str) -> dict[str, Any]:
@@ -180,7 +206,7 @@ def _title(dataset: DatasetConfig) -> str:
 
 
 def _images(
-    subject: Subject, dataset: DatasetConfig, source: Source, seed: int, which: str, same: bool | None
+    subject: Subject, dataset: DatasetConfig, source: Source, seed: int, which: str, same: bool | None, note: str
 ) -> Images:
     picked, whole = _picked(dataset, source, seed, which)
     batch = max(1, min(BATCH, PIXELS // (subject.shape[1] * subject.shape[2])))
@@ -195,7 +221,6 @@ def _images(
     names = subject.names or tuple(map(str, range(subject.classes)))
     sizes = f"{used:,} images" if used == whole else f"{used:,} of {whole:,} images"
     part = "all of" if which == ALL else f"the {which} set of"
-    note = "" if not same else ", on which its run was trained" if which == "train" else ", as its run split it"
     digest = hashlib.sha256(repr((dataset.name, sorted(source.md5.items()), which, dataset.size)).encode())
     for _, indices in picked:
         digest.update(indices.numpy().tobytes())

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 WRITTEN = 20  # classes up to which each cell says its count
 NAMED = 60  # up to which each row and column says its class
+ALONE = 250  # classes up to which each cell is drawn; of more a cell is of several, or they would not be seen
 CHARS = 22  # of a class's name
 CELL = {WRITTEN: 0.42, NAMED: 0.19}  # inches of a cell, of so many classes at most
 SMALLEST, LARGEST = 3.2, 9.0  # inches of the matrix
@@ -27,38 +28,46 @@ NOBODY = "#cccccc"  # a row without an image
 def draw(confusion: np.ndarray, names: Sequence[str], title: str, path: Path) -> None:
     """Write a PNG of images by true class (row) and predicted class (column), int [classes, classes], whole.
 
-    Colours are shares of a row. They rise with the square root, so that the few that are mistaken are seen.
+    Colours are shares of a row. They rise with the square root, so that the few that are mistaken are seen. Of very
+    many classes neighbours share a cell, which shows the largest of their shares.
     """
     count = len(confusion)
     side = float(np.clip(count * next((size for most, size in CELL.items() if count <= most), 0), SMALLEST, LARGEST))
     side = side if count <= NAMED else LARGEST
     labels = [short(name, CHARS) for name in names] if count <= NAMED else []
     room = 0.75 + 0.075 * max(map(len, labels), default=4)  # inches for the classes beside and below
-    width, height = side + room + 1.3, side + room + 0.75
+    below = room - 0.2
+    width, height = side + room + 1.3, side + below + 0.75
     figure = canvas(width, height)
-    axis = figure.add_axes((room / width, room / height, side / width, side / height))
-    _matrix(axis, confusion, side / count)
+    axis = figure.add_axes((room / width, below / height, side / width, side / height))
+    together = -(-count // ALONE)
+    _matrix(axis, confusion, side / count, together)
     _ticks(axis, labels, count)
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
     figure.text(0.15 / width, 1 - 0.38 / height, short(title, int(width * 12)), fontsize=10)
-    bar = figure.add_axes(((room + side + 0.18) / width, room / height, 0.16 / width, side / height))
+    bar = figure.add_axes(((room + side + 0.18) / width, below / height, 0.16 / width, side / height))
     figure.colorbar(axis.images[0], cax=bar, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
-    bar.set_ylabel("share of the class's images, %")
+    shares = f"largest share of {together}x{together} classes" if together > 1 else "share of the class's images"
+    bar.set_ylabel(f"{shares}, %")
     with warnings.catch_warnings(), atomic_write(path) as temporary:
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(temporary, format="png")
 
 
-def _matrix(axis: Axes, confusion: np.ndarray, cell: float) -> None:
-    """cell: inches."""
+def _matrix(axis: Axes, confusion: np.ndarray, cell: float, together: int) -> None:
+    """cell: inches of one. together: so many classes share a row and a column."""
     from matplotlib import colormaps
     from matplotlib.colors import PowerNorm
 
     images = confusion.sum(1, keepdims=True)
     shares = np.where(images > 0, 100.0 * confusion / np.maximum(images, 1), np.nan)
     colours = colormaps["Blues"].with_extremes(bad=NOBODY)
-    axis.imshow(shares, cmap=colours, norm=PowerNorm(0.5, 0.0, 100.0), aspect="auto", interpolation="nearest")
+    drawn, norm, whole = _largest(shares, together), PowerNorm(0.5, 0.0, 100.0), len(shares) - 0.5
+    end = together * len(drawn) - 0.5  # the last of them may stand for fewer classes
+    extent = (-0.5, end, end, -0.5)
+    axis.imshow(drawn, cmap=colours, norm=norm, extent=extent, aspect="auto", interpolation="nearest")
+    axis.set(xlim=(-0.5, whole), ylim=(whole, -0.5))
     if len(confusion) > WRITTEN:
         return
     longest = max(len(str(confusion.max())), 2)
@@ -67,6 +76,12 @@ def _matrix(axis: Axes, confusion: np.ndarray, cell: float) -> None:
         if number:
             colour = "white" if (shares[row, column] / 100) ** 0.5 > 1 - DARK else "black"
             axis.text(column, row, str(number), ha="center", va="center", fontsize=size, color=colour)
+
+
+def _largest(shares: np.ndarray, together: int) -> np.ndarray:
+    """Of each block of so many rows and columns the largest share; NaN where all are."""
+    starts = np.arange(0, len(shares), together)
+    return np.fmax.reduceat(np.fmax.reduceat(shares, starts, axis=0), starts, axis=1)
 
 
 def _ticks(axis: Axes, labels: list[str], count: int) -> None:
