@@ -20,8 +20,9 @@ from sparse_lab.errors import UserError
 from sparse_lab.records.run_dir import zeros_among
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.optimizer_state import reset_state
+from sparse_lab.sparsity.processes import overwrite_from_rank0
 from sparse_lab.sparsity.state import load_state
-from sparse_lab.training.evaluate import accuracy
+from sparse_lab.training.evaluate import accuracy, class_accuracy, recognised
 from sparse_lab.training.figures import Figures
 
 
@@ -115,7 +116,7 @@ class Rounds(pl.Callback):
     def _keep_best(self, trainer: pl.Trainer, module: pl.LightningModule, validation: float) -> None:
         if not self.at_target():
             return
-        score = self._test_accuracy(trainer, module) if self.select == "test_best" else validation
+        score = accuracy(self._tested(trainer, module)) if self.select == "test_best" else validation
         self.waited += 1
         if self.best_validation is None or validation > self.best_validation:
             self.best_validation, self.waited = validation, 0
@@ -134,12 +135,14 @@ class Rounds(pl.Callback):
     def _end_round(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert self.best is not None, "the schedule has not reached its target by the end of the round"
         load_state(self.network, self.best["network"])
-        test = self._test_accuracy(trainer, module)
+        tested = self._tested(trainer, module)
+        test = accuracy(tested)
         level = {
             "level": self.clock.round + 1,
             **self.measure(),
             "validation_accuracy": self.best["validation"],
             "test_accuracy": test,
+            "class_accuracy": class_accuracy(tested),
             "best_epoch": self.best["epoch"],
             "epochs": self.clock.epoch_in_round,
             "seconds": round(self.seconds + time.monotonic() - self._since, 3),
@@ -157,10 +160,12 @@ class Rounds(pl.Callback):
         self._since = time.monotonic()
         trainer.should_stop = self.clock.finished
 
-    def _test_accuracy(self, trainer: pl.Trainer, module: pl.LightningModule) -> float:
+    def _tested(self, trainer: pl.Trainer, module: pl.LightningModule) -> Tensor:
+        """What the network recognises of the test set, of which each process reads a share."""
+        # each process has BatchNorm statistics of its own: those count that are saved, as in the next training step
+        overwrite_from_rank0(buffer for buffer in self.network.buffers() if buffer.is_floating_point())
         with trainer.precision_plugin.forward_context():
-            # each process has BatchNorm statistics of its own: the first one's count, or they select different epochs
-            return trainer.strategy.broadcast(accuracy(self.network, self.test, module.forward))
+            return self.figures.over_ranks(recognised(self.network, self.test, module.forward))
 
     def state_dict(self) -> dict[str, Any]:
         seconds = self.seconds + time.monotonic() - self._since

@@ -24,6 +24,7 @@ VERBS = {
     "keys": "sparse_lab.cli.config_keys:main",
     "bench": "sparse_lab.cli.bench:main",
     "export": "sparse_lab.cli.export:main",
+    "evaluate": "sparse_lab.cli.evaluate:main",
     "reproduce": "sparse_lab.cli.reproduce:main",
     "doctor": "sparse_lab.cli.doctor.main:main",
 }

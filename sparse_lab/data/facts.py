@@ -11,6 +11,7 @@ from typing import Any
 
 from sparse_lab.config import DatasetConfig
 from sparse_lab.data import photo_files
+from sparse_lab.data.reads import PHOTOS
 from sparse_lab.errors import UserError
 
 
@@ -37,6 +38,11 @@ def own_parts(dataset: DatasetConfig) -> set[str]:
         return DRAWN[dataset.name](dataset)
     except (OSError, UserError):
         return set()
+
+
+def class_names(dataset: DatasetConfig) -> tuple[str, ...]:
+    """Return the names of the classes by label; none where the files do not name them. Raise UserError as `filled`."""
+    return tuple(photo_files.layout_of(dataset).classes()) if dataset.name in PHOTOS else ()
 
 
 def _photos(dataset: DatasetConfig) -> dict[str, Callable[[], Any]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_lab.config import DatasetConfig, TrainingConfig
 from sparse_lab.data import reads
-from sparse_lab.data.facts import filled
+from sparse_lab.data.facts import class_names, filled
 from sparse_lab.errors import SparseLabError, UserError, nearest
 from sparse_lab.registering import check_name, enter
 
@@ -124,6 +124,7 @@ class Data:
         mean, std: by which images are normalised then, a number a channel.
         skipped: files below dataset.root that cannot be read and were left out.
         images: train, validation, test -> how many images are used of how many that there are, before any limit.
+        class_names: by label, where the files name them.
     """
 
     train: Loader
@@ -138,6 +139,7 @@ class Data:
     official: bool
     images: dict[str, tuple[int, int]]
     skipped: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
 
 
 def names() -> list[str]:
@@ -215,6 +217,7 @@ def build(
         official=source.official,
         images=_used(source, parts, dataset, training),
         skipped=source.skipped,
+        class_names=class_names(dataset),
     )
 
 

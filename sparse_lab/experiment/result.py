@@ -44,6 +44,10 @@ def make_result(
             "explored": parts.log.explored,
             "dead_layers": levels[-1]["effective"]["dead_layers"],
             "levels": levels,
+            "classes": {
+                "names": list(data.class_names) or None,
+                "test_images": data.test.labels.bincount(minlength=data.num_classes).tolist(),
+            },
             "layers": [{"name": c.name, "kept": c.kept, "total": c.total, "macs": c.macs} for c in costs if c.counted],
             "flops": flops(costs, parts.module.figures.trained, parts.log.trained_macs()),
             "seconds": sum(level["seconds"] for level in levels),

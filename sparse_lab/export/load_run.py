@@ -59,7 +59,14 @@ class Finished:
         """What a file says of the network: plain facts."""
         keys = ("name", "sparsity", "kept", "total", "test_accuracy")
         known = {key: self.result.get(key) for key in ("nonzero", "kept_with_reuse")}  # of a run of before: null
-        return {key: self.result[key] for key in keys} | known
+        return {key: self.result[key] for key in keys} | known | {"classes": self.class_names or None}
+
+    @property
+    def class_names(self) -> list[str]:
+        """By label; none of data that do not name them, and of a run of before."""
+        classes = self.result.get("classes")
+        names = classes.get("names") if isinstance(classes, dict) else None
+        return list(names) if isinstance(names, list) else []
 
 
 def finished(run: Path) -> Finished:

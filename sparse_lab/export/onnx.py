@@ -51,6 +51,13 @@ def save(graph: Graph, about: Mapping[str, Any], path: Path, multiple: int = 1) 
 
 def runner(path: Path) -> Callable[[Tensor], Tensor]:
     """The file in onnxruntime on the CPU: images to logits. Raises UserError without the package onnxruntime."""
+    return opened(path)[0]
+
+
+def opened(path: Path) -> tuple[Callable[[Tensor], Tensor], dict[str, str]]:
+    """`runner`, and what the file says of its network, each value as Python writes it. Raises UserError as well for
+    what onnxruntime does not take.
+    """
     try:
         import onnxruntime
     except ImportError:
@@ -58,12 +65,15 @@ def runner(path: Path) -> Callable[[Tensor], Tensor]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own classes, derived from Exception
+        raise UserError(f"onnxruntime cannot load {path} ({' '.join(str(error).split())[:200]})") from None
 
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
-    return run
+    return run, dict(session.get_modelmeta().custom_metadata_map)
 
 
 def slots(graph: Graph, multiple: int) -> list[tuple[np.ndarray, int]]:

@@ -35,8 +35,18 @@ def save(run: Finished, path: Path) -> dict[str, Any]:
 
 def read(path: Path) -> torch.nn.Module:
     """The exported network, in evaluation mode. Raises UserError for any other file."""
+    return opened(path)[0]
+
+
+def opened(path: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """`read`, and what the file says of the network: `build`, `normalise` and `about`, as `save` wrote them."""
     payload = load_checkpoint(path)
     if payload.get("format") != FORMAT:
         raise UserError(f"{path} is not a torch network that `sparse-lab export` wrote")
-    model = models.build(**payload["build"])
-    return rebuild(model, payload["state_dict"]).eval()
+    try:
+        model = rebuild(models.build(**payload["build"]), payload["state_dict"]).eval()
+        about = {**payload["build"], **payload["about"], "normalise": payload["normalise"]}
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is not what it says it is ({type(error).__name__}: {line}): export it again") from None
+    return model, about

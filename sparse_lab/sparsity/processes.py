@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TypeVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -35,3 +39,12 @@ def broadcast_from_rank0(seen: T) -> T:
     box = [seen]
     distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def overwrite_from_rank0(tensors: Iterable[Tensor]) -> None:
+    """Give all processes of a DDP run what the first one has in these tensors."""
+    if are_connected():
+        from torch import distributed
+
+        for tensor in tensors:
+            distributed.broadcast(tensor, src=0)

@@ -6,6 +6,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 from torch import nn
 
 from sparse_lab.callbacks.rounds import Rounds
@@ -23,7 +24,8 @@ class Scripted:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, select: str, patience: int | None, target_from: int) -> None:
         self.select, self.patience, self.target_from = select, patience, target_from
         self.epoch, self.said = 0, []
-        monkeypatch.setattr(Rounds, "_test_accuracy", lambda rounds, *rest: TEST[self.epoch - 1])
+        tested = [torch.tensor([[int(hits)], [100]]) for hits in TEST]
+        monkeypatch.setattr(Rounds, "_tested", lambda rounds, *rest: tested[self.epoch - 1])
         self.rounds = self.new()
 
     def new(self) -> Rounds:

@@ -30,6 +30,13 @@ def test_a_run_in_two_processes_ends_like_any_other(compose, small, tmp_path):
     # one step of all 128 images in each of two epochs, three passes an image
     assert result["flops"]["training_dense"] == 3 * result["flops"]["inference_dense"] * 128 * 2
     assert "MEMBER: 2/2" in done.stderr + done.stdout
+    # the whole test set, of which each process read a half, by the network that is kept
+    assert sum(result["classes"]["test_images"]) == result["images"]["test"]["used"] == 30
+    assert main(["evaluate", str(tmp_path / "runs" / name), "--out", str(tmp_path / "seen")]) == 0
+    (path,) = (tmp_path / "seen").glob("*.json")
+    seen = json.loads(path.read_text())
+    assert (seen["images"], seen["top1"]) == (30, result["test_accuracy"])
+    assert [one["accuracy"] for one in seen["per_class"].values()] == result["levels"][-1]["class_accuracy"]
     assert len(list(tmp_path.rglob("result.json"))) == 3
 
 
