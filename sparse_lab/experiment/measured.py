@@ -6,7 +6,6 @@ began with whatever this says (`identity.settled`).
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -19,8 +18,10 @@ from typing import Any
 from sparse_lab.config import Config
 from sparse_lab.experiment import plugins
 from sparse_lab.methods import phases
-from sparse_lab.records.atomic_io import damaged, write_record
+from sparse_lab.records.atomic_io import write_record
+from sparse_lab.records.lock import Lock, remove_left_behind
 from sparse_lab.records.machine import instructions, processor, version
+from sparse_lab.records.record import BadRecord, read_record
 
 FILE = "measured.json"
 
@@ -72,18 +73,15 @@ def _path(config: Config) -> Path:
 @contextmanager
 def _alone(config: Config) -> Iterator[None]:
     path = _path(config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{FILE}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with Lock(path.parent, wait=lambda holder: None, name=f".{FILE}.lock"):
+        remove_left_behind(path.parent)
         yield
 
 
 def _read(config: Config) -> dict[str, Any]:
     try:
-        found = json.loads(_path(config).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(found, dict) or damaged(found):
+        found = read_record(_path(config), sealed=False)
+    except (FileNotFoundError, BadRecord):
         return {}
     return {key: value for key, value in found.items() if isinstance(value, dict)}
 
