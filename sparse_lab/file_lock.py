@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+from pathlib import Path
 from typing import IO, Any
 
 from sparse_lab.errors import UserError
@@ -16,8 +17,8 @@ class NoLocks(UserError):
     """The file system has no locks: two processes could not know of each other there."""
 
 
-def lock(file: IO[Any], *, wait: bool = True) -> None:
-    """Hold the open file for this process.
+def lock(file: IO[Any] | int, path: str | Path, *, wait: bool = True) -> None:
+    """Hold the open file, or descriptor, of `path` for this process.
 
     Raises BlockingIOError while another process has it, unless `wait`; NoLocks where nobody can.
     """
@@ -27,6 +28,6 @@ def lock(file: IO[Any], *, wait: bool = True) -> None:
         if error.errno not in WITHOUT:
             raise
         raise NoLocks(
-            f"{file.name} cannot be locked ({error.strerror}): two processes could write there at one time and not "
+            f"{path} cannot be locked ({error.strerror}): two processes could write there at one time and not "
             "know of each other; choose a folder on a file system with locks (paths.outputs=DIR)"
         ) from None

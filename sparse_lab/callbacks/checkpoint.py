@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from sparse_lab.errors import SparseLabError
+from sparse_lab.records.lock import Moved
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.training.accumulation import steps_after
 from sparse_lab.training.checkpoint_io import random_state, replacing, set_random_state
@@ -116,9 +119,9 @@ class Checkpoint(pl.Callback):
         """Write what is held, if anything is, and say where the run goes on."""
         if self._held is not None:
             held, self._held = self._held, None
-            with replacing(self.folder.last, self.folder.previous, writes=trainer.is_global_zero) as temporary:
+            with suppress(Moved), self._replacing(trainer) as temporary:  # said by who made the run
                 trainer.strategy.save_checkpoint(held, temporary)
-            self._goes_on_at = held["global_step"]
+                self._goes_on_at = held["global_step"]
         stopped.line = self._line()
 
     def _line(self) -> str:
@@ -141,8 +144,12 @@ class Checkpoint(pl.Callback):
         held["loops"]["fit_loop"][VALIDATION] |= {"total": dict(BEGUN), "current": dict(BEGUN)}
         return held
 
+    def _replacing(self, trainer: pl.Trainer) -> AbstractContextManager[Path]:
+        last = self.folder.to_write(self.folder.last)
+        return replacing(last, self.folder.previous, writes=trainer.is_global_zero)
+
     def _save(self, trainer: pl.Trainer) -> None:
-        with replacing(self.folder.last, self.folder.previous, writes=trainer.is_global_zero) as temporary:
+        with self._replacing(trainer) as temporary:
             trainer.save_checkpoint(temporary)
         self._goes_on_at = trainer.global_step
 

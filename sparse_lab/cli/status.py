@@ -17,12 +17,13 @@ from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.records.atomic_io import printable
 from sparse_lab.records.kept import FILE
 from sparse_lab.records.sweep_dir import Overview, SweepFolder
-from sparse_lab.report.load.records import Finished, Records, Status, Unfinished, kept_runs, read
+from sparse_lab.report.load.records import RECORDS, Finished, Records, Status, Unfinished, kept_runs, read
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 LOOK_EVERY = 2.0  # seconds
+WIDEST = 300  # characters of a name or an error; a folder's name has at most 255
 URGENT = ("running", "failed", "interrupted", "unreadable", "waiting", "done")
 
 
@@ -44,16 +45,16 @@ def main(argv: list[str]) -> int:
     except SparseLabError as error:
         print(f"sparse-lab status: {error}", file=sys.stderr)
         return 2
-    if not place.rows:
-        print(f"sparse-lab status: no runs under {options.root}", file=sys.stderr)
-        return 2
-    if sys.stdout.isatty() and not options.once:
+    if place.rows and sys.stdout.isatty() and not options.once:
         _live(place)
-    else:
+    elif place.rows:
         for line in place.lines():
             print(line)
     for warning in place.warnings:
         print(f"warning: {printable(warning)}", file=sys.stderr)
+    if not place.rows:
+        print(f"sparse-lab status: no runs under {options.root}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -87,12 +88,13 @@ class Place:
         self.warnings, self.sweeps = [], []
         for folder, files in _folders(self.root):
             if "plan.json" in files and folder.parent.name == "sweeps":
-                overview = self._sweeps.setdefault(folder, SweepFolder(folder)).look()
+                overview = self._sweeps.setdefault(folder, SweepFolder(folder)).look(self.warnings)
                 self.sweeps += [overview] if overview is not None else []
             if files & {"status.json", "result.json", FILE}:
                 records = self._records(folder, files)
                 runs += [*records.results, *records.unfinished]
                 self.warnings += records.warnings
+        self.warnings = list(dict.fromkeys(self.warnings))  # a table may be found from two sides
         self.sweeps.sort(key=lambda overview: str(overview.plan["started"]))
         runs.sort(key=lambda run: str(run.folder))
         self.rows = [_row(run) for run in runs]
@@ -133,9 +135,9 @@ def _ending(overview: Overview) -> str:
 
 def _folders(root: Path) -> Iterable[tuple[Path, set[str]]]:
     for place, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if name != "checkpoints")
-        folder = Path(place)
-        yield folder if folder.name else folder.resolve(), set(files)
+        folder, found = Path(place), {*files, *RECORDS.intersection(subfolders)}
+        subfolders[:] = sorted(name for name in subfolders if name not in {"checkpoints", *RECORDS})
+        yield folder if folder.name else folder.resolve(), found
 
 
 def _stamp(path: Path) -> int:
@@ -146,9 +148,15 @@ def _stamp(path: Path) -> int:
 
 
 def _row(run: Finished | Unfinished) -> Row:
+    name = _short(run.name)
     if isinstance(run, Finished):
-        return Row(run.name, "done", _epochs(run.status), f"{run.accuracy:.2f}%", _age(run.status))
-    return Row(run.name, run.status.state, _epochs(run.status), run.status.error or "", _age(run.status))
+        return Row(name, "done", _epochs(run.status), f"{run.accuracy:.2f}%", _age(run.status))
+    return Row(name, run.status.state, _epochs(run.status), _short(run.status.error or ""), _age(run.status))
+
+
+def _short(text: str) -> str:
+    """All rows are as wide as the widest."""
+    return text if len(text) <= WIDEST else f"{text[: WIDEST - 3]}..."
 
 
 def _aligned(rows: list[Row]) -> list[str]:
@@ -162,7 +170,7 @@ def _aligned(rows: list[Row]) -> list[str]:
 
 
 def _epochs(status: Status) -> str:
-    return "" if status.epoch is None else f"{status.epoch}/{'?' if status.epochs is None else status.epochs}"
+    return "" if status.epoch is None else _short(f"{status.epoch}/{'?' if status.epochs is None else status.epochs}")
 
 
 def _age(status: Status) -> str:

@@ -106,7 +106,7 @@ def _fetch(files: FileSet) -> None:
     name = files.folder.replace("/", "-")
     files.root.mkdir(parents=True, exist_ok=True)
     with (files.root / f".{name}.lock").open("w") as lock:
-        take(lock)
+        take(lock, lock.name)
         if not files.missing():  # another process fetched them while this one waited
             return
         partial = files.root / f".{name}.partial"

@@ -113,7 +113,7 @@ class _Kept:
         with lock or nullcontext():
             if lock is not None:
                 with suppress(NoLocks):  # each reads for itself then
-                    take(lock)
+                    take(lock, lock.name)
             yield
 
     def load(self) -> None:

@@ -66,11 +66,11 @@ def fit(
     if rank() == 0:
         about = {"run": folder.name, **{key: result[key] for key in ("sparsity", "kept", "nonzero", "kept_with_reuse")}}
         # loads into a plain network, or through models.surgery.rebuild_structure
-        save_network(unshared(parts.model), folder.best, about)
+        save_network(unshared(parts.model), folder.to_write(folder.best), about)
         small = None
         if config.method.filters:
             small, result["small"] = remove_channels_of(config, parts, batches)
-            save_network(small, folder.small, about)
+            save_network(small, folder.to_write(folder.small), about)
         save_trace_of(config, parts.model, small, folder, stop.say)
         data.look_again()
         if surroundings(config) != around:

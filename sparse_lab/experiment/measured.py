@@ -17,11 +17,12 @@ from typing import Any
 
 from sparse_lab.config import Config
 from sparse_lab.experiment import plugins
-from sparse_lab.file_lock import lock as take
 from sparse_lab.full_disk import unwritable
 from sparse_lab.methods import phases
-from sparse_lab.records.atomic_io import damaged, write_record
+from sparse_lab.records.atomic_io import write_record
+from sparse_lab.records.lock import Lock, remove_left_behind
 from sparse_lab.records.machine import instructions, processor, version
+from sparse_lab.records.record import BadRecord, read_record
 
 FILE = "measured.json"
 
@@ -74,21 +75,18 @@ def _path(config: Config) -> Path:
 def _alone(config: Config) -> Iterator[None]:
     path = _path(config)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f".{FILE}.lock").open("w")
+        lock = Lock(path.parent, wait=lambda holder: None, name=f".{FILE}.lock")
     except OSError as error:
         raise unwritable(path.parent, error) from None
     with lock:
-        take(lock)
+        remove_left_behind(path.parent)
         yield
 
 
 def _read(config: Config) -> dict[str, Any]:
     try:
-        found = json.loads(_path(config).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(found, dict) or damaged(found):
+        found = read_record(_path(config), sealed=False)
+    except (FileNotFoundError, BadRecord):
         return {}
     return {key: value for key, value in found.items() if isinstance(value, dict)}
 

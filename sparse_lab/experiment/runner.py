@@ -63,7 +63,7 @@ def run(
 
             result = fit(settings, folder, starts, parent, command, console, label, job, stop)
         except BaseException as error:
-            raise _failure(folder, error) from error
+            raise _failure(folder, error, stop) from error
         say(
             f"test {result['test_accuracy']:.2f}%, {result['kept']:,} of {result['total']:,} weights"
             f"{zeros_among(result)}, {result['seconds']:.0f} s"
@@ -93,8 +93,16 @@ def _starts(config: Config, folder: RunDir, command: str, console: Console) -> t
     return starts, names.get("parent")
 
 
-def _failure(folder: RunDir, error: BaseException) -> BaseException:
-    """Put the failure on record; a full disk becomes one clear line. A note says where the traceback is, if it is."""
+def _failure(folder: RunDir, error: BaseException, stop: StopRequest) -> BaseException:
+    """Put the failure on record; a full disk becomes one clear line. A note says where the traceback is, if it is. Of a
+    folder that is no longer there that alone is said: it may be what went wrong, and nothing is written to another
+    process's.
+    """
+    if (moved := folder.moved) is not None:
+        if isinstance(error, Stopped):
+            error.line = str(moved)
+            return error
+        return moved if stop.number is None else stop.stopped(str(moved))
     if not isinstance(error, SparseLabError | Stopped) and (full := full_disk.found_in(error)) is not None:
         said = full_disk.what_of(full, folder.path)
         error = UserError(f"{said} and {AGAIN}: {folder.path} holds what was saved before")

@@ -30,7 +30,7 @@ def save_trace_of(
 
     A network that has no trace is no failure: what will not work is said.
     """
-    folder.trace.unlink(missing_ok=True)
+    folder.to_write(folder.trace).unlink(missing_ok=True)
     if models.is_ours(config.model.name) or any(hasattr(module, "offset") for module in model.modules()):
         return
     from sparse_lab.trace.capture import captured  # it brings all of torch.export
@@ -41,7 +41,7 @@ def save_trace_of(
     except UserError as error:
         say(f"WARNING: sparse-lab export can write this network with --to torch alone: {error}")
         return
-    write_trace(trace, folder.trace)
+    write_trace(trace, folder.to_write(folder.trace))
 
 
 def write_trace(trace: Trace, path: Path) -> None:

@@ -13,13 +13,18 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sparse_lab.full_disk import naming
+from sparse_lab.records import process
 from sparse_lab.records.redaction import clean
+from sparse_lab.regular_file import GIB, opened
 
 CHECKSUM = "checksum"
 SEAL = b"sparse_lab sha256 "
+TEMPORARY = r"\..*\.([0-9a-f]{8}-\d+-\d+)\.tmp"  # names of the files that `temporary_of` gives, with who writes them
+MOST_BYTES = 256 * GIB  # of an archive: optimizer and weights of some ten billion parameters
+CHUNK = 2**20
 END_OF_ZIP = struct.Struct("<4s16xH")  # the last record of an archive: its signature ..., the comment's length
 
 
@@ -30,7 +35,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     A reader sees the old file or the new one, and a full disk or a kill leaves the old one as it was. An OSError that
     does not know which file it is of then names `path`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         with naming(path):
             yield temporary
@@ -39,6 +44,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_of(path: Path) -> Path:
+    """Where this process writes what is to take the place of `path`. Its name says whose it is: what a killed process
+    leaves is found by it (`lock.remove_left_behind`).
+    """
+    return path.with_name(f".{path.name[:60]}.{process.mark()}.tmp")  # a name has at most 255 bytes
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -102,23 +114,36 @@ def append_checksum(path: Path) -> None:
 def seal_of(path: Path) -> str | None:
     """The SHA-256 that an archive says of itself; None without a seal, or without a file."""
     try:
-        with open(path, "rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - len(SEAL) - 64))
-            end = file.read()
+        with opened(path, MOST_BYTES) as file:
+            end = _end(file, len(SEAL) + 64)
     except OSError:
         return None
     return end[len(SEAL) :].decode("ascii", "replace") if end.startswith(SEAL) else None
 
 
 def verify_checksum(path: Path) -> bool | None:
-    """Is the archive what it was when it was sealed? None for a whole archive without a seal, and for other files."""
+    """Is the archive what it was when it was sealed? None for a whole archive without a seal, and for other files.
+
+    Raises OSError where there is no file to read.
+    """
     comment = len(SEAL) + 64
-    with open(path, "rb") as file:
-        content = memoryview(file.read())
-    end = bytes(content[-comment:])
-    if not end.startswith(SEAL):
-        return False if content[:4] == b"PK\x03\x04" and content[-END_OF_ZIP.size :][:4] != b"PK\x05\x06" else None
-    digest = hashlib.sha256(content[: -comment - 2])
+    with opened(path, MOST_BYTES) as file:
+        end = _end(file, comment)
+        size = file.tell()
+        file.seek(0)
+        if not end.startswith(SEAL):
+            return False if file.read(4) == b"PK\x03\x04" and end[-END_OF_ZIP.size :][:4] != b"PK\x05\x06" else None
+        file.seek(0)
+        digest = hashlib.sha256()
+        left = size - comment - 2
+        while left > 0 and (part := file.read(min(left, CHUNK))):
+            digest.update(part)
+            left -= len(part)
     digest.update(b"\0\0")  # the comment's length, as it was before the seal
     return digest.hexdigest().encode() == end[len(SEAL) :]
+
+
+def _end(file: BinaryIO, length: int) -> bytes:
+    """The last bytes of a file, which is left at its end."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - length))
+    return file.read()

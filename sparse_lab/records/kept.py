@@ -7,6 +7,8 @@ and a checksum over all of it. No torch, and what only writing needs is imported
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,13 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparse_lab.file_lock import lock as take
 from sparse_lab.records.atomic_io import CHECKSUM, atomic_write, checksum, damaged
+from sparse_lab.records.lock import Lock, remove_left_behind
 from sparse_lab.records.record import BadRecord, read_result, read_status
+from sparse_lab.regular_file import GIB, MIB, opened, read_text
 
 FILE = "records.jsonl"
 METRICS = "metrics"
 LINES = ("updates", "activations", "gradients")  # NAME.jsonl in a run's folder, of runs that recorded it
+MOST_BYTES, MOST_LINE = 4 * GIB, 64 * MIB  # a run has some KiB in a table, with diagnostics some MiB
+MOST_METRICS, MOST_CONFIG = 256 * MIB, 40_000  # bytes of metrics.csv and of config.yaml, which has 3,000
 _KEYS = {"name": str, "result": dict, "status": dict, "config": dict, "traces": dict}
 
 
@@ -44,18 +49,28 @@ def read_kept(folder: Path) -> tuple[list[Kept], list[str]]:
     """
     path, found, warnings = folder / FILE, [], []
     try:
-        lines = path.read_bytes().split(b"\n")
+        for number, line in enumerate(_lines(path), 1):
+            if line.strip():
+                try:
+                    found.append(_parsed(line))
+                except (ValueError, RecursionError) as error:
+                    warnings.append(f"{path}, line {number}: {' '.join(str(error).split())}; it is not counted")
     except FileNotFoundError:
-        return [], []
+        return [], [f"{path}: is a link to nothing; it is not counted"] if path.is_symlink() else []
     except OSError as error:
-        return [], [f"{path}: cannot be read ({error.strerror})"]
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                found.append(_parsed(line))
-            except (ValueError, RecursionError) as error:
-                warnings.append(f"{path}, line {number}: {' '.join(str(error).split())}; it is not counted")
+        warnings.append(f"{path}: cannot be read ({error.strerror}); what it holds is not counted")
     return found, warnings
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a table's file or of a run's, without their ends. Raises OSError where there is no such file, or one
+    that nobody wrote a line at a time.
+    """
+    with opened(path, MOST_BYTES) as file:
+        while line := file.readline(MOST_LINE + 1):
+            if len(line) > MOST_LINE:
+                raise OSError(errno.EINVAL, f"a line has more than {MOST_LINE:,} bytes", str(path))
+            yield line.removesuffix(b"\n")
 
 
 def keep_run(run: Path, folder: Path) -> None:
@@ -118,7 +133,7 @@ def _parsed(line: bytes) -> Kept:
 def _by_name(path: Path) -> dict[str, list[bytes]]:
     """The lines of the file by the name of their record, those that cannot be read under ''. A line counts once."""
     found: dict[str, list[bytes]] = {}
-    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+    for line in _lines(path) if path.exists() else []:
         if line.strip():
             try:
                 name = _parsed(line).name
@@ -153,7 +168,7 @@ def _read(how: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    for number, line in enumerate(_lines(path), 1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
@@ -166,8 +181,8 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
+        text = read_text(path, MOST_METRICS)
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
     except (csv.Error, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if any(None in row or None in row.values() for row in rows):
@@ -192,7 +207,10 @@ def _config(path: Path) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        plain = OmegaConf.to_container(OmegaConf.load(path))
+        text = read_text(path, MOST_CONFIG)
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("it holds aliases, which no run writes")
+        plain = OmegaConf.to_container(OmegaConf.create(text))
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from None
     if not isinstance(plain, dict):
@@ -245,6 +263,6 @@ def _rows(columns: Any) -> list[Any]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's file for this process; wait while another has it. The lock goes when its holder dies."""
-    with open(folder / ".lock", "a", encoding="utf-8") as lock:
-        take(lock)
+    with Lock(folder, wait=lambda holder: None):
+        remove_left_behind(folder)
         yield

@@ -10,28 +10,34 @@ from typing import Any, TypeGuard
 from sparse_lab.records.atomic_io import CHECKSUM, damaged, printable
 from sparse_lab.regular_file import MIB, read_text
 
-MOST_BYTES = 256 * MIB  # a sweep of 10,000 runs has a plan of a few MiB
+MOST_BYTES = 64 * MIB  # a result has some KiB, a sweep of 10,000 runs a plan of a few MiB
+MOST_SMALL = MIB  # what is written again and again: a status, what came of a job
+LONGEST_NAME = 255  # bytes, of a folder
 
 
 class BadRecord(ValueError):
     """What is wrong with a record, in one line."""
 
 
-def read_record(path: Path, *, sealed: bool = True, shown: bool = False) -> dict[str, Any]:
+def read_record(path: Path, *, sealed: bool = True, shown: bool = False, most: int = MOST_BYTES) -> dict[str, Any]:
     """Return the JSON object in a file, without its checksum.
 
-    sealed: it must have a checksum. shown: its texts are for a terminal or a page, and made printable. Raise
-    FileNotFoundError where there is no file, BadRecord where there is one that cannot be trusted.
+    sealed: it must have a checksum. shown: its texts are for a terminal or a page, and made printable. most: bytes that
+    it may have. Raise FileNotFoundError where there is no file, BadRecord where there is one that cannot be trusted.
     """
     try:
-        text = read_text(path, MOST_BYTES)
+        text = read_text(path, most)
         content = json.loads(text)
         if not isinstance(content, dict):
             raise ValueError("a JSON object was expected")
         check_seal(content, required=sealed)
         if shown and ("\\" in text or "\x7f" in text or not text.isascii()):
             content = printable(content)
-    except (FileNotFoundError, BadRecord):
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise BadRecord("is a link to nothing") from None
+        raise
+    except BadRecord:
         raise
     except OSError as error:
         raise BadRecord(f"cannot be read ({error.strerror})") from None
@@ -43,7 +49,7 @@ def read_record(path: Path, *, sealed: bool = True, shown: bool = False) -> dict
 
 def read_status(path: Path) -> dict[str, Any]:
     """Return a run's status, as `read_record`: it changes every epoch, is believed in nothing, and has no checksum."""
-    return read_record(path, sealed=False)
+    return read_record(path, sealed=False, most=MOST_SMALL)
 
 
 def check_seal(record: dict[str, Any], *, required: bool = True) -> None:
@@ -83,6 +89,13 @@ def check_result(result: dict[str, Any]) -> None:
     plugins = result.get("plugins", {})  # of a run from before there were any: none
     if not isinstance(plugins, dict) or not all(isinstance(one, str) for one in plugins.values()):
         raise BadRecord("'plugins' is no mapping of names to hashes")
+
+
+def is_name(value: object) -> TypeGuard[str]:
+    """True for what a folder may be called: records name runs, and their paths are made of it."""
+    if not isinstance(value, str) or value in ("", ".", "..") or "/" in value or "\0" in value:
+        return False
+    return len(value.encode("utf-8", "replace")) <= LONGEST_NAME
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

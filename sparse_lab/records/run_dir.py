@@ -13,16 +13,20 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from sparse_lab.errors import UserError
-from sparse_lab.file_lock import lock as take
 from sparse_lab.full_disk import naming, unwritable
-from sparse_lab.records.atomic_io import seal_of, verify_checksum, write_record, write_text_atomic
+from sparse_lab.records import process
+from sparse_lab.records.atomic_io import MOST_BYTES, seal_of, verify_checksum, write_record, write_text_atomic
+from sparse_lab.records.lock import Held, Lock, Moved, remove_left_behind
 from sparse_lab.records.record import BadRecord, read_result, read_status
 from sparse_lab.records.redaction import clean, redact
+from sparse_lab.regular_file import GIB, check, read_bytes
+
+MOST_LINES = 4 * GIB  # bytes of what a run writes a line at a time
 
 
 def now() -> str:
@@ -55,6 +59,7 @@ class RunDir:
         self.small = self.path / "checkpoints" / "small.ckpt"
         self.trace = self.path / "checkpoints" / "trace.ckpt"
         self.status: dict[str, Any] = {}
+        self._lock: Lock | None = None
 
     @property
     def has_result(self) -> bool:
@@ -102,33 +107,44 @@ class RunDir:
         Raises RunLocked while another process has it, unless `wait`; UserError when the folder cannot be written, or
         not locked.
         """
+        with self._taken(say, wait) as lock:
+            for folder in (self.path, self.path / "checkpoints"):
+                remove_left_behind(folder)
+            self._lock = lock
+            try:
+                yield
+            finally:
+                self._lock = None
+
+    def _taken(self, say: Callable[[str], None], wait: bool) -> Lock:
+        def waiting(holder: str) -> None:
+            say(f"waiting for {self.name}: {holder} runs it")
+
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - held open as long as the claim
+            lock = Lock(self.path, waiting if wait else None)
+        except Held as held:
+            raise RunLocked(f"{held.holder} runs it already") from None
         except OSError as error:
             raise unwritable(self.path, error) from None
-        with lock:
-            try:
-                take(lock, wait=False)
-            except BlockingIOError:
-                lock.seek(0)
-                holder = lock.read().strip() or "another process"
-                if not wait:
-                    raise RunLocked(f"{holder} runs it already") from None
-                say(f"waiting for {self.name}: {holder} runs it")
-                take(lock)
-            self._sign(lock)
-            yield
+        lock.say(f"process {os.getpid()} on {socket.gethostname()}")
+        return lock
 
-    def _sign(self, lock: IO[str]) -> None:
-        """Write into the lock who holds it. Past Python's buffer, of which a full disk would be told once more when the
-        file is closed.
-        """
-        try:
-            os.ftruncate(lock.fileno(), 0)
-            os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
-        except OSError as error:
-            raise unwritable(self.path, error) from None
+    @property
+    def moved(self) -> Moved | None:
+        """What is to be said where this process holds the run, and its folder is no longer where it was."""
+        if self._lock is None or self._lock.in_place:
+            return None
+        return Moved(
+            f"{self.path} was moved, removed or replaced while this run went on: it stops and writes nothing more; "
+            "put the folder back and start the same command again to go on"
+        )
+
+    def to_write(self, path: Path) -> Path:
+        """The same path, if it is still this run's own. Raises Moved."""
+        if (moved := self.moved) is not None:
+            raise moved
+        return path
 
     def set_aside_damaged(self, say: Callable[[str], None]) -> None:
         """Rename checkpoints that are not what was saved: the one before is used, or they are made anew."""
@@ -145,7 +161,7 @@ class RunDir:
                 self.set_aside(path, "foreign", "is not the network that this run's result was measured on", say)
 
     def set_aside(self, path: Path, ending: str, why: str, say: Callable[[str], None]) -> None:
-        aside = path.with_name(f"{path.name}.{ending}")
+        aside = self.to_write(path).with_name(f"{path.name}.{ending}")
         os.replace(path, aside)
         say(f"WARNING: {path} {why}: set aside as {aside.name}")
 
@@ -154,16 +170,30 @@ class RunDir:
         return next((path for path in (self.last, self.previous) if path.is_file()), None)
 
     def begin(self) -> None:
-        (self.path / "error.txt").unlink(missing_ok=True)
-        write_text_atomic(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(clean(self.config))))
+        """Say that this process makes the run. Raises UserError where something else lies in the place of a file."""
+        self._check_files()
+        (self.path / "checkpoints").mkdir(exist_ok=True)
+        self.to_write(self.path / "error.txt").unlink(missing_ok=True)
+        text = OmegaConf.to_yaml(OmegaConf.create(clean(self.config)))
+        write_text_atomic(self.to_write(self.path / "config.yaml"), text)
         self.status = {
             "state": "running",
             "error": None,
             "started": now(),
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
+            **process.about(),
         }
         self._write_status()
+
+    def _check_files(self) -> None:
+        """A pipe would keep the run waiting when it comes to write there; a folder would fail it."""
+        for path in (*self.path.iterdir(), *(self.path / "checkpoints").glob("*.ckpt")):
+            if path.suffix in (".json", ".jsonl", ".yaml", ".csv", ".txt", ".ckpt"):
+                try:
+                    check(path, MOST_BYTES)
+                except FileNotFoundError:
+                    continue  # gone by now, or a link to nothing
+                except OSError as error:
+                    raise UserError(f"{path}: {error.strerror}: remove it and start the same command again") from None
 
     def progress(self, epoch: int, epochs: int) -> None:
         self.status.update(epoch=epoch, epochs=epochs)
@@ -172,7 +202,7 @@ class RunDir:
     def fail(self, error: str, details: str) -> None:
         """Mark the run failed: one line in status.json, the whole traceback in error.txt."""
         self.status.update(state="failed", error=error)
-        write_text_atomic(self.path / "error.txt", redact(details))
+        write_text_atomic(self.to_write(self.path / "error.txt"), redact(details))
         self._write_status()
 
     def settle(self) -> None:
@@ -191,18 +221,19 @@ class RunDir:
         self._write_status()
 
     def finish(self, result: dict[str, Any]) -> None:
-        write_record(self.path / "result.json", result)
+        write_record(self.to_write(self.path / "result.json"), result)
         self.previous.unlink(missing_ok=True)  # last.ckpt is enough to write the result again
         self.status.update(state="done", error=None)
         self._write_status()
 
     def _write_status(self) -> None:
         self.status["updated"] = now()
-        write_text_atomic(self.path / "status.json", json.dumps(clean(self.status), indent=2) + "\n")
+        path = self.to_write(self.path / "status.json")
+        write_text_atomic(path, json.dumps(clean(self.status), indent=2) + "\n")
 
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Append one epoch to metrics.csv (with a head line if it is new)."""
-        path = self.path / "metrics.csv"
+        path = self.to_write(self.path / "metrics.csv")
         new = not path.exists()
         with naming(path), open(path, "a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
@@ -212,30 +243,30 @@ class RunDir:
 
     def cut_metrics(self, epochs: int) -> None:
         """Keep only the first `epochs` rows: later ones were written after the checkpoint that the run goes on from."""
-        path = self.path / "metrics.csv"
+        path = self.to_write(self.path / "metrics.csv")
         if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = read_bytes(path, MOST_LINES).decode("utf-8", "replace").splitlines(keepends=True)
             write_text_atomic(path, "".join(lines[: epochs + 1] if epochs else []))
             if not epochs:
                 path.unlink()
 
     def add_line(self, name: str, row: dict[str, Any]) -> None:
         """Append one line to NAME.jsonl."""
-        path = self.path / f"{name}.jsonl"
+        path = self.to_write(self.path / f"{name}.jsonl")
         with naming(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(clean(row), allow_nan=False) + "\n")
 
     def cut_lines(self, name: str, keep: Callable[[int, dict[str, Any]], bool]) -> None:
         """Keep only the lines of NAME.jsonl of which `keep(number from 0, row)` is true, and none that is torn."""
-        path = self.path / f"{name}.jsonl"
+        path = self.to_write(self.path / f"{name}.jsonl")
         if not path.exists():
             return
         kept = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True)):
+        text = read_bytes(path, MOST_LINES).decode("utf-8", "replace")
+        for number, line in enumerate(text.splitlines(keepends=True)):
             try:
-                row = json.loads(line)
-            except ValueError:
+                if keep(number, json.loads(line)):
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError, RecursionError):  # torn, or no line of this run's
                 break
-            if keep(number, row):
-                kept.append(line)
         write_text_atomic(path, "".join(kept))

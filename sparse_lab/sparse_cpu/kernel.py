@@ -67,7 +67,7 @@ def _can_be_kept(function: Callable[..., Any]) -> bool:
     """Is there a folder for what is compiled of a function, which can be written and locked?"""
     try:
         with (Path(FunctionCache(function).cache_path) / LOCK).open("w") as lock, suppress(BlockingIOError):
-            take(lock, wait=False)
+            take(lock, lock.name, wait=False)
     except (OSError, RuntimeError, SparseLabError):
         return False
     return True
@@ -114,7 +114,7 @@ class _CompiledElsewhere(FunctionCache):
         if found is not None or COMPILES in os.environ:
             return found
         with (Path(self.cache_path) / LOCK).open("w") as lock:
-            take(lock)
+            take(lock, lock.name)
             found = super().load_overload(sig, target_context)
             if found is None:
                 self._compile(sig)

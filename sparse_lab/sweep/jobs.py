@@ -104,6 +104,7 @@ def fill(
             user_conf=request.source.user_conf,
             own=tuple(tuple(run.command) for run in runs),
             folder=folder.path,
+            lock=folder.lock,
         )
         plan = plan_of(command, request.launcher, len(runs), [planned(run.config) for run in runs])
         error, stopped = None, None

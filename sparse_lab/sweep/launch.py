@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -28,7 +28,9 @@ from sparse_lab import full_disk
 from sparse_lab.config import Config
 from sparse_lab.errors import NOTED, SparseLabError, UserError
 from sparse_lab.experiment import plugins
+from sparse_lab.records import process
 from sparse_lab.records.atomic_io import write_text_atomic
+from sparse_lab.records.lock import Moved
 from sparse_lab.records.redaction import redact
 from sparse_lab.records.sweep_dir import ENDED, Job, Overview, SweepFolder, now
 
@@ -60,6 +62,7 @@ class Task:
     own: tuple[tuple[str, ...], ...] = ()
     swept: tuple[str, ...] = ()
     folder: Path | None = None  # the sweep's; None for a single run
+    lock: int | None = None  # the number of the file that holds the sweep's folder for this command
     searches: bool = False  # a sweeper makes the jobs up and wants each one's value
     argv: tuple[str, ...] = ()  # of a single run: what starts it again, by which DDP starts its other processes
     cwd: str = field(default_factory=os.getcwd)
@@ -75,10 +78,15 @@ class Task:
 
     def __call__(self, _: DictConfig) -> float | None:
         """Returns the validation accuracy in percent, or None. No failure leaves: it would stop the other jobs."""
-        if self.folder is not None and not (self.folder / "plan.json").is_file():
-            raise UserError(f"{socket.gethostname()} does not see {self.folder}: a cluster's machines must share it")
+        folder = self.sweep
+        if folder is not None:
+            folder.check_in_place()
+            if not (folder.path / "plan.json").is_file():
+                raise UserError(
+                    f"{socket.gethostname()} does not see {folder.path}: a cluster's machines must share it"
+                )
         os.chdir(self.cwd)  # paths of the command mean what they mean there
-        if self.folder is None:
+        if folder is None:
             sys.argv = [sys.argv[0], *self.argv]  # Hydra has read its own
             self.last = self._run(lambda: self._config(self.fixed), "", lambda name: None)
             return self.last.get("value")
@@ -86,7 +94,7 @@ class Task:
 
         from sparse_lab.sweep.plan import written
 
-        folder, hydra = SweepFolder(self.folder), HydraConfig.get()
+        hydra = HydraConfig.get()
         if folder.asked_to_stop:
             return None
         number = int(hydra.job.num)
@@ -111,14 +119,12 @@ class Task:
             _say_progress(folder)
         return outcome.get("value")
 
-    def planned_names(self) -> dict[int, str]:
-        """The jobs' runs by number, where they are known before they start."""
-        assert self.folder is not None
-        return dict(enumerate(SweepFolder(self.folder).planned_names()))
-
-    def made(self, run: str) -> bool:
-        assert self.folder is not None
-        return SweepFolder(self.folder).has_result(run)
+    @property
+    def sweep(self) -> SweepFolder | None:
+        """The sweep's folder; None for a single run. On other machines a file may have another number."""
+        if self.folder is None:
+            return None
+        return SweepFolder(self.folder, self.lock if self.host == socket.gethostname() else None)
 
     def done_already(self, config: Config) -> bool:
         """Is this single run finished? Then that is said at once, without Hydra's own second look at the command."""
@@ -221,6 +227,7 @@ def start(request: Request) -> int:
             request.source.user_conf,
             swept=tuple(request.axes),
             folder=folder.path,
+            lock=folder.lock,
             searches=not request.plan,
         )
         _hush(request.sweeper)
@@ -238,7 +245,7 @@ def start(request: Request) -> int:
 
 def plan_of(command: str, launcher: str, jobs: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """What plan.json is to hold. `runs`: what each job will run, where that is known before they start."""
-    about = {"command": command, "started": now(), "pid": os.getpid(), "host": socket.gethostname()}
+    about = {"command": command, "started": now(), **process.about()}
     return {**about, "jobs": jobs, "launcher": launcher, "runs": runs}
 
 
@@ -246,7 +253,8 @@ def planned_jobs(
     folder: SweepFolder, plan: dict[str, Any], task: Task, launching: DictConfig, go: Callable[[], None]
 ) -> Exception | None:
     """Let `go` hand the jobs of a plan to their launcher, and return what went wrong beside the jobs: a worker that
-    died, a cluster that cannot be reached. No failing run is among it. Raises Stopped after a signal.
+    died, a cluster that cannot be reached. No failing run is among it. Raises Stopped after a signal, Moved where the
+    folder is no longer there.
 
     launching: the launcher's settings, hydra.launcher.
     """
@@ -260,7 +268,9 @@ def planned_jobs(
     except Exception as caught:
         error = caught
     finally:
-        folder.end(plan)
+        with suppress(Moved):
+            folder.end(plan)
+    folder.check_in_place()
     found = ([("the launcher", error)] if error is not None else []) + list(task.lost.items())
     if not found:
         return None
@@ -398,23 +408,16 @@ def stop_workers(folder: SweepFolder, number: int) -> None:
     deadline = time.monotonic() + GRACE
     told: set[int] = set()
     while time.monotonic() < deadline:
-        mine = {pid for pid, host in folder.running() if host == socket.gethostname() and _lives(pid)}
+        mine = {pid for pid, host in folder.running() if host == socket.gethostname()}
         for pid in mine - told:
             told.add(pid)
-            # a terminal sends Ctrl-C to every process of its group itself
-            if number != signal.SIGINT or os.getpgid(pid) != os.getpgrp():
-                os.kill(pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):  # it has ended by now
+                # a terminal sends Ctrl-C to every process of its group itself
+                if number != signal.SIGINT or os.getpgid(pid) != os.getpgrp():
+                    os.kill(pid, signal.SIGTERM)
         if not mine:
             return
         time.sleep(0.2)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True
 
 
 def _watch(folder: SweepFolder, launcher: str, over: threading.Event) -> None:

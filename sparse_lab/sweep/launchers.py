@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 
     from sparse_lab.sweep.launch import Task
 
+MOST_DEATHS = 3
+KILLED_AGAIN = (
+    f"its process was killed {MOST_DEATHS} times, the last time with nothing beside it: most often memory is short: a "
+    "smaller training.batch_size or model.width; the same command again goes on where it was saved"
+)
+EXIT_CODES = re.compile(r"exit codes of the workers are \{(.+)\}")
 LOOK_EVERY = 0.1  # seconds between two looks at jobs in other processes
 NOT_LOADED = re.compile(r"UserError: ((?:plugin|the installed package) .* cannot be loaded: .*)")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -46,13 +52,20 @@ SHARED = {"name", "timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "gp
 @dataclass(frozen=True)
 class Job:
     """What makes one run. `number`: its place in the plan, from 0. `needs`: runs that it makes first where they are
-    not there yet, so that no other job that makes one of them should run at the same time.
+    not there yet, so that no other job that makes one of them should run at the same time. `deaths`: how often its
+    process was killed.
     """
 
     number: int
     run: str
     overrides: tuple[str, ...]
     needs: frozenset[str] = frozenset()
+    deaths: int = 0
+
+    @property
+    def alone(self) -> bool:
+        """Must nothing else run beside it? The last try: what was short of memory has all of it then."""
+        return self.deaths == MOST_DEATHS - 1
 
     @property
     def name(self) -> str:
@@ -69,11 +82,13 @@ class Basic(hydra.plugins.launcher.Launcher):
         self.task: Task = task_function  # type: ignore[assignment]
         self.handed = replace(self.task, lost={})  # what other processes get of it
         self.config = config
+        assert self.task.sweep is not None
+        self.folder: SweepFolder = self.task.sweep
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """What Hydra's sweepers call."""
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
-        names = self.task.planned_names()
+        names = dict(enumerate(self.folder.planned_names()))
         jobs = [
             Job(number, names.get(number, f"job-{number + 1}"), tuple(words))
             for number, words in zip(numbers, job_overrides, strict=True)
@@ -84,51 +99,68 @@ class Basic(hydra.plugins.launcher.Launcher):
     def run(self, jobs: list[Job], ended: Callable[[Job], None] = lambda job: None) -> dict[str, JobReturn]:
         """Run all jobs, the first that can begin first, and return what Hydra's `run_job` made of each, by its name.
 
-        ended: called with each job once it has ended. Raises what a signal raises, and what keeps jobs from being
-        submitted at all.
+        ended: called with each job once it has ended. Raises what a signal raises, what keeps jobs from being submitted
+        at all, and Moved where the sweep's folder is no longer there, once those that run have ended.
         """
         waiting, running, returned = list(jobs), dict[str, tuple[Job, Any]](), dict[str, JobReturn]()
         try:
             while waiting or running:
+                if waiting and self.folder.moved is not None:
+                    waiting.clear()
                 ready = self._ready(waiting, [job for job, _ in running.values()])
                 handles = self.submit(ready) if ready else []
                 running |= {job.name: (job, handle) for job, handle in zip(ready, handles, strict=True)}
                 over = [name for name, (_, handle) in running.items() if self.over(handle)]
                 for name in over:
                     job, handle = running.pop(name)
-                    returned[name] = self._returned(job, handle)
+                    if (result := self._returned(job, handle)) is None:
+                        waiting.append(replace(job, deaths=job.deaths + 1))
+                        continue
+                    returned[name] = result
                     ended(job)
                 if not over:
                     time.sleep(LOOK_EVERY)
         finally:
             self.close()
+        self.folder.check_in_place()
         return returned
 
     def _ready(self, waiting: list[Job], running: list[Job]) -> list[Job]:
         """Take from `waiting` the first jobs that there is room for and that make nothing that another one makes."""
         room = len(waiting) if self.room is None else self.room - len(running)
-        if room <= 0:
+        if room <= 0 or any(job.alone for job in running):
             return []
-        made = self.task.made
+        made = self.folder.has_result
         busy = {name for job in running for name in (job.run, *job.needs) if not made(name)}
         ready: list[Job] = []
         for job in list(waiting):
             if len(ready) == room:
                 break
+            if job.alone and (running or ready):
+                continue
             making = {name for name in (job.run, *job.needs) if not made(name)}
             if not making & busy:
                 ready.append(job)
                 waiting.remove(job)
                 busy |= making
+                if job.alone:
+                    break
         return ready
 
-    def _returned(self, job: Job, handle: Any) -> JobReturn:
+    def _returned(self, job: Job, handle: Any) -> JobReturn | None:
+        """What a job that is over returned; None where its process died and it is to be submitted again."""
         try:
             return self.collect(handle)
         except Exception as error:  # its process died: a job that fails returns
             if (said := _not_loaded(error)) is not None:
                 return _failed(self.task, job, said)
+            if (killed := self.killed(job, error)) is not None and job.deaths + 1 < MOST_DEATHS:
+                print(f"sweep: {killed}; it is submitted again", flush=True)
+                return None
             self.task.lost[job.name] = error
+            if killed is not None:
+                print(f"sweep: {killed}; that is said to have failed", flush=True)
+                return _failed(self.task, job, KILLED_AGAIN)
             return JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)  # without a value, as one that fails
 
     def submit(self, jobs: list[Job]) -> list[Any]:
@@ -143,6 +175,10 @@ class Basic(hydra.plugins.launcher.Launcher):
     def collect(self, handle: Any) -> JobReturn:
         """Return what a job that is over returned. Raise what ended its process."""
         return handle
+
+    def killed(self, job: Job, error: Exception) -> str | None:
+        """Return what is to be said of a job whose process was killed, if this launcher is to submit it again."""
+        return None
 
     def close(self) -> None:
         """Let nothing go on that the command started for its jobs on this machine."""
@@ -163,25 +199,50 @@ class Joblib(Basic):
         state, brought = Singleton.get_state(), plugins.handed()
         handles = []
         for job in jobs:
-            process = self.idle.pop() if self.idle else self._new()
             handed = (brought, self.context, self.config, self.handed, state, job)
-            handles.append((process, process.submit(compose_elsewhere, *handed)))
+            handles.append(self._start(compose_elsewhere, *handed))
         return handles
 
-    def _new(self) -> Any:
+    def _start(self, *what: Any) -> tuple[Any, Any]:
         from joblib.externals.loky import ProcessPoolExecutor
+        from joblib.externals.loky.process_executor import BrokenProcessPool
 
-        self.processes.append(ProcessPoolExecutor(1, env=self.environment))
-        return self.processes[-1]
+        while self.idle:
+            process = self.idle.pop()
+            try:
+                return process, process.submit(*what)
+            except BrokenProcessPool:  # killed while it waited
+                self._drop(process)
+        process = ProcessPoolExecutor(1, env=self.environment)
+        self.processes.append(process)
+        return process, process.submit(*what)
+
+    def _drop(self, process: Any) -> None:
+        self.processes.remove(process)
+        process.shutdown(wait=True, kill_workers=True)
 
     def over(self, handle: Any) -> bool:
         return handle[1].done()
 
     def collect(self, handle: Any) -> JobReturn:
         process, future = handle
-        returned = future.result()
+        try:
+            returned = future.result()
+        except Exception:
+            self._drop(process)  # of a place whose process died nothing more comes
+            raise
         self.idle.append(process)
         return returned
+
+    def killed(self, job: Job, error: Exception) -> str | None:
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+        if not isinstance(error, TerminatedWorkerError):
+            return None
+        told = EXIT_CODES.search(str(error))
+        begun = self.folder.begun(job.number)
+        who = f"the process of {job.run}" if begun is None else f"process {begun['pid']}, which made {begun['run']},"
+        return f"{who} was killed{'' if told is None else f' ({told[1]})'}"
 
     def close(self) -> None:
         for process in self.processes:
@@ -343,8 +404,10 @@ def _elsewhere(brought: Handed, task: Task, state: dict[Any, Any], job: Job, go:
 
 def _failed(task: Task, job: Job, said: str) -> JobReturn:
     """Put a job that did not begin on record as one that failed."""
-    assert task.folder is not None
-    SweepFolder(task.folder).outcome(job.number, {"run": job.run, "outcome": "failed", "said": said})
+    assert task.sweep is not None
+    begun = task.sweep.begun(job.number)
+    run = job.run if begun is None else begun["run"]
+    task.sweep.outcome(job.number, {"run": run, "outcome": "failed", "said": said})
     return JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)
 
 

@@ -43,6 +43,7 @@ from sparse_lab.experiment.compose import (
 )
 from sparse_lab.experiment.security.flags import check_flags
 from sparse_lab.experiment.security.secrets import check_line, check_values
+from sparse_lab.records.sweep_dir import MOST_JOBS
 
 ANSWERS = ("help", "hydra_help", "cfg", "info", "shell_completion")
 # what runs or searches -> the extra that brings it, and what that extra must have brought
@@ -139,6 +140,8 @@ class Request:
         base = self.read_experiment_axes()
         for plugin in (base.hydra.launcher, base.hydra.sweeper) if self.multirun else ():
             check_extra(str(plugin.get("_target_")))
+        if self.jobs > MOST_JOBS:
+            raise UserError(f"a sweep has at most {MOST_JOBS:,} jobs: give its axes fewer values, or search them")
         jobs = self.corners()
         with telling(len(jobs), self._say) as at:
             composer = self.composer()
@@ -505,7 +508,7 @@ def values_of(override: Override) -> list[str]:
         interval = override.value()
         assert isinstance(interval, IntervalSweep)
         return [str(interval.start), str(interval.end)]
-    return [written(str(value)) for value in override.sweep_string_iterator()]
+    return [written(str(value)) for value in itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1)]
 
 
 def check_extra(target: str) -> None:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from sparse_lab.errors import UserError
 from sparse_lab.full_disk import naming
-from sparse_lab.records.atomic_io import append_checksum, atomic_write, verify_checksum
+from sparse_lab.records.atomic_io import append_checksum, atomic_write, temporary_of, verify_checksum
 from sparse_lab.sparsity.state import load_state
 
 FORMAT = "sparse_lab network 1"
@@ -37,7 +37,7 @@ def replacing(last: Path, previous: Path, *, writes: bool) -> Iterator[Path]:
 
     writes: is this the process that writes? The others pass through.
     """
-    temporary = last.with_name(f".{last.name}.tmp")
+    temporary = temporary_of(last)
     try:
         with naming(last):
             yield temporary

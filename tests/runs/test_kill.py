@@ -100,7 +100,7 @@ def at_random(runs: Path, seconds: float, chance: random.Random) -> None:
 
 
 def while_saving(runs: Path, seconds: float, chance: random.Random) -> None:
-    until(lambda: any(runs.glob("*/checkpoints/.last.ckpt.tmp")), seconds)
+    until(lambda: any(runs.glob("*/checkpoints/.last.ckpt.*.tmp")), seconds)
 
 
 def after_a_save(runs: Path, seconds: float, chance: random.Random) -> None:

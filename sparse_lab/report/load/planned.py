@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparse_lab.records.record import is_number
-from sparse_lab.report.load.records import Finished, Records, Status, read_json, read_status
+from sparse_lab.records.record import is_name, is_number
+from sparse_lab.records.sweep_dir import read_outcome, read_plan, sound
+from sparse_lab.report.load.records import Finished, Records, Status, read_status
 from sparse_lab.report.tables.aggregate import distinct
 from sparse_lab.report.tables.cell import percent
 from sparse_lab.report.tables.labels import labels
@@ -64,7 +65,7 @@ def unfinished(records: Records, table: Sequence[dict[str, Any]] = ()) -> tuple[
             if name not in finished and status.state != "done":
                 found[name] = _planned(run, status)
     for run in table:
-        if not _sound(run):
+        if not isinstance(run, dict) or not is_name(run.get("name")):  # it is joined to a path
             warnings.append("table.yaml: 'planned' holds something that is no run; it is not counted")
         elif run["name"] not in finished and run["name"] not in found:
             found[run["name"]] = _planned(run, states.get(run["name"], Status(NOT_STARTED)))
@@ -94,32 +95,21 @@ def _plans(paths: Iterable[Path], warnings: list[str]) -> list[tuple[Path, dict[
     """The sound plans, oldest first. A plan lies in OUTPUTS/sweeps/ID; what lies elsewhere is somebody else's file."""
     found = []
     for path in paths:
-        if path.resolve().parent.parent.name != "sweeps" or (plan := read_json(path, warnings)) is None:
-            continue
-        runs = plan.get("runs")
-        if not isinstance(runs, list) or not all(_sound(run) for run in runs):
-            warnings.append(f"{path}: 'runs' is missing or holds something that is no run; the plan is not counted")
-            continue
-        found.append((path, plan))
+        if path.resolve().parent.parent.name == "sweeps" and (plan := sound(read_plan, path, warnings)) is not None:
+            found.append((path, plan))
     return sorted(found, key=lambda pair: (str(pair[1].get("started")), str(pair[0])))
-
-
-def _sound(run: object) -> bool:
-    # The name is joined to a path below.
-    name = run.get("name") if isinstance(run, dict) else None
-    return isinstance(name, str) and "/" not in name and name not in ("", ".", "..")
 
 
 def _said(folder: Path, warnings: list[str]) -> tuple[dict[str, Status], dict[int, str]]:
     """What the jobs of a sweep said of their runs, by name; and each job's run, by its number."""
     said, named = {}, {}
     for path in sorted(folder.glob("*.json")):
-        job = read_json(path, warnings) if path.stem.isdigit() else None
-        if job is not None and isinstance(job.get("outcome"), str) and job["outcome"] in _OUTCOMES:
-            state, line = _OUTCOMES[job["outcome"]], " ".join(str(job.get("said") or "").split())
+        job = sound(read_outcome, path, warnings) if path.stem.isdecimal() else None
+        if job is not None:
+            state, line = _OUTCOMES[job["outcome"]], " ".join(job["said"].split())
             if state == "unreadable":
                 line = f"the sweep says {job['outcome']}, yet no record of it was found"
-            named[int(path.stem)] = str(job.get("run"))
+            named[int(path.stem)] = job["run"]
             said[named[int(path.stem)]] = Status(state, line or None)
     return said, named
 

@@ -9,21 +9,31 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sparse_lab.errors import UserError
+from sparse_lab.records import process
 from sparse_lab.records.atomic_io import printable
 from sparse_lab.records.kept import FILE, Kept, read_kept
-from sparse_lab.records.record import BadRecord, check_result, check_seal, is_number, read_record, whole_number
+from sparse_lab.records.record import (
+    MOST_SMALL,
+    BadRecord,
+    check_result,
+    check_seal,
+    is_number,
+    read_record,
+    whole_number,
+)
+from sparse_lab.records.sweep_dir import sound
 
 STATES = ("running", "done", "failed", "interrupted")
 PLAN = "plan.json"  # of a sweep
-_RECORDS = {"status.json", "result.json", PLAN, FILE}
+RECORDS = {"status.json", "result.json", PLAN, FILE}  # names of files
 
 
 @dataclass(frozen=True)
@@ -127,17 +137,6 @@ def read(*roots: Path, without: Iterable[Path] = ()) -> Records:
     return records
 
 
-def read_json(path: Path, warnings: list[str], *, sealed: bool = True) -> dict[str, Any] | None:
-    """The record in a file; None where there is no file, or none that can be trusted, with a warning."""
-    try:
-        return read_record(path, sealed=sealed, shown=True)
-    except FileNotFoundError:
-        return None
-    except BadRecord as error:
-        warnings.append(f"{path}: {error}; it is not counted")
-        return None
-
-
 def kept_runs(folder: Path) -> Records:
     """The runs that folder/records.jsonl keeps, with a warning for each line that is none."""
     records = Records()
@@ -163,7 +162,11 @@ def _kept_result(kept: Kept, place: Path, warnings: list[str]) -> dict[str, Any]
 
 def read_status(folder: Path, warnings: list[str], fallback: str = "unreadable") -> Status:
     """How far the run in a folder is; the fallback where its `status.json` does not say."""
-    return _status(read_json(folder / "status.json", warnings, sealed=False), fallback)
+    return _status(sound(_status_shown, folder / "status.json", warnings), fallback)
+
+
+def _status_shown(path: Path) -> dict[str, Any]:
+    return read_record(path, sealed=False, shown=True, most=MOST_SMALL)
 
 
 def share(part: object, whole: object) -> float:
@@ -181,9 +184,9 @@ def section(record: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _add(records: Records, folder: Path) -> None:
     path = folder / "result.json"
-    result = read_json(path, records.warnings)
-    sound = None if result is None else _sound(result, path, records.warnings)
-    _count(records, folder, sound, read_json(folder / "status.json", records.warnings, sealed=False))
+    result = sound(partial(read_record, shown=True), path, records.warnings)
+    counted = None if result is None else _sound(result, path, records.warnings)
+    _count(records, folder, counted, sound(_status_shown, folder / "status.json", records.warnings))
 
 
 def _sound(result: dict[str, Any], path: Path, warnings: list[str]) -> dict[str, Any] | None:
@@ -230,7 +233,11 @@ def _folders(roots: tuple[Path, ...], without: set[Path]) -> Iterator[tuple[Path
             subfolders[:] = sorted(
                 name for name in subfolders if not without or (folder / name).resolve() not in without
             )
-            if _RECORDS.intersection(files) and (real := folder.resolve()) not in seen:
+            files += RECORDS.intersection(
+                subfolders
+            )  # a folder in a record's place is named, as is any other thing there
+            subfolders[:] = [name for name in subfolders if name not in RECORDS]
+            if RECORDS.intersection(files) and (real := folder.resolve()) not in seen:
                 seen.add(real)
                 # "." has no name, and a run given by itself should still be listed under one.
                 yield folder if folder.name else real, files
@@ -240,7 +247,7 @@ def _status(raw: dict[str, Any] | None, fallback: str) -> Status:
     if raw is None or raw.get("state") not in STATES:
         return Status(fallback)
     state, error = str(raw["state"]), raw.get("error")
-    if state == "running" and raw.get("host") == socket.gethostname() and not _alive(raw.get("pid")):
+    if state == "running" and process.is_gone(raw):
         state = "interrupted"
     return Status(
         state=state,
@@ -256,18 +263,3 @@ def _time(text: object) -> datetime | None:
         return datetime.fromisoformat(str(text)).astimezone()
     except (ValueError, OverflowError, OSError):
         return None
-
-
-def _alive(pid: object) -> bool:
-    # Outside POSIX, signal 0 is no question but Ctrl-C; there a run is taken at its word.
-    if os.name != "posix":
-        return True
-    if not isinstance(pid, int) or pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    return True
