@@ -52,5 +52,6 @@ def what_of(error: OSError, likely: Path) -> str:
     """Say what `found_in` returned: what is full, where, what to do. `likely`: where, if the error does not know."""
     assert error.errno is not None
     what, remedy = FULL[error.errno]
-    where = Path(os.fsdecode(error.filename)).parent if isinstance(error.filename, str | bytes) else likely
+    name = error.filename2 or error.filename  # of a copy the second is where it was to go
+    where = Path(os.fsdecode(name)).parent if isinstance(name, str | bytes) else likely
     return f"{what}: nothing more can be written to {where}; {remedy}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from sparse_lab.errors import SparseLabError
@@ -180,6 +181,16 @@ class CheckpointOnExit(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, Stopped):
             self.save.leave(trainer, exception)
+
+
+class Straight(TorchCheckpointIO):
+    """Writes where it is told to: Lightning's own writes among the temporary files and copies that, and where the disk
+    is full there it looks as if it were here.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with open(path, "wb") as file:
+            torch.save(checkpoint, file)
 
 
 class InMemory(TorchCheckpointIO):

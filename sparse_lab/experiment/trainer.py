@@ -8,6 +8,7 @@ import warnings
 import pytorch_lightning as pl
 import torch
 
+from sparse_lab.callbacks.checkpoint import Straight
 from sparse_lab.config import Config
 from sparse_lab.experiment.build import Parts
 from sparse_lab.methods.table import present
@@ -61,6 +62,7 @@ def make_trainer(config: Config, parts: Parts, folder: RunDir) -> pl.Trainer:
         accumulate_grad_batches=config.training.accumulate,
         gradient_clip_val=parts.module.recipe.clip_norm,
         callbacks=parts.callbacks,
+        plugins=[Straight()],
         logger=False,
         profiler=profiler,
         num_sanity_val_steps=0,

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sparse_lab import full_disk
 from sparse_lab.errors import UserError
 from sparse_lab.records.atomic_io import atomic_write, printable
 from sparse_lab.report.figures.registry import NAMES, Picture, pictures
@@ -27,6 +28,7 @@ from sparse_lab.report.render.html import webpage
 from sparse_lab.report.render.latex import latex
 from sparse_lab.report.render.markdown import markdown
 from sparse_lab.report.render.sections import Report, widths
+from sparse_lab.report.render.spreadsheet import write_csv
 from sparse_lab.report.tables.aggregate import levels, long, panels, wide
 from sparse_lab.report.tables.caveats import notes
 from sparse_lab.report.tables.cell import marks
@@ -77,15 +79,20 @@ def _write(roots: list[Path], out: Path, without: Sequence[Path]) -> Written:
     )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _whole(written.results, lambda path: report.table.round(6).to_csv(path, index=False))
-        _whole(written.levels, lambda path: passed.to_csv(path, index=False))
+        _whole(written.results, lambda path: write_csv(report.table.round(6), path))
+        _whole(written.levels, lambda path: write_csv(passed, path))
         _whole(written.latex, lambda path: path.write_text(latex(report.table), encoding="utf-8"))
         put_all(report.pictures, out)
         _whole(written.report, lambda path: path.write_text(markdown(report), encoding="utf-8"))
         _whole(written.page, lambda path: path.write_text(webpage(report, out), encoding="utf-8"))
         _remove_old(report.pictures, out)
-    except OSError as error:
-        raise UserError(f"the report cannot be written to {out} ({error.strerror}): choose another --out") from error
+    except Exception as error:
+        if (full := full_disk.found_in(error)) is not None:
+            raise UserError(f"{full_disk.what_of(full, out)}, or choose another --out") from error
+        if not isinstance(error, OSError):
+            raise
+        said = error.strerror or " ".join(str(error).split())
+        raise UserError(f"the report cannot be written to {out} ({said}): choose another --out") from error
     return written
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
+from itertools import groupby
 
 import pandas as pd
 
@@ -48,6 +49,14 @@ _SPECIAL = {
     "…": r"\ldots{}",
     "–": "{-}",
 }
+# other scripts: XeLaTeX and LuaLaTeX set them, where a font has them; pdfLaTeX has no fonts that a table could rely on
+_SCRIPT = "otherscript"
+_SCRIPT_HEAD = (
+    f"% Signs that LaTeX's standard fonts lack stand in \\{_SCRIPT}{{signs}}{{their code points}}.\n"
+    "% XeLaTeX and LuaLaTeX set the signs, in a font of yours that has them (fontspec, xeCJK, luatexja);\n"
+    "% pdfLaTeX sets the code points.\n"
+    f"\\providecommand{{\\{_SCRIPT}}}[2]{{\\ifdefined\\Umathcode#1\\else#2\\fi}}\n"
+)
 _HEAD = (
     "% Made by sparse-lab report. Needs \\usepackage{booktabs}.\n"
     "% Cells: mean and sample standard deviation of top-1 test accuracy over seeds, in percent;\n"
@@ -58,19 +67,29 @@ _HEAD = (
 def latex(table: pd.DataFrame) -> str:
     """A floating table for each network and data set, with no more sparsities beside each other than a page holds.
 
-    Everything that comes from records is escaped, and what LaTeX's standard fonts lack becomes a question mark.
+    Everything that comes from records is escaped. What LaTeX's standard fonts lack is set by XeLaTeX and LuaLaTeX
+    alone; pdfLaTeX sets its code points, and the file's head says so.
     """
-    return "\n".join([_HEAD, *(_panel(table, model, dataset) for model, dataset in panels(table))])
+    text = "\n".join(_panel(table, model, dataset) for model, dataset in panels(table))
+    return "\n".join([_HEAD + (_SCRIPT_HEAD if f"\\{_SCRIPT}{{" in text else ""), text])
 
 
 def escape(text: object) -> str:
     """Text that stays text in LaTeX, on one line."""
     line = " ".join(unicodedata.normalize("NFC", str(text)).split())
-    return "".join(_SPECIAL.get(sign) or (sign if _plain(sign) else "?") for sign in line)
+    return "".join(
+        _of_other_script("".join(signs)) if other else "".join(_SPECIAL.get(sign, sign) for sign in signs)
+        for other, signs in groupby(line, lambda sign: not (sign in _SPECIAL or _plain(sign)))
+    )
 
 
 def _plain(sign: str) -> bool:
     return " " <= sign <= "~" or (sign.isalpha() and sign <= "ÿ")
+
+
+def _of_other_script(signs: str) -> str:
+    signs = "".join(sign for sign in signs if sign.isprintable())
+    return f"\\{_SCRIPT}{{{signs}}}{{{' '.join(f'U+{ord(sign):04X}' for sign in signs)}}}" if signs else "?"
 
 
 def _panel(table: pd.DataFrame, model: str, dataset: str) -> str:

@@ -89,7 +89,7 @@ def test_published_numbers_need_room(make_run: Make, tmp_path: Path) -> None:
         ('<b>|"`', r"\textless{}b\textgreater{}\textbar{}''\textasciigrave{}"),
         ("two\nlines\t%", r"two lines \%"),
         ("β = 1 ± 2 …", r"$\beta$ = 1 $\pm$ 2 \ldots{}"),
-        ("é 漢 \x00\x1b 😀", "é ? ?? ?"),
+        ("é 漢字 \x00\x1b 😀", r"é \otherscript{漢字}{U+6F22 U+5B57} ? \otherscript{😀}{U+1F600}"),
     ],
 )
 def test_escape(text: str, safe: str) -> None:
