@@ -1,5 +1,5 @@
-"""A disk that is full by any name, on any file of a run: one line that names the place, and the run goes on later to the
-bits of one that never met it. A file system without locks: one line before anything trains.
+"""A disk that is full by any name, on any file of a run: one line that names the place, and the run goes on later to
+the bits of one that never met it. A file system without locks: one line before anything trains.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ def test_the_traceback_is_only_said_to_be_where_it_is(compose, quiet, plug):
         run(config, "x", quiet)
     assert f"; the whole traceback is in {error})" in one_line(caught.value) and error.is_file()
     error.unlink()
+    plug(2)
     with full("ENOSPC", "error.txt", 1), pytest.raises(RuntimeError) as caught:
         run(config, "x", quiet)
     assert "pulled the plug (conftest.py:" in one_line(caught.value)
@@ -116,16 +117,16 @@ def test_the_traceback_is_only_said_to_be_where_it_is(compose, quiet, plug):
 
 
 @pytest.mark.full
-def test_what_the_system_lets_no_file_become_larger_than_is_said_by_the_command(small, tmp_path):
-    """The limit is real: torch, Lightning and the system each tell of it in their own words."""
-    for most in (1024, 100_000):
-        done = subprocess.run(
-            [sys.executable, "-m", "sparse_lab", *RIGL, *small, f"paths.outputs={tmp_path / str(most)}"],
-            capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)),
-        )  # fmt: skip  # noqa: B023
-        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-        [said] = [line for line in done.stderr.splitlines() if "failed" in line]
-        assert f"can be written to {tmp_path / str(most)}/runs/" in said and "ulimit -f" in said
+@pytest.mark.parametrize("most", [1024, 100_000])
+def test_what_files_may_not_become_larger_than_is_said_by_the_command(most, small, tmp_path):
+    """The limit is real: torch and the system each tell of it in their own words."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sparse_lab", *RIGL, *small, f"paths.outputs={tmp_path}"],
+        capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)),
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    [said] = [line for line in done.stderr.splitlines() if "failed" in line]
+    assert f"can be written to {tmp_path}/runs/" in said and "ulimit -f" in said
 
 
 @pytest.mark.full
