@@ -1,8 +1,9 @@
 """Real processes, really killed: what they leave in the end must be what an undisturbed run leaves, to the bit.
 
-`make test-all` kills one run three times, `make test-nightly` every method's seven times; `pytest -m "full or nightly"
-tests/runs/test_kill.py -s` prints every kill. Moments are drawn by a seeded generator; some are aimed
-at what is hardest: while a checkpoint is written, right after one, and between a mask update and the next save.
+`make test-all` kills two runs three times, `make test-nightly` all of `REQUESTS` seven times;
+`pytest -m "full or nightly" tests/runs/test_kill.py -s` prints every kill. Moments are drawn by a seeded generator;
+some are aimed at what is hardest: while a checkpoint is written, right after one, and between a mask update and the
+next save.
 """
 
 from __future__ import annotations
@@ -38,6 +39,42 @@ REQUESTS = {
         "method.cycles.every=1",
         "method.cycles.lengths=[0.3,0.3]",
         "training.epochs=10",
+        *MIXED,
+    ),
+    "hrank": (
+        "method=hrank",
+        "schedule=layerwise",
+        "schedule.layerwise.round_epochs=3",
+        f"method.filters.rates=[{','.join(['0.5'] * 13)}]",
+        "sparsity.target=0.74815148",  # 1 - 14578 / 57884, what is left of half of each layer's filters
+        "training.epochs=24",
+        "training.finetune.epochs=39",
+    ),
+    "oneshot_regrow": ("method=oneshot_regrow", *LENGTH, *MIXED),
+    "patience": ("method=dense", "training.epochs=200", "training.patience=24"),
+    "checkpoint_every": (
+        "method=rigl",
+        "method.drop_and_grow.update_every=2",
+        "trainer.checkpoint_every=3",
+        "training.epochs=40",
+        *MIXED,
+    ),
+    "east_bf16": (
+        "method=east",
+        "model=resnet34",
+        "method.drop_and_grow.update_every=2",
+        "method.cycles.every=1",
+        "method.cycles.lengths=[0.3,0.3]",
+        "trainer.precision=bf16-mixed",
+        "training.epochs=8",
+        *MIXED,
+    ),
+    "sparse_clipped": (
+        "method=rigl",
+        "method.drop_and_grow.update_every=2",
+        "compute=sparse",
+        "training.clip_norm=0.5",
+        "training.epochs=40",
         *MIXED,
     ),
 }
@@ -149,8 +186,9 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(method, lab, capsys):
 
 
 @pytest.mark.full
-def test_killed_three_times_it_ends_with_the_same_bits(lab, capsys):
-    check_killed("rigl", [while_saving, after_a_save, after_a_mask_update], 2, lab, capsys)
+@pytest.mark.parametrize("method", ["rigl", "sparse_clipped"])
+def test_killed_three_times_it_ends_with_the_same_bits(method, lab, capsys):
+    check_killed(method, [while_saving, after_a_save, after_a_mask_update], 2, lab, capsys)
 
 
 def check_killed(method: str, aims: list[Aim], least: int, lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
@@ -312,3 +350,21 @@ def test_two_processes_of_one_run_stop_together_and_go_on_to_the_same_bits(lab):
     assert 10 <= load_checkpoint(folder / "checkpoints/last.ckpt")["global_step"] < 64, "not within the first epoch"
     lab.finish(two, "stopped")
     compare(lab.runs("whole"), lab.runs("stopped"))
+
+
+@pytest.mark.nightly
+def test_where_one_of_two_processes_is_killed_the_other_ends_too_and_the_run_goes_on_to_the_same_bits(lab):
+    two = ("method=rigl", "method.drop_and_grow.update_every=5", "training.epochs=40", "trainer.devices=2", *MIXED)
+    lab.finish(two, "whole")
+    runs = lab.folder / "killed" / "runs"
+    for epochs in (5, 20):
+        process = lab.start(two, "killed")
+        wait_for_training(process)
+        until(lambda: rows(runs) >= epochs, 120)  # noqa: B023
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        [second] = [int(one) for one in children if b"sparse_lab" in Path(f"/proc/{one}/cmdline").read_bytes()]
+        os.kill(second, signal.SIGKILL)
+        said = process.communicate(timeout=120)[0]
+        assert process.returncode != 0 and "sparse-lab: failed" in said, said
+    lab.finish(two, "killed")
+    compare(lab.runs("whole"), lab.runs("killed"))

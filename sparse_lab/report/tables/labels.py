@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from sparse_lab.config import Config, current
 from sparse_lab.report.load.records import Finished, section
 
 SHOWN = 3  # settings that a row's name spells out
+LONGEST = 400  # signs of a row's name; a plot would draw one of 100,000 for a minute
 
 
 def labels(runs: Iterable[Finished]) -> dict[str, str]:
@@ -27,7 +29,14 @@ def labels(runs: Iterable[Finished]) -> dict[str, str]:
     names: dict[str, str] = {}
     for (_, _, method), by_sparsity in groups.items():
         names.update(_variants(method, by_sparsity))
-    return names
+    return {cell: _shortened(name) for cell, name in names.items()}
+
+
+def _shortened(name: str) -> str:
+    """A name that is too long by its beginning, its end and its hash: those that differ still do."""
+    if len(name) <= LONGEST:
+        return name
+    return f"{name[: LONGEST // 2]} ... {name[-LONGEST // 4 :]} ({hashlib.sha256(name.encode()).hexdigest()[:8]})"
 
 
 def foldable(label: str, room: int) -> str:
