@@ -74,6 +74,9 @@ def chosen(subject: Subject, words: Sequence[str], asked: str | None) -> Images:
     asked: the split. None: the test set; of other data without one, all of them. Raise UserError.
     """
     dataset, seed = _dataset(subject, words)
+    whole = bool(words) and "test" not in own_parts(dataset) and not any(word.startswith(DRAWN[0]) for word in words)
+    if whole and asked is None:  # whatever is drawn is put together again
+        dataset = replace(dataset, test=0.5)
     source = _loaded(subject, dataset, seed)
     if subject.scale not in (None, source.scale):
         kinds = {255: "bytes, 0 to 255", 1: "numbers that are taken as they are"}
@@ -87,7 +90,7 @@ def chosen(subject: Subject, words: Sequence[str], asked: str | None) -> Images:
             raise UserError(f"--data {given}: these are the files of the run itself, and stay split as they were")
         dataset, seed = replace(dataset, **{key: getattr(own.config.dataset, key) for key in SHARES}), own.config.seed
         source = _loaded(subject, dataset, seed)
-    which = asked or ("test" if not words or same or "test" in own_parts(dataset) else ALL)
+    which = asked or (ALL if whole and not same else "test")
     note = (
         ", as its run split it"
         if same

@@ -69,6 +69,7 @@ _LEVEL = (
     "epochs",
     "seconds",
 )
+_BY_CLASS = ("balanced_accuracy", "worst_class_accuracy")  # %; empty for runs that recorded no classes
 _EFFECTIVE = ("effective", "dead_channels", "channels", "connected", "live_logits")
 
 
@@ -137,9 +138,16 @@ def levels(runs: Iterable[Finished]) -> pd.DataFrame:
         for level in run.levels:
             effective = section(level, "effective")
             row = known | {key: level.get(key) for key in _LEVEL} | {key: effective.get(key) for key in _EFFECTIVE}
-            rows.append(row)
-    columns = ["model", "dataset", "method", "target", "seed", "run", "cell", *_LEVEL, *_EFFECTIVE]
+            rows.append(row | _by_class(level))
+    columns = ["model", "dataset", "method", "target", "seed", "run", "cell", *_LEVEL, *_BY_CLASS, *_EFFECTIVE]
     return _sorted(pd.DataFrame(rows, columns=columns), ["target", "cell", "seed", "level"])
+
+
+def _by_class(level: dict[str, Any]) -> dict[str, float]:
+    """Test accuracy over the classes alike, and of the class that is recognised worst."""
+    said = level.get("class_accuracy")
+    found = [one for one in said if is_number(one) and 0 <= one <= 100] if isinstance(said, list) else []
+    return dict(zip(_BY_CLASS, (sum(found) / len(found), min(found)), strict=True)) if found else {}
 
 
 def wide(table: pd.DataFrame, model: str, dataset: str) -> pd.DataFrame:

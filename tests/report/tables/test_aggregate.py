@@ -383,6 +383,21 @@ def test_each_level_says_how_many_are_not_zero(make_run: Make, seal: Callable[..
     assert levels(read(tmp_path).results)["nonzero"].tolist() == [9000]
 
 
+def test_each_level_says_how_good_its_classes_are(make_run: Make, seal: Callable[..., None], tmp_path: Path) -> None:
+    folder = make_run(levels=[(0.5, 90.0, 90.0), (0.9, 80.0, 80.0), (0.95, 70.0, 70.0), (0.99, 60.0, 60.0)])
+    record = json.loads((folder / "result.json").read_text())
+    said = ([90.0, 70.0, None, 50.0], [None, None], "damaged", [1e9, True, 40.0])
+    for level, one in zip(record["levels"], said, strict=True):
+        level["class_accuracy"] = one
+    seal(folder / "result.json", record)
+    make_run(method="old")  # which recorded none
+    table = levels(read(tmp_path).results).set_index(["method", "level"])
+    assert table.loc[("oneshot", 1), ["balanced_accuracy", "worst_class_accuracy"]].tolist() == [70.0, 50.0]
+    assert table.loc[("oneshot", 4), ["balanced_accuracy", "worst_class_accuracy"]].tolist() == [40.0, 40.0]
+    others = table.drop(index=[("oneshot", 1), ("oneshot", 4)])
+    assert len(others) == 3 and others["balanced_accuracy"].isna().all()
+
+
 def test_what_a_network_does_not_count_is_noted(make_run: Make, tmp_path: Path) -> None:
     lstm = [
         {"name": "a.weight_hh_l0", "kind": "LSTM", "weights": 1200},
