@@ -141,7 +141,7 @@ def names(layout: Layout) -> list[str]:
 
 def _part(layout: Layout, part: str, classes: list[str]) -> Iterator[Named]:
     folder = layout.base / part
-    with os.scandir(folder) as entries:
+    with _scanned(folder) as entries:
         stray = sorted(entry.name for entry in entries if _is_photo(entry.name) and not _is_dir(entry))
     if stray:
         more = f" (and {len(stray) - 1:,} more)" if len(stray) > 1 else ""
@@ -180,7 +180,10 @@ def _photos(base: Path, below: str) -> Iterator[str]:
                     left.append((f"{name}/{entry.name}", (*above, here)))
                 elif _is_photo(entry.name):
                     if not _is_file(entry):
-                        raise UserError(f"{shown(base / name / entry.name)} is a link that leads nowhere: remove it")
+                        what = (
+                            "a pipe, a device or a socket" if _leads_somewhere(entry) else "a link that leads nowhere"
+                        )
+                        raise UserError(f"{shown(base / name / entry.name)} is {what}: remove it")
                     about = entry.stat()
                     if (about.st_dev, about.st_ino) not in seen:
                         seen.add((about.st_dev, about.st_ino))
@@ -211,6 +214,10 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return entry.is_file()
     except OSError:
         return False
+
+
+def _leads_somewhere(entry: os.DirEntry[str]) -> bool:
+    return os.path.exists(entry.path)
 
 
 def _is_photo(name: str) -> bool:

@@ -7,7 +7,6 @@ Steps in a row that a graph has a place for become one program of the kernels; t
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,46 +103,67 @@ def _computed(part: Part, source: Tensor) -> Tensor:
 def _parts(trace: Trace, tensors: Mapping[str, Tensor], sizes: Sequence[Any]) -> list[Part]:
     """The longest runs of steps that a graph has a place for, each from one value to one value."""
     found, number = [], 0
+    fitting = [_fits(step, tensors) for step in trace.steps]
+    last = {value: step for step, one in enumerate(trace.steps) for value in reads(one)}
+    last[trace.result] = len(trace.steps)
     while number < len(trace.steps):
         part = None
         if trace.steps[number].operation in BEGINS:
-            part = _longest(trace, tensors, sizes, number)
+            part = _longest(trace, tensors, sizes, number, fitting, last)
         if part is not None:
             found.append(part)
         number += 1 if part is None else len(part.steps)
     return found
 
 
-def _longest(trace: Trace, tensors: Mapping[str, Tensor], sizes: Sequence[Any], first: int) -> Part | None:
+def _longest(
+    trace: Trace,
+    tensors: Mapping[str, Tensor],
+    sizes: Sequence[Any],
+    first: int,
+    fitting: Sequence[bool],
+    last: Mapping[int, int],
+) -> Part | None:
+    """fitting: may a step stand in a program? last: which step is the last to read a value."""
     source = reads(trace.steps[first])[0] if reads(trace.steps[first]) else None
     if source is None or not isinstance(sizes[source], tuple):
         return None
-    end = first
-    while end < len(trace.steps) and _is_inside(trace.steps[end], tensors, source, first):
-        end += 1
     taken: Layout = "map" if trace.steps[first].operation != "linear" else "last"
     if len(sizes[source]) == 2:
         taken = "flat"
     if taken == "map" and len(sizes[source]) != 4:
         return None
-    later = Counter(value for step in trace.steps[first:] for value in reads(step))
-    later[trace.result] += 1
-    for last in range(end, first, -1):
-        steps = range(first, last)
-        inner = Counter(value for number in steps for value in reads(trace.steps[number]))
-        if any(later[number] > inner[number] for number in range(first + 1, last)):
+    failed: int | None = None
+    for end in reversed(_ends(trace, source, first, fitting, last)):
+        steps = range(first, end)
+        if failed is not None and end > failed:
             continue
         try:
             graph, given = lowering.part(trace, tensors, sizes, steps, taken)
-        except NoPlace:
+        except NoPlace as error:
+            failed = error.step
             continue
         return Part(steps, source, taken, compiled(reduced(graph)).finish(), given)
     return None
 
 
-def _is_inside(step: Step, tensors: Mapping[str, Tensor], source: int, first: int) -> bool:
-    """May the step stand in a program that begins with step `first`, by what it reads?"""
-    if step.operation not in lowering.KINDS or any(value != source and value <= first for value in reads(step)):
+def _ends(trace: Trace, source: int, first: int, fitting: Sequence[bool], last: Mapping[int, int]) -> list[int]:
+    """Where a program that begins with step `first` and reads `source` may end: nothing that it makes on the way is
+    read behind it.
+    """
+    ends, furthest = [], 0
+    for number in range(first, len(trace.steps)):
+        if not fitting[number] or any(value != source and value <= first for value in reads(trace.steps[number])):
+            break
+        if furthest <= number:
+            ends.append(number + 1)
+        furthest = max(furthest, last.get(number + 1, 0))
+    return ends
+
+
+def _fits(step: Step, tensors: Mapping[str, Tensor]) -> bool:
+    """Has a program a place for the operation, and are its weights few?"""
+    if step.operation not in lowering.KINDS:
         return False
     for name in names(step):
         tensor = tensors[name]
