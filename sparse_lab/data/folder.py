@@ -139,7 +139,7 @@ def _decode(layout: Layout, named: list[Named], dataset: DatasetConfig) -> Decod
 
 def _check_readable(bad: dict[int, str], skip: bool) -> None:
     if bad and not skip:
-        more = f" (nor can {len(bad) - 1:,} more)" if len(bad) > 1 else ""
+        more = f" (it and {len(bad) - 1:,} more)" if len(bad) > 1 else ""
         raise UserError(f"{bad[min(bad)]}, or leave out what cannot be read{more} with dataset.skip_corrupt=true")
 
 

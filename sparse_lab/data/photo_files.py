@@ -46,7 +46,7 @@ class Layout:
         """Sorted names of the classes. Raise UserError for fewer than two."""
         found = class_folders(self.base / self.train)
         if len(found) < 2:
-            held = f"only the class folder {found[0]}/" if found else "no class folders"
+            held = f"only the class folder {shown(found[0])}/" if found else _without_classes(self.base / self.train)
             raise UserError(f"{shown(self.base / self.train)} holds {held}: it takes two at least, one folder a class")
         return list(found)
 
@@ -126,12 +126,34 @@ def listed(layout: Layout) -> dict[str, list[Named]]:
     """
     classes = layout.classes()
     for part in layout.parts():
-        if different := set(class_folders(layout.base / part)) ^ set(classes):
-            raise UserError(
-                f"{shown(layout.base)}: {layout.train}/ and {part}/ hold different classes, "
-                f"for instance {shown(min(different))!r}"
-            )
+        _check_classes(layout, part, set(classes))
     return {part: list(_part(layout, part, classes)) for part in layout.parts()}
+
+
+def _check_classes(layout: Layout, part: str, classes: set[str]) -> None:
+    """UserError: a part has not the classes of the training photos."""
+    found = set(class_folders(layout.base / part))
+    if not found:
+        folder = layout.base / part
+        first = shown(min(classes))
+        raise UserError(
+            f"{shown(folder)} holds {_without_classes(folder)}: put its photos into a folder a class, as in "
+            f"{layout.train}/ ({part}/{first}/... for those of {layout.train}/{first}/)"
+        )
+    if different := found ^ classes:
+        one = min(different)
+        where = layout.train if one in classes else part
+        raise UserError(
+            f"{shown(layout.base)}: {layout.train}/ and {part}/ hold different classes, for instance {shown(one)!r}, "
+            f"which is in {where}/ alone"
+        )
+
+
+def _without_classes(folder: Path) -> str:
+    """What lies in a folder without class folders."""
+    with _scanned(folder) as entries:
+        photos = sum(_is_photo(entry.name) for entry in entries)
+    return f"{photos:,} photo{'' if photos == 1 else 's'} and no class folders" if photos else "no class folders"
 
 
 def names(layout: Layout) -> list[str]:

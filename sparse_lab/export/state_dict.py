@@ -38,5 +38,8 @@ def read(path: Path) -> torch.nn.Module:
     payload = load_checkpoint(path)
     if payload.get("format") != FORMAT:
         raise UserError(f"{path} is not a torch network that `sparse-lab export` wrote")
-    model = models.build(**payload["build"])
-    return rebuild(model, payload["state_dict"]).eval()
+    try:
+        return rebuild(models.build(**payload["build"]), payload["state_dict"]).eval()
+    except Exception as error:  # somebody else may have written it
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is not what it says it is ({type(error).__name__}: {line}): export it again") from None
