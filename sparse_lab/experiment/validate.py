@@ -24,6 +24,8 @@ from sparse_lab.sparsity.images import image_like, send
 from sparse_lab.training.checkpoint_io import load_checkpoint, load_network, load_start
 from sparse_lab.training.device import device_of
 
+PACKED = ".sparse"  # what `sparse-lab export` calls such files
+
 
 def check(config: Config, here: bool = True) -> None:
     """Raises UserError for a value, name, combination, file or folder that this run could not work with.
@@ -114,8 +116,14 @@ def _check_files(config: Config) -> None:
     """Can the checkpoints be read that a run starts from?"""
     regrow = config.method.regrow
     for path in (config.model.weights, None if regrow is None else regrow.reference):
-        if path not in (None, *models.LIBRARIES):
-            load_checkpoint(str(path))
+        if path in (None, *models.LIBRARIES):
+            continue
+        if str(path).endswith(PACKED):
+            raise UserError(
+                f"{path} is a packed network, whose weights have its batch norms in them: give the folder of its run, "
+                "or what `sparse-lab export RUN --to torch` writes"
+            )
+        load_checkpoint(str(path))
     if config.model.weights not in (None, *models.LIBRARIES):
         _check_fit(config, str(config.model.weights))
     if regrow is not None and regrow.score == "reference" and regrow.reference is not None:

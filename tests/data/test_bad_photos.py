@@ -52,15 +52,16 @@ def wrong_sum(path: Path) -> None:
     path.write_bytes(whole)
 
 
+BOMB = "larger than 178,956,970 pixels"
 # what makes the file -> words of its line
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing": (lambda path: path.touch(), "no kind of image"),
     "text": (lambda path: path.write_text("<html>"), "no kind of image"),
     "cut": (lambda path: path.write_bytes(noise(path)[:600]), "truncated"),
     "cut in its head": (lambda path: path.write_bytes(noise(path)[:20]), "cannot be read"),
-    "a bomb": (lambda path: path.write_bytes(png(50_000, 50_000, zlib.compress(b""))), "larger than 178,956,970 pixels"),
+    "a bomb": (lambda path: path.write_bytes(png(50_000, 50_000, zlib.compress(b""))), BOMB),
     "a size of nothing": (lambda path: path.write_bytes(png(0, 0, zlib.compress(b""))), "cannot be read"),
-    "a size beyond": (lambda path: path.write_bytes(png(2**31 - 1, 2**31 - 1, b"")), "larger than 178,956,970 pixels"),
+    "a size beyond": (lambda path: path.write_bytes(png(2**31 - 1, 2**31 - 1, b"")), BOMB),
     "a broken chunk": (broken_chunk, "broken PNG"),
     "a wrong checksum": (wrong_sum, "cannot be read"),
     "a comment that unpacks to 100 MB": (

@@ -100,6 +100,7 @@ REFUSED = {
     "method=static sparsity.target=0.9 model=resnet8 model.weights=RUN": "is missing",
     "method=static sparsity.target=0.9 model.width=0.125 model.weights=RUN": "not (8, 3, 3, 3)",
     "method=oneshot_regrow method.regrow.score=reference method.regrow.reference=RUN model.width=0.125": "does not fit",
+    "method=dense model.weights=RUN/net.sparse": "is a packed network",
     "method=static sparsity.target=0.9 model.weights=RUN/..": "is a folder, and no run's",
 }
 
