@@ -135,3 +135,8 @@ class Allowance:
         if self.left < 0:
             raise ValueError(f"it asks for more than {self.most:,} numbers")
         return count
+
+    def check_results(self, count: int) -> None:
+        """Raise ValueError where all that is computed for an image are too many numbers for a file of this size."""
+        if count > self.most:
+            raise ValueError(f"an image takes {count:,} numbers, more than {self.most:,}")

@@ -31,7 +31,7 @@ from sparse_lab.export.rice_coding import MOST_BITS
 from sparse_lab.export.runtime import SparseNetwork
 from sparse_lab.export.streams import DTYPES, Precision, Streams, scale_of
 from sparse_lab.records.atomic_io import atomic_write
-from sparse_lab.trace.trace import MOST, Trace
+from sparse_lab.trace.trace import Trace
 
 KEY = "sparse_lab"
 FORMAT = 2  # the newest
@@ -118,6 +118,7 @@ def _graph(given: _Given) -> tuple[Graph, dict[str, Any]]:
     parts = _Parts(given.said["values"], given.numbers)
     head.only(given.said, (*HEAD, "maps", "nodes"))
     maps = tuple(parts.take_map(of, given.allowance) for of in head.items(given.said, "maps"))
+    given.allowance.check_results(sum(len(of.channels) * of.height * of.width for of in maps))
     plain = head.items(given.said, "nodes")
     if len(maps) != len(plain) + 1:
         raise ValueError(f"{len(plain)} layers make {len(maps)} maps")
@@ -205,8 +206,8 @@ class _Parts(Streams):
 
     def take_map(self, sizes: Any, allowance: head.Allowance) -> Map:
         full, height, width = head.wholes({"map": sizes}, "map", 1, head.SIDE**2, 3)
-        if max(height, width) > head.SIDE or full * height * width > MOST:
-            raise ValueError(f"a map of {full:,} x {height:,} x {width:,} numbers")
+        if max(height, width) > head.SIDE:
+            raise ValueError(f"a map of {height:,} x {width:,} pixels")
         allowance.take((full,))
         there = np.unpackbits(self.take("channels", -(-full // 8)), count=full)
         return Map(np.flatnonzero(there), full, height, width)

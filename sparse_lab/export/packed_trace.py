@@ -17,7 +17,7 @@ from sparse_lab.export import head, rice_coding
 from sparse_lab.export.rice_coding import MOST_BITS
 from sparse_lab.export.streams import Streams
 from sparse_lab.trace.plain import LONGEST, as_plain, from_plain
-from sparse_lab.trace.trace import TYPES, Trace, check
+from sparse_lab.trace.trace import TYPES, Trace, check, numbers_of
 
 SPARSE = 0.9  # share of numbers that are not zero, below which positions pay
 DIMENSIONS = 16  # of a tensor
@@ -42,6 +42,7 @@ def take(of: Mapping[str, Any], streams: Streams, allowance: head.Allowance) -> 
     streams.end()
     trace = from_plain(head.field(of, "trace"), tensors)
     check(trace, tensors)
+    allowance.check_results(numbers_of(trace, tensors))
     return trace, tensors
 
 

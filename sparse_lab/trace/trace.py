@@ -232,6 +232,12 @@ def check(trace: Trace, tensors: Mapping[str, Tensor]) -> int:
     return int(shape[1])
 
 
+def numbers_of(trace: Trace, tensors: Mapping[str, Tensor]) -> int:
+    """How many numbers all values of one image have together."""
+    made = (value if isinstance(value, list) else [value] for value in shapes(trace, tensors, 1))
+    return sum(math.prod(size) for sizes in made for size in sizes)
+
+
 def weight_names(trace: Trace) -> set[str]:
     """The tensors that convolutions and linear layers multiply by."""
     weights = [step.arguments.get("weight") for step in trace.steps if step.operation in WEIGHTED]

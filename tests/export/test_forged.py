@@ -9,6 +9,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from sparse_lab.export.dead_channels import reduced
 from sparse_lab.export.lowering import traced
 from sparse_lab.export.packed import KEY, UNKNOWN, save, save_trace
 from sparse_lab.trace.capture import captured, state_of
+from sparse_lab.trace.trace import Named, Step, Trace, Value
 
 ABOUT = {"name": "a run", "num_classes": 5, "image_size": 16, "normalise": {"mean": [0.5] * 3, "std": [0.25] * 3}}
 EXAMPLES = 2_000 if "NIGHT" in os.environ else 120
@@ -340,3 +342,17 @@ def test_no_file_at_all(tmp_path):
             sparse_lab.load(path)
         assert str(caught.value).isprintable() and str(path) in str(caught.value)
         assert time.monotonic() - begun < 5
+
+
+def test_a_small_file_for_huge_images(tmp_path, bounded):
+    """A convolution whose bias maps would take gibibytes."""
+    steps = (
+        Step("conv2d", {"input": Value(0), "weight": Named("w"), "bias": Named("b"), "padding": [1, 1]}),
+        Step("mean.dim", {"self": Value(1), "dim": [2, 3]}),
+    )
+    tensors = {"w": torch.zeros(1, 1, 3, 3), "b": torch.ones(1)}
+    trace = Trace((1, 2**14, 2**14), steps, 2, ("w", "b"), (), {})
+    save_trace(trace, tensors, ABOUT, tmp_path / "huge.sparse")
+    assert "an image takes" in str(answer(tmp_path / "huge.sparse"))
+    save_trace(replace(trace, images=(1, 64, 64)), tensors, ABOUT, tmp_path / "small.sparse")
+    assert answer(tmp_path / "small.sparse") is None
