@@ -14,14 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_lab.errors import UserError
 from sparse_lab.export import lowering
 from sparse_lab.export.dead_channels import reduced
 from sparse_lab.export.lowering import Layout, NoPlace
 from sparse_lab.export.runtime import compiled, fitting
+from sparse_lab.records.atomic_io import printable
 from sparse_lab.sparse_cpu.program import Executor
 from sparse_lab.trace.trace import Step, Trace, last_reads, names, prepared, reads, shapes, weight_names
 
 DENSE = 0.3  # share of a layer's weights that is not zero, above which torch's dense kernels are as fast
+LINE = 200  # characters of what went wrong
 BEGINS = ("conv2d", "linear", "batch_norm", "channel_affine")  # what is worth a program
 
 
@@ -72,7 +75,7 @@ class MixedNetwork:
             part = self.parts.get(number)
             if part is None:
                 done = range(number, number + 1)
-                values[number + 1] = self._calls[number](values, len(images))
+                values[number + 1] = self._made(number, values, len(images))
             else:
                 done = part.steps
                 values[done[-1] + 1] = _computed(part, values[part.source])
@@ -82,6 +85,17 @@ class MixedNetwork:
             number = done[-1] + 1
         logits: Tensor = values[self.trace.result]
         return logits
+
+    def _made(self, number: int, values: Mapping[int, Any], count: int) -> Any:
+        """What torch makes of a step. Raises UserError where it cannot: of numbers that nothing had looked at before."""
+        try:
+            return self._calls[number](values, count)
+        except Exception as error:
+            line = printable(" ".join(str(error).split())[:LINE])
+            raise UserError(
+                f"step {number}, {self.trace.steps[number].operation}, of this network cannot be computed ({line}): "
+                "export it again"
+            ) from None
 
     def __repr__(self) -> str:
         return f"MixedNetwork({self.about.get('name', '')}, {self._weights:,} weights)"

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from sparse_lab.export.mixed import MixedNetwork
 from sparse_lab.export.rice_coding import MOST_BITS
 from sparse_lab.export.runtime import SparseNetwork
 from sparse_lab.export.streams import DTYPES, Precision, Streams, scale_of
-from sparse_lab.records.atomic_io import atomic_write
+from sparse_lab.records.atomic_io import atomic_write, printable
 from sparse_lab.trace.trace import Trace
 
 KEY = "sparse_lab"
@@ -51,7 +52,6 @@ STREAMS = {
 }
 LARGEST = 16 * regular_file.GIB
 LINE = 200  # characters of what went wrong
-
 ACTIVATIONS = get_args(Activation)
 
 
@@ -149,7 +149,7 @@ def _contradicting(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # what has the right checksum was written by something else than `save`
-        line = " ".join(str(error).split())[:LINE]
+        line = printable(" ".join(str(error).split())[:LINE])
         raise UserError(f"{path} is not what it says it is ({type(error).__name__}: {line}): export it again") from None
 
 
@@ -166,14 +166,14 @@ def _checked(content: bytes, path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a packed network, or it is damaged: export it again") from None
     if len(content) < 8 + size + end:
         raise UserError(f"{path} is truncated, or not a packed network: copy or export it again")
-    if len(digest) != len(UNKNOWN):
+    if re.fullmatch(r"[0-9a-f]{64}", digest) is None:
         raise UserError(f"{path} is not a packed network, or it is damaged: export it again")
     if hashlib.sha256(content.replace(digest.encode(), UNKNOWN.encode(), 1)).hexdigest() != digest:
         raise UserError(f"{path} is damaged: its content is not what was saved; copy or export it again")
     number = found.get("format")
     if type(number) is not int or not 0 < number <= FORMAT:
         raise UserError(
-            f"{path} has format {str(number)[:20]} and this sparse_lab reads up to {FORMAT}: "
+            f"{path} has format {str(printable(str(number)))[:20]} and this sparse_lab reads up to {FORMAT}: "
             "pip install --upgrade sparse_lab"
         )
     return found

@@ -208,9 +208,12 @@ def _check_kept_masks(config: Config, structure: Structure) -> None:
             f"model.keep_masks=true: the masks in {weights} {what} {other[0]!r}: ask for the same network, classes, "
             "sparsity.include and sparsity.exclude as its run, or leave model.keep_masks out"
         )
+    if empty := next((name for name, count in count_kept(masks).items() if not count), None):
+        raise UserError(f"model.keep_masks=true: the masks in {weights} leave nothing of {empty!r}: leave it out")
     kept, total = sum(count_kept(masks).values()), structure.size(config).total
     if num_kept(config.sparsity.target, total) != kept:
-        there = next(one for digits in range(2, 18) if num_kept(one := round(1 - kept / total, digits), total) == kept)
+        exact = 1 - kept / total
+        there = next((one for digits in range(2, 18) if num_kept(one := round(exact, digits), total) == kept), exact)
         raise UserError(
             f"model.keep_masks=true: the masks in {weights} keep {kept:,} of {total:,} weights, and "
             f"sparsity.target={config.sparsity.target:g} {num_kept(config.sparsity.target, total):,}: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ def plain_of(state: State, own: Container[str]) -> tuple[dict[str, Any], dict[st
         plain[f"{layer}.weight"] = weight
     for layer in [key.removesuffix(".alpha") for key in plain if key.endswith(".alpha")]:
         weighted, alpha = plain.get(f"{layer}.weight"), _added(plain, f"{layer}.alpha", own)
-        if alpha is not None and alpha.dim() == 0 and isinstance(weighted, Tensor) and weighted.dim() > 1:
+        if alpha is not None and alpha.dim() == 0 and is_plain(weighted) and weighted.dim() > 1:
             plain[f"{layer}.weight"] = weighted + alpha * dct_basis(weighted).to(weighted)
             del plain[f"{layer}.alpha"]
     return plain, masks
@@ -47,12 +47,17 @@ def masks_of(state: State, own: Container[str] = ()) -> dict[str, Tensor]:
         layer: mask
         for layer, mask in found.items()
         if f"{layer}.mask" not in own
-        and isinstance(mask, Tensor)
+        and is_plain(mask)
         and mask.dtype == torch.bool
-        and isinstance(weight := state.get(f"{layer}.weight"), Tensor)
+        and is_plain(weight := state.get(f"{layer}.weight"))
         and weight.is_floating_point()
         and weight.shape == mask.shape
     }
+
+
+def is_plain(value: object) -> TypeGuard[Tensor]:
+    """Is it a tensor whose numbers are there, one beside the other?"""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized and not value.is_meta
 
 
 def has_offsets(state: State) -> bool:
@@ -62,4 +67,4 @@ def has_offsets(state: State) -> bool:
 
 def _added(state: State, key: str, own: Container[str]) -> Tensor | None:
     found = state.get(key)
-    return found if key not in own and isinstance(found, Tensor) and found.is_floating_point() else None
+    return found if key not in own and is_plain(found) and found.is_floating_point() else None

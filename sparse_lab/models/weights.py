@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from sparse_lab.errors import UserError
-from sparse_lab.models.pruned_state import MasksLeft, has_offsets, masks_of, plain_of
+from sparse_lab.models.pruned_state import MasksLeft, has_offsets, is_plain, masks_of, plain_of
 from sparse_lab.sparsity.state import load_state
 
+LONGEST = 80  # characters of a name in a message
 SHOWN = 3  # tensors that do not fit which are told
 
 
@@ -147,7 +148,7 @@ def _differences(wanted: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -
     """The first keys in which `state` differs from what is wanted, in words, and what to do; None if it fits."""
     extra = [key for key in state if key not in wanted]
     found = [line for key, tensor in wanted.items() if (line := _difference(key, tensor, state, extra)) is not None]
-    found += [f"{key!r} is not in the network" for key in extra]
+    found += [f"{_short(key)} is not in the network" for key in extra]
     if not found:
         return None
     more = f"; and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
@@ -159,12 +160,17 @@ def _difference(key: str, tensor: torch.Tensor, state: Mapping[str, Any], extra:
         # Files from before torch 0.4.1 have no such count, and with a set momentum BatchNorm does not read it.
         if key.endswith(".num_batches_tracked"):
             return None
-        return f"{key!r} is missing" + (f" (it has {extra[0]!r})" if extra else "")
+        return f"{key!r} is missing" + (f" (it has {_short(extra[0])})" if extra else "")
     found = state[key]
-    if not isinstance(found, torch.Tensor):
-        return f"{key!r} is not a tensor"
+    if not is_plain(found):
+        return f"{key!r} is not a tensor" + (" of plain numbers" if isinstance(found, torch.Tensor) else "")
     if found.shape != tensor.shape:
         return f"{key!r} has shape {tuple(found.shape)}, not {tuple(tensor.shape)}"
     if found.is_floating_point() != tensor.is_floating_point():
         return f"{key!r} is of type {found.dtype}, not {tensor.dtype}"
     return None
+
+
+def _short(key: str) -> str:
+    """A name in somebody else's file, for a line."""
+    return repr(key if len(key) <= LONGEST else f"{key[:LONGEST]}...")

@@ -354,3 +354,10 @@ def test_the_first_three_that_do_not_fit_are_named_and_the_rest_is_counted(state
     other = build("resnet34", width=0.25).state_dict()
     wrong = sum(tensor.shape != other[key].shape for key, tensor in state.items())
     assert f"; and {wrong - 3:,} more: ask for the network that it is of" in line
+
+
+@pytest.mark.parametrize("what", [torch.zeros(8, 3, 3, 3).to_sparse(), torch.zeros(8, 3, 3, 3, device="meta")])
+def test_tensors_without_plain_numbers_are_named(what: torch.Tensor, state: State, tmp_path: Path) -> None:
+    mask = torch.ones(8, 3, 3, 3, dtype=torch.bool)
+    torch.save({**state, "conv1.weight": what, "conv1.mask": mask}, tmp_path / "w.pt")
+    assert "'conv1.weight' is not a tensor of plain numbers" in _refused(tmp_path / "w.pt")
