@@ -87,7 +87,7 @@ class MixedNetwork:
         return logits
 
     def _made(self, number: int, values: Mapping[int, Any], count: int) -> Any:
-        """What torch makes of a step. Raises UserError where it cannot: of numbers that nothing had looked at before."""
+        """What torch makes of a step. Raises UserError where it cannot: nobody has looked at the numbers before."""
         try:
             return self._calls[number](values, count)
         except Exception as error:
