@@ -37,7 +37,7 @@ test-all: .venv/full
 
 test-nightly: .venv/full
 	NIGHT=1 $(BIN)/python -m pytest -m nightly --durations=20
-	NIGHT=1 $(BIN)/python -m pytest tests/sparse_cpu tests/sparsity  # properties with all their examples
+	NIGHT=1 $(BIN)/python -m pytest tests/sparse_cpu tests/sparsity tests/export/test_forged.py  # properties with all their examples
 	$(BIN)/python scripts/mutation_check.py --all
 
 lint: .venv/ready

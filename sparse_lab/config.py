@@ -261,8 +261,14 @@ class ModelConfig:
     width: float = key(1.0, "factor on every channel count", low=0.0, open_low=True, high=4.0)
     weights: str | None = key(
         None,
-        "'torchvision' or 'timm' (downloaded), or a file with a state dict to start from (ImageNet variants too)",
+        "'torchvision' or 'timm' (downloaded), a file with a state dict to start from (ImageNet variants too), or the "
+        "folder of a finished run",
         file=True,
+    )
+    keep_masks: bool = key(
+        False,
+        "model.weights of a pruned network: true trains under its masks from the first step; false takes its weights "
+        "alone, and what was pruned starts at zero and is free to move",
     )
     adapt_stem: bool = key(
         False, "a 3x3 convolution of stride 1, and no pooling, where an ImageNet network begins: for small images"
@@ -316,6 +322,10 @@ class DatasetConfig:
         high=0.9,
     )
     skip_corrupt: bool = key(False, "folder: leave out files that cannot be read, by name; false: refuse them")
+    exif_orientation: bool = key(
+        False,
+        "photos: turn each as the camera's EXIF says; false: as its pixels are stored, which is what torchvision reads",
+    )
     mirror: bool = key(True, "a mirrored image keeps its label (false for digits)")
     validation: float = key(
         0.1, "share of the training images held out, drawn by seed", low=0.0, open_low=True, high=0.9
@@ -602,7 +612,9 @@ class RegrowConfig:
     )
     score_on: str = key("dense", "the network that score looks at", choices=("dense", "sparse"))
     reference: str | None = key(
-        None, "score=reference: a checkpoint; null makes the one-way run at sparsity.target", file=True
+        None,
+        "score=reference: a checkpoint, or the folder of a finished run; null makes the one-way run at sparsity.target",
+        file=True,
     )
     value: str = key("zero", "what a regrown weight starts from", choices=("zero", "dense", "kaiming"))
     start: str = key(

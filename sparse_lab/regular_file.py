@@ -41,7 +41,8 @@ def _without_waiting(path: str, flags: int) -> int:
 def read_bytes(path: str | Path, most: int) -> bytes:
     """Return what the file holds. Raises OSError as `opened` does."""
     with opened(path, most) as file:
-        return file.read(most + 1)[:most]
+        size = os.fstat(file.fileno()).st_size  # room is made for what is asked for, whether it is there or not
+        return file.read(min(most, max(size, 64 * KIB)))
 
 
 def read_text(path: str | Path, most: int) -> str:

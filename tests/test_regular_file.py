@@ -52,3 +52,8 @@ def test_a_file_that_grows_while_it_is_read_is_read_no_further_than_its_kind_may
     path.write_bytes(b"x" * 1000)
     monkeypatch.setattr("sparse_lab.regular_file.os.fstat", lambda number: size)
     assert read_bytes(path, 10) == b"x" * 10
+
+
+def test_a_generous_limit_takes_no_memory(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    assert regular_file.read_bytes(tmp_path / "x", 2**50) == b"abc"

@@ -66,3 +66,18 @@ class WeightSelector:
         view = View(model, self.batches, generator, probe=self.probe)
         first = None if self.reserve is None else partial(self.reserve, generator)
         return kept, prune_to(self.masks, kept, self.score(view), self.distribution, first)
+
+
+class GivenMasks:
+    """Masks that are there already (by layer name), whatever the weights are."""
+
+    passes = False
+
+    def __init__(self, masks: Masks, given: Mapping[str, Tensor]) -> None:
+        self.masks = masks
+        self.given = given
+
+    def __call__(
+        self, sparsity: float, model: nn.Module, generator: torch.Generator, change: int, soft: bool
+    ) -> tuple[int, Scores]:
+        return num_kept(sparsity, self.masks.total()), dict(self.given)

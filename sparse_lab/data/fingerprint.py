@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sparse_lab import regular_file
 from sparse_lab.file_lock import NoLocks
 from sparse_lab.file_lock import lock as take
 from sparse_lab.records.atomic_io import write_record, write_text_atomic
@@ -25,6 +26,7 @@ from sparse_lab.records.record import BadRecord, read_record
 RACY = 2.0  # seconds: a file that changed just now could change again, and nothing but its content would show it
 FIRST_LINE, NEXT_LINES = 2.0, 10.0  # seconds between lines on how far it is
 SAVE_EVERY = 60.0  # seconds of reading that a kill may cost
+LARGEST = 2**14 * regular_file.GIB  # bytes of a file: whoever takes images of it says what is too much
 CHUNK = 256  # files that a thread takes at a time
 
 # (a file's name below the data set's folder, its metadata as text): a file that is known by this is not read again
@@ -118,7 +120,7 @@ class _Kept:
 
     def load(self) -> None:
         try:
-            text = self.table.read_text(encoding="ascii")
+            text = regular_file.read_bytes(self.table, LARGEST).decode("ascii")
         except (OSError, ValueError):
             return
         *lines, seal = text.split("\n")
@@ -152,6 +154,7 @@ class _Kept:
     def _read_chunk(self, chunk: list[Seen]) -> list[str]:
         digests = []
         for name, _ in chunk:
+            regular_file.check(self.base / name, LARGEST)
             with open(self.base / name, "rb") as file:
                 digests.append(hashlib.file_digest(file, self._hash).hexdigest())
         return digests

@@ -86,7 +86,13 @@ _last: dict[tuple[object, ...], Decoded] = {}  # those of the last run: the next
 
 def _decoded(layout: Layout, files: dict[str, list[Named]], dataset: DatasetConfig) -> Decoded:
     named = [one for part in files.values() for one in part]
-    key = (str(layout.base.resolve()), dataset.shape, dataset.skip_corrupt, _state(layout.base, named))
+    key = (
+        str(layout.base.resolve()),
+        dataset.shape,
+        dataset.skip_corrupt,
+        dataset.exif_orientation,
+        _state(layout.base, named),
+    )
     if key not in _last:
         _last.clear()  # first, so that the new ones find room
         _last[key] = _decode(layout, named, dataset)
@@ -105,16 +111,16 @@ def _state(base: Path, named: list[Named]) -> str:
 
 def _decode(layout: Layout, named: list[Named], dataset: DatasetConfig) -> Decoded:
     paths = [str(layout.base / name) for name, _ in named]
-    undecoded = Undecoded(paths, dataset.shape, dataset.workers)
+    undecoded = Undecoded(paths, dataset.shape, dataset.workers, dataset.exif_orientation)
     needed, room = math.prod(undecoded.shape), available_memory()
     fits = needed * SHARE <= room
     images = torch.empty((len(paths), *dataset.shape), dtype=torch.uint8) if fits else None
-    bad: list[int] = []
+    bad: dict[int, str] = {}
     if fits or dataset.skip_corrupt:
         bad = undecoded.read_all(images, _progress(len(paths)))
     else:
         photo.check(photo.by_class((path, label) for path, (_, label) in zip(paths, named, strict=True)), [])
-    _check_readable(paths, bad, dataset.skip_corrupt)
+    _check_readable(bad, dataset.skip_corrupt)
     kept = sorted(set(range(len(paths))) - set(bad))
     skipped = tuple(named[index][0] for index in bad)
     if skipped:
@@ -131,13 +137,10 @@ def _decode(layout: Layout, named: list[Named], dataset: DatasetConfig) -> Decod
     return Decoded([named[index] for index in kept], kept, _part(whole, _mask(len(paths), kept)), skipped)
 
 
-def _check_readable(paths: list[str], bad: list[int], skip: bool) -> None:
+def _check_readable(bad: dict[int, str], skip: bool) -> None:
     if bad and not skip:
-        more = f" (nor can {len(bad) - 1:,} more)" if len(bad) > 1 else ""
-        raise UserError(
-            f"{shown(paths[bad[0]])} cannot be read as an image{more}: replace or delete it, or leave out what cannot "
-            "be read with dataset.skip_corrupt=true"
-        )
+        more = f" (it and {len(bad) - 1:,} more)" if len(bad) > 1 else ""
+        raise UserError(f"{bad[min(bad)]}, or leave out what cannot be read{more} with dataset.skip_corrupt=true")
 
 
 def _check_parts(
@@ -204,6 +207,7 @@ class Undecoded:
     paths: list[str]
     one: tuple[int, int, int]
     workers: int
+    upright: bool
 
     @property
     def shape(self) -> torch.Size:
@@ -237,27 +241,29 @@ class Undecoded:
             pool.shutdown(cancel_futures=True)
 
     def _pixels(self, index: int) -> np.ndarray:
-        return photo.fitted(self.paths[index], self.one[0], self.one[1:])
+        return photo.fitted(self.paths[index], self.one[0], self.one[1:], self.upright)
 
-    def read_all(self, into: torch.Tensor | None, progress: Callable[[int], None]) -> list[int]:
-        """Decode every photo, and return those that cannot be read. UserError: one is of a kind that is refused."""
+    def read_all(self, into: torch.Tensor | None, progress: Callable[[int], None]) -> dict[int, str]:
+        """Decode every photo, and return those that cannot be read, with a line on each. UserError: one is of a kind
+        that is refused.
+        """
         chunks = [range(start, min(start + CHUNK, len(self.paths))) for start in range(0, len(self.paths), CHUNK)]
-        pool, bad = ThreadPoolExecutor(self.threads), list[int]()
+        pool, bad = ThreadPoolExecutor(self.threads), dict[int, str]()
         try:
             for chunk, found in zip(chunks, pool.map(lambda chunk: self._read(chunk, into), chunks), strict=True):
-                bad += found
+                bad |= found
                 progress(chunk.stop)
         finally:
             pool.shutdown(cancel_futures=True)
         return bad
 
-    def _read(self, chunk: range, into: torch.Tensor | None) -> list[int]:
-        bad = []
+    def _read(self, chunk: range, into: torch.Tensor | None) -> dict[int, str]:
+        bad = {}
         for index in chunk:
             try:
                 pixels = self._pixels(index)
-            except photo.Unreadable:
-                bad.append(index)
+            except photo.Unreadable as error:
+                bad[index] = str(error)
             else:
                 if into is not None:
                     into.numpy()[index] = pixels

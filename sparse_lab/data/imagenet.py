@@ -87,7 +87,7 @@ class PhotoSet:
         channels = dataset.shape[0]
         found, transform = Levels(channels), _eval_transform(dataset.size)
         for index in indices.tolist():
-            found.add(transform(photo.decode(self.train[index][0], channels)).unsqueeze(0))
+            found.add(transform(photo.decode(self.train[index][0], channels, dataset.exif_orientation)).unsqueeze(0))
         return found.mean_and_std()
 
     def loader(
@@ -110,6 +110,7 @@ class PhotoSet:
             mean=mean,
             std=std,
             channels=dataset.shape[0],
+            upright=dataset.exif_orientation,
             size=dataset.size,
             workers=dataset.workers,
             device=device,
@@ -134,6 +135,7 @@ class Photos(Loader):
 
     paths: list[str]
     channels: int
+    upright: bool
     size: tuple[int, int]
     workers: int
     device: torch.device
@@ -149,7 +151,7 @@ class Photos(Loader):
 
     def _decoded(self, picks: list[torch.Tensor], transform: v2.Compose, epoch: int) -> Iterator[Batch]:
         batches = DataLoader(
-            _Decoder(self.paths, self.labels, self.channels, transform, self.plan.seed, epoch),
+            _Decoder(self.paths, self.labels, (self.channels, self.upright), transform, self.plan.seed, epoch),
             batch_sampler=[pick.tolist() for pick in picks],
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
@@ -166,14 +168,22 @@ class Photos(Loader):
 
 
 class _Decoder(Dataset[Item]):
+    """read: what `photo.decode` is told beside the path."""
+
     def __init__(
-        self, paths: list[str], labels: torch.Tensor, channels: int, transform: v2.Compose, seed: int, epoch: int
+        self,
+        paths: list[str],
+        labels: torch.Tensor,
+        read: tuple[int, bool],
+        transform: v2.Compose,
+        seed: int,
+        epoch: int,
     ) -> None:
-        self.paths, self.labels, self.channels, self.transform = paths, labels, channels, transform
+        self.paths, self.labels, self.read, self.transform = paths, labels, read, transform
         self.seed, self.epoch = seed, epoch
 
     def __getitem__(self, index: int) -> Item:
-        image = photo.decode(self.paths[index], self.channels)
+        image = photo.decode(self.paths[index], *self.read)
         with torch.random.fork_rng(devices=[]):
             # torchvision's transforms draw from the global generator; torch.manual_seed would reset CUDA's as well.
             torch.default_generator.manual_seed(seed_of("augment", self.seed, self.epoch, index))

@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 import os
 import zipfile
-import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from sparse_lab.config import DatasetConfig
 from sparse_lab.data.photo_files import shown
 from sparse_lab.errors import UserError
+from sparse_lab.regular_file import GIB, opened
 
 Pair = tuple[str, str]  # of keys: images, labels
 # how the arrays may be called: for training, for validation, for testing; the last two need not be there
@@ -33,9 +33,9 @@ KNOWN = (
     "images, labels (+ val_images, val_labels, test_images, test_labels), train_images ..., x_train, y_train ..., X, y"
 )
 IMAGES = ("uint8", "float16", "float32", "float64", "int16", "uint16")  # values of 16 bits are exact in float32
+LARGEST = 2**14 * GIB  # bytes of a file: what the memory holds is looked at before anything is read
 LONGEST = 2**17  # bytes of a header
 FEW = 4  # channels of what is clearly no row or column of pixels
-DAMAGED = (OSError, EOFError, ValueError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ def class_count(npz: Npz) -> int:
 def array(path: Path, key: str) -> np.ndarray:
     """Return an array. Raise UserError where it cannot be read."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with opened(path, LARGEST) as opened_file, np.load(opened_file, allow_pickle=False) as file:
             found: np.ndarray = file[key]
             return found
-    except DAMAGED as error:
+    except Exception as error:  # zip, zlib and numpy each have errors of their own for what is damaged
         raise UserError(f"{shown(path)}: {key} cannot be read ({_reason(error)}): save the file again") from None
 
 
@@ -124,19 +124,21 @@ def _npz(path: str, state: tuple[int, ...], channels: int | None, size: tuple[in
 
 
 def _headers(path: Path) -> dict[str, Header]:
-    found = {}
+    found, member = {}, ""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened(path, LARGEST) as file, zipfile.ZipFile(file) as archive:
             for entry in archive.infolist():
-                with archive.open(entry) as file:
-                    found[entry.filename.removesuffix(".npy")] = header = _header(file)
+                member = f"{entry.filename}: "
+                with archive.open(entry) as inner:
+                    found[entry.filename.removesuffix(".npy")] = header = _header(inner)
                 room = header.dtype.itemsize * math.prod(header.shape)
                 whole = min(header.shape, default=0) >= 0 and 0 <= entry.file_size - room < LONGEST
                 if not header.dtype.hasobject and not whole:
-                    raise ValueError(f"{entry.filename} is not as long as its header says")
-    except DAMAGED as error:
+                    raise ValueError("it is not as long as its header says")
+    except Exception as error:  # as in `array`
         raise UserError(
-            f"{shown(path)} is no .npz file, or a damaged one ({_reason(error)}): save it with numpy.savez"
+            f"{shown(path)} is no .npz file, or a damaged one ({shown(member)}{_reason(error)}): save it with "
+            "numpy.savez"
         ) from None
     return found
 

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sparse_lab.data.photo_files import shown
 from sparse_lab.data.source import no_variance
 from sparse_lab.errors import UserError
+from sparse_lab.regular_file import GIB, opened
 
 # Pillow's own way is right
 WHOLE = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"})
@@ -21,6 +22,18 @@ DEEP = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 DEEP_IN_32 = frozenset({"PNG", "PPM"})  # some versions of Pillow give their 16 bits as mode I
 BITS, INTERPRETATION, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 SIGNED = 2  # of a TIFF's sample formats
+ORIENTATION = 274  # EXIF's, and TIFF's
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+PIXELS = 178_956_970  # of a photo, above which Pillow takes it for a decompression bomb
+LARGEST = GIB  # bytes of a photo's file
 HEADERS, DECODED = 2000, 200  # photos looked at before training, spread evenly over the classes; one of each at least
 THUMB = 64  # pixels
 
@@ -29,22 +42,29 @@ class Unreadable(UserError):
     """A file that is cut, empty or no image at all."""
 
 
-def decode(path: str, channels: int = 3) -> Image.Image:
-    """The photo as RGB, or as grey for one channel: the first frame, turned as it is stored, without its transparency
-    (as torchvision reads it).
+def decode(path: str, channels: int = 3, upright: bool = False) -> Image.Image:
+    """The photo as RGB, or as grey for one channel: the first frame, without its transparency, turned as it is stored
+    (as torchvision reads it) or, if `upright`, as its EXIF orientation says.
 
     Grey of 16 bits is divided by 257. Raises UserError, one line with the file's name, for what no range is known of
     (floats, integers of 32 bits), for colours that need a profile (LAB), for a picture that lies in its transparency
     alone, and Unreadable for what cannot be read.
     """
-    return _read(path, lambda photo: _rgb(photo, path) if channels == 3 else _rgb(photo, path).convert("L"))
+
+    def use(photo: Image.Image) -> Image.Image:
+        image = _rgb(photo, path)  # Pillow has turned a TIFF itself when its pixels are read, and says so then
+        turn = TURNS.get(_orientation(photo)) if upright else None
+        image = image if turn is None else image.transpose(turn)
+        return image if channels == 3 else image.convert("L")
+
+    return _read(path, use)
 
 
-def fitted(path: str, channels: int, size: tuple[int, int]) -> np.ndarray:
+def fitted(path: str, channels: int, size: tuple[int, int], upright: bool = False) -> np.ndarray:
     """The photo as uint8 [channels, *size]: scaled so that it just covers the size, and its middle cut out; nothing is
     distorted, and one of that size stays as it is. Raises UserError as `decode`.
     """
-    image = ImageOps.fit(decode(path, channels), (size[1], size[0]), Image.Resampling.BILINEAR)
+    image = ImageOps.fit(decode(path, channels, upright), (size[1], size[0]), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -86,12 +106,39 @@ def _sample(classes: Iterable[Sequence[str]], most: int) -> list[str]:
 
 def _read(path: str, use: Any) -> Any:
     try:
-        with Image.open(path) as photo:
+        with opened(path, LARGEST) as file, Image.open(file) as photo:
+            width, height = photo.size
+            if width * height > PIXELS:
+                raise Image.DecompressionBombError(f"{width:,} x {height:,} pixels")
             return use(photo)
     except UserError:
         raise
+    except Image.DecompressionBombError as error:
+        raise Unreadable(
+            f"{shown(path)} cannot be read as an image (it says of itself that it is larger than {PIXELS:,} pixels, "
+            "which would fill the memory): scale it down or delete it"
+        ) from error
     except Exception as error:  # each of Pillow's readers has errors of its own
-        raise Unreadable(f"{shown(path)} cannot be read as an image: replace or delete it") from error
+        raise Unreadable(
+            f"{shown(path)} cannot be read as an image ({_reason(error)}): replace or delete it"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why, in a few words, and without the file's name, which is said."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no kind of image that is known"
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return shown(" ".join(said.split())[:100]) or type(error).__name__
+
+
+def _orientation(photo: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none, or none that can be read."""
+    try:
+        found = photo.getexif().get(ORIENTATION, 1)
+    except Exception:  # a camera's or an editor's own idea of EXIF
+        return 1
+    return found if isinstance(found, int) else 1
 
 
 def _thumb(photo: Image.Image, path: str) -> Image.Image:

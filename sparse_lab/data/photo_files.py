@@ -46,7 +46,7 @@ class Layout:
         """Sorted names of the classes. Raise UserError for fewer than two."""
         found = class_folders(self.base / self.train)
         if len(found) < 2:
-            held = f"only the class folder {found[0]}/" if found else "no class folders"
+            held = f"only the class folder {shown(found[0])}/" if found else _without_classes(self.base / self.train)
             raise UserError(f"{shown(self.base / self.train)} holds {held}: it takes two at least, one folder a class")
         return list(found)
 
@@ -126,12 +126,34 @@ def listed(layout: Layout) -> dict[str, list[Named]]:
     """
     classes = layout.classes()
     for part in layout.parts():
-        if different := set(class_folders(layout.base / part)) ^ set(classes):
-            raise UserError(
-                f"{shown(layout.base)}: {layout.train}/ and {part}/ hold different classes, "
-                f"for instance {shown(min(different))!r}"
-            )
+        _check_classes(layout, part, set(classes))
     return {part: list(_part(layout, part, classes)) for part in layout.parts()}
+
+
+def _check_classes(layout: Layout, part: str, classes: set[str]) -> None:
+    """UserError: a part has not the classes of the training photos."""
+    found = set(class_folders(layout.base / part))
+    if not found:
+        folder = layout.base / part
+        first = shown(min(classes))
+        raise UserError(
+            f"{shown(folder)} holds {_without_classes(folder)}: put its photos into a folder a class, as in "
+            f"{layout.train}/ ({part}/{first}/... for those of {layout.train}/{first}/)"
+        )
+    if different := found ^ classes:
+        one = min(different)
+        where = layout.train if one in classes else part
+        raise UserError(
+            f"{shown(layout.base)}: {layout.train}/ and {part}/ hold different classes, for instance {shown(one)!r}, "
+            f"which is in {where}/ alone"
+        )
+
+
+def _without_classes(folder: Path) -> str:
+    """What lies in a folder without class folders."""
+    with _scanned(folder) as entries:
+        photos = sum(_is_photo(entry.name) for entry in entries)
+    return f"{photos:,} photo{'' if photos == 1 else 's'} and no class folders" if photos else "no class folders"
 
 
 def names(layout: Layout) -> list[str]:
@@ -141,7 +163,7 @@ def names(layout: Layout) -> list[str]:
 
 def _part(layout: Layout, part: str, classes: list[str]) -> Iterator[Named]:
     folder = layout.base / part
-    with os.scandir(folder) as entries:
+    with _scanned(folder) as entries:
         stray = sorted(entry.name for entry in entries if _is_photo(entry.name) and not _is_dir(entry))
     if stray:
         more = f" (and {len(stray) - 1:,} more)" if len(stray) > 1 else ""
@@ -180,7 +202,10 @@ def _photos(base: Path, below: str) -> Iterator[str]:
                     left.append((f"{name}/{entry.name}", (*above, here)))
                 elif _is_photo(entry.name):
                     if not _is_file(entry):
-                        raise UserError(f"{shown(base / name / entry.name)} is a link that leads nowhere: remove it")
+                        what = (
+                            "a pipe, a device or a socket" if _leads_somewhere(entry) else "a link that leads nowhere"
+                        )
+                        raise UserError(f"{shown(base / name / entry.name)} is {what}: remove it")
                     about = entry.stat()
                     if (about.st_dev, about.st_ino) not in seen:
                         seen.add((about.st_dev, about.st_ino))
@@ -211,6 +236,10 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return entry.is_file()
     except OSError:
         return False
+
+
+def _leads_somewhere(entry: os.DirEntry[str]) -> bool:
+    return os.path.exists(entry.path)
 
 
 def _is_photo(name: str) -> bool:

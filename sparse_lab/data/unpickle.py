@@ -14,6 +14,9 @@ from typing import Any, Literal
 import numpy as np
 
 from sparse_lab.errors import UserError
+from sparse_lab.regular_file import GIB, opened
+
+LARGEST = GIB  # bytes; CIFAR's largest file has 155 million
 
 
 class _Dtype:
@@ -81,7 +84,7 @@ def load(path: Path) -> dict[str, Any]:
         UserError: the file is truncated, is no such dictionary, or names anything but a byte array.
     """
     try:
-        with path.open("rb") as file:
+        with opened(path, LARGEST) as file:
             content = _Unpickler(file, encoding="bytes").load()
         return {_text(key): value.values if isinstance(value, _Array) else value for key, value in content.items()}
     except Exception as error:  # a foreign or cut pickle can raise anything

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -42,7 +43,7 @@ from sparse_lab.sparsity.processes import rank
 from sparse_lab.sparsity.schedules import EpochEnds
 from sparse_lab.sparsity.scores import Probe
 from sparse_lab.training.accumulation import steps_of
-from sparse_lab.training.checkpoint_io import load_into, load_network
+from sparse_lab.training.checkpoint_io import load_into, load_network, load_start
 from sparse_lab.training.device import layout_of
 from sparse_lab.training.lightning_module import Classifier
 from sparse_lab.training.signals import StopRequest
@@ -169,7 +170,11 @@ def _network(
     config: Config, starts: dict[str, Path], device: torch.device, say: Callable[[str], None]
 ) -> tuple[nn.Module, dict[str, Tensor] | None]:
     """The network that trains, as its parent left it and altered by the method; and what each round goes back to."""
-    model = build_model(config)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", UserWarning)
+        model = build_model(config)
+    for one in warned if "parent" not in starts else ():  # whose weights take the place of these
+        say(f"WARNING: {one.message}")
     tell_uncounted(model, lambda line: say(f"WARNING: {line}"))
     rewind = _rewinding(config, model, starts)
     if "parent" in starts:
@@ -183,11 +188,9 @@ def _start(config: Config, starts: dict[str, Path], name: str) -> nn.Module:
     regrow = config.method.regrow
     named = regrow.reference if name == "reference" and regrow is not None else None
     path = starts[name] if named is None else Path(named)
-    state, network = load_network(path), build_model(config)
-    if any(key.endswith("mask") for key in state):
-        tell_uncounted(network, lambda line: None)  # that was said of the network that trains
-        Masks(network)
-    load_into(network, state, path)
+    network = build_model(config)
+    tell_uncounted(network, lambda line: None)  # that was said of the network that trains
+    load_start(network, load_network(path), path)
     return network
 
 

@@ -56,6 +56,7 @@ from sparse_lab.experiment.security.composed import check_composed
 from sparse_lab.experiment.security.files import CheckedRepository, Setting, check_files, check_settings
 from sparse_lab.experiment.security.interpolations import check_interpolations
 from sparse_lab.methods.read import put_together
+from sparse_lab.records.run_dir import network_of
 
 PARTS: dict[str, type] = {}  # every part that a method or a schedule can have, as method.prune -> its settings
 LEAVES: dict[str, Any] = {}  # every key that has a value -> its type, where it is not null
@@ -190,6 +191,7 @@ class Composed:
         config = to_config(self.cfg)
         check_ranges(config)
         config.dataset = filled(config.dataset)
+        _look_into_folders(config)
         config.model.options = models.differing(config.model.name, config.model.options)
         for part in PARTS.keys() - self.parts:
             group, name = part.split(".")
@@ -440,6 +442,13 @@ def _aside() -> Iterator[None]:
         yield
     finally:
         GlobalHydra.instance().hydra = at_work
+
+
+def _look_into_folders(config: Config) -> None:
+    """Where a run's folder stands for a network, put the network that lies in it."""
+    config.model.weights = network_of(config.model.weights)
+    if (regrow := config.method.regrow) is not None:
+        regrow.reference = network_of(regrow.reference)
 
 
 @dataclass

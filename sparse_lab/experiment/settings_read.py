@@ -78,11 +78,16 @@ READ_WHEN: dict[str, When] = {
     "model.adapt_stem": When(
         lambda config: models.has_stem(config.model.name, config.dataset.size), "a network with ImageNet's stem"
     ),
+    "model.keep_masks": When(
+        lambda config: _pruned(config) and config.model.weights is not None,
+        "model.weights=FILE and a method that prunes",
+    ),
     "dataset.root": When(_in_root, "a dataset that is read from files there"),
     "dataset.file": When(lambda config: config.dataset.name == "arrays", "dataset=arrays"),
     "dataset.test": When(_draws("test"), f"{DRAWN_FOR} without a test set of its own"),
     "dataset.validation": When(_draws("validation"), "a dataset without a validation set of its own"),
     "dataset.skip_corrupt": When(lambda config: config.dataset.name == "folder", "dataset=folder"),
+    "dataset.exif_orientation": When(lambda config: config.dataset.name in PHOTOS, "a dataset of photos"),
     "dataset.mirror": When(lambda config: config.training.augment.flip, "training.augment.flip=true"),
     "dataset.verify": When(
         lambda config: config.dataset.name in PUBLISHED, "a dataset whose files have official checksums"
@@ -104,8 +109,12 @@ READ_WHEN: dict[str, When] = {
     ),
     **{
         f"sparsity.{name}": When(_pruned, "a method that prunes (method.prune)")
-        for name in ("target", "connected_init", "require_connected", "exclude", "include", "layers")
+        for name in ("target", "require_connected", "exclude", "include", "layers")
     },
+    "sparsity.connected_init": When(
+        lambda config: _pruned(config) and not config.model.keep_masks,
+        "a method that prunes (method.prune), and model.keep_masks=false",
+    ),
     "schedule.cubic.every": When(
         lambda config: config.method.drop_and_grow is None, "method.drop_and_grow=null: else its updates prune"
     ),

@@ -59,5 +59,5 @@ def read_trace(path: Path) -> Trace:
         raise UserError(f"{path} is not a trace that sparse_lab saved: its constants are none")
     try:
         return from_plain(payload.get("trace"), constants)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a trace that sparse_lab saved ({error})") from None
+    except Exception as error:  # somebody else may have written it
+        raise UserError(f"{path} is not a trace that sparse_lab saved ({' '.join(str(error).split())[:200]})") from None

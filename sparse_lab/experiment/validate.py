@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,8 +21,10 @@ from sparse_lab.methods import schedules, table
 from sparse_lab.methods.networks import choice_of, spec_of, structure_of
 from sparse_lab.methods.recipes import clock_of, recipes_of
 from sparse_lab.sparsity.images import image_like, send
-from sparse_lab.training.checkpoint_io import load_checkpoint
+from sparse_lab.training.checkpoint_io import load_checkpoint, load_network, load_start
 from sparse_lab.training.device import device_of
+
+PACKED = ".sparse"  # what `sparse-lab export` calls such files
 
 
 def check(config: Config, here: bool = True) -> None:
@@ -71,6 +74,7 @@ def check_request(config: Config) -> None:
         raise UserError(f"unknown model {config.model.name!r}; {nearest(config.model.name, models.names())}")
     models.check(spec_of(config))
     _check_training(config)
+    _check_keeps_masks(config)
     check_step(config, min(config.training.batch_size, config.dataset.train_limit or config.training.batch_size))
     _check_parts(config)
     backend.check(config, here=False)
@@ -95,12 +99,56 @@ def check_step(config: Config, images: int) -> None:
             ) from None
 
 
+def _check_keeps_masks(config: Config) -> None:
+    """Are there masks to keep, and is there anything that trains under them?"""
+    if not config.model.keep_masks:
+        return
+    if config.model.weights in (None, *models.LIBRARIES):
+        raise UserError("model.keep_masks=true needs model.weights=FILE, of a pruned network: give it, or leave it out")
+    if config.method.prune is None:
+        raise UserError(
+            f"model.keep_masks=true: method {config.method.name!r} trains every weight: method=static trains under the "
+            "masks, at the sparsity that they have; or leave model.keep_masks out"
+        )
+
+
 def _check_files(config: Config) -> None:
     """Can the checkpoints be read that a run starts from?"""
     regrow = config.method.regrow
     for path in (config.model.weights, None if regrow is None else regrow.reference):
-        if path not in (None, *models.LIBRARIES):
-            load_checkpoint(str(path))
+        if path in (None, *models.LIBRARIES):
+            continue
+        if str(path).endswith(PACKED):
+            raise UserError(
+                f"{path} is a packed network, whose weights have its batch norms in them: give the folder of its run, "
+                "or what `sparse-lab export RUN --to torch` writes"
+            )
+        load_checkpoint(str(path))
+    if config.model.weights not in (None, *models.LIBRARIES):
+        _check_fit(config, str(config.model.weights))
+    if regrow is not None and regrow.score == "reference" and regrow.reference is not None:
+        _check_reference(config, regrow.reference)
+
+
+FITTING: set[str] = set()
+
+
+def _check_fit(config: Config, weights: str) -> None:
+    """Do the weights of a file go into the network? Once a process for each state of the file."""
+    about = os.stat(Path(weights).expanduser())
+    request = repr((spec_of(config), weights, about.st_mtime_ns, about.st_size))
+    if request not in FITTING:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of copies into what holds nothing; the run itself says what is left out
+            models.make(spec_of(config), weights)
+        FITTING.add(request)
+
+
+def _check_reference(config: Config, path: str) -> None:
+    network = copy.deepcopy(structure_of(config).hollow)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        load_start(network, load_network(path), path)
 
 
 CHECKED: set[str] = set()

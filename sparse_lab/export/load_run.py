@@ -25,6 +25,8 @@ from sparse_lab.trace.capture import captured, state_of
 from sparse_lab.trace.trace import Trace, TracedNetwork, check
 from sparse_lab.training.checkpoint_io import load_network
 
+LINE = 200  # characters of what went wrong
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -98,7 +100,7 @@ def finished(run: Path) -> Finished:
     try:
         if build["name"] not in models.names():
             raise UserError(f"{run} has a network {build['name']!r} that is not known here{_missing(result)}")
-        return Finished(run, result, _plain(state, build).eval(), build, normalise, trace)
+        return Finished(run, result, _plain(state, build, network).eval(), build, normalise, trace)
     except UserError as error:  # its plugin or its library is not here
         if trace is None and models.is_ours(build["name"]):
             raise
@@ -111,8 +113,9 @@ def _from_trace(trace: Trace, state: dict[str, Tensor], path: Path) -> TracedNet
     try:
         tensors = {**state_of(trace, state), **trace.constants}
         check(trace, tensors)
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{path} is not the trace of the network beside it ({error}): nothing is exported") from None
+    except Exception as error:  # somebody else may have written either
+        line = " ".join(str(error).split())[:LINE]
+        raise UserError(f"{path} is not the trace of the network beside it ({line}): nothing is exported") from None
     return TracedNetwork(trace, tensors).eval()
 
 
@@ -126,9 +129,18 @@ def _missing(result: dict[str, Any]) -> str:
     return f": it was made with {said}, so give {'it' if len(missing) == 1 else 'them'} by --plugin FILE_OR_MODULE"
 
 
-def _plain(network: dict[str, Tensor], build: dict[str, Any]) -> nn.Module:
+def _plain(network: dict[str, Tensor], build: dict[str, Any], path: Path) -> nn.Module:
     """The network as plain layers: what some methods keep beside a weight is added to it."""
-    model = models.build(**build)
+    try:
+        return _rebuilt(models.build(**build), network)
+    except UserError:
+        raise
+    except Exception as error:  # what lies there does not fit what the record says of it
+        line = " ".join(str(error).split())[:LINE]
+        raise UserError(f"{path} is no network of the kind that its run's record names ({line})") from None
+
+
+def _rebuilt(model: nn.Module, network: dict[str, Tensor]) -> nn.Module:
     if any(name.endswith((".alpha", ".mean")) for name in network):
         rebuild_structure(model, network)
         load_state(model, network, strict=False)  # masks that a plain layer has no place for

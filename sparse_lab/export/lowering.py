@@ -27,7 +27,9 @@ Lowered = tuple[Graph, Layout]
 
 
 class NoPlace(ValueError):
-    """A step that a graph has no place for: which, and why."""
+    """A step that a graph has no place for: which, and why. step: its number, where it is known."""
+
+    step: int | None = None
 
 
 def traced(model: nn.Module, shape: Shape) -> Graph:
@@ -61,7 +63,11 @@ def part(trace: Trace, tensors: Mapping[str, Tensor], sizes: Sequence[Any], step
     building.begin(source, layout)
     with torch.no_grad():
         for number in steps:
-            building.take(number)
+            try:
+                building.take(number)
+            except NoPlace as error:
+                error.step = number
+                raise
     return building.graph(steps[-1] + 1)
 
 

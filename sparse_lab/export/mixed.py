@@ -7,7 +7,6 @@ Steps in a row that a graph has a place for become one program of the kernels; t
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_lab.errors import UserError
 from sparse_lab.export import lowering
 from sparse_lab.export.dead_channels import reduced
 from sparse_lab.export.lowering import Layout, NoPlace
 from sparse_lab.export.runtime import compiled, fitting
+from sparse_lab.records.atomic_io import printable
 from sparse_lab.sparse_cpu.program import Executor
 from sparse_lab.trace.trace import Step, Trace, last_reads, names, prepared, reads, shapes, weight_names
 
 DENSE = 0.3  # share of a layer's weights that is not zero, above which torch's dense kernels are as fast
+LINE = 200  # characters of what went wrong
 BEGINS = ("conv2d", "linear", "batch_norm", "channel_affine")  # what is worth a program
 
 
@@ -73,7 +75,7 @@ class MixedNetwork:
             part = self.parts.get(number)
             if part is None:
                 done = range(number, number + 1)
-                values[number + 1] = self._calls[number](values, len(images))
+                values[number + 1] = self._made(number, values, len(images))
             else:
                 done = part.steps
                 values[done[-1] + 1] = _computed(part, values[part.source])
@@ -83,6 +85,17 @@ class MixedNetwork:
             number = done[-1] + 1
         logits: Tensor = values[self.trace.result]
         return logits
+
+    def _made(self, number: int, values: Mapping[int, Any], count: int) -> Any:
+        """What torch makes of a step. Raises UserError where it cannot: nobody has looked at the numbers before."""
+        try:
+            return self._calls[number](values, count)
+        except Exception as error:
+            line = printable(" ".join(str(error).split())[:LINE])
+            raise UserError(
+                f"step {number}, {self.trace.steps[number].operation}, of this network cannot be computed ({line}): "
+                "export it again"
+            ) from None
 
     def __repr__(self) -> str:
         return f"MixedNetwork({self.about.get('name', '')}, {self._weights:,} weights)"
@@ -104,46 +117,67 @@ def _computed(part: Part, source: Tensor) -> Tensor:
 def _parts(trace: Trace, tensors: Mapping[str, Tensor], sizes: Sequence[Any]) -> list[Part]:
     """The longest runs of steps that a graph has a place for, each from one value to one value."""
     found, number = [], 0
+    fitting = [_fits(step, tensors) for step in trace.steps]
+    last = {value: step for step, one in enumerate(trace.steps) for value in reads(one)}
+    last[trace.result] = len(trace.steps)
     while number < len(trace.steps):
         part = None
         if trace.steps[number].operation in BEGINS:
-            part = _longest(trace, tensors, sizes, number)
+            part = _longest(trace, tensors, sizes, number, fitting, last)
         if part is not None:
             found.append(part)
         number += 1 if part is None else len(part.steps)
     return found
 
 
-def _longest(trace: Trace, tensors: Mapping[str, Tensor], sizes: Sequence[Any], first: int) -> Part | None:
+def _longest(
+    trace: Trace,
+    tensors: Mapping[str, Tensor],
+    sizes: Sequence[Any],
+    first: int,
+    fitting: Sequence[bool],
+    last: Mapping[int, int],
+) -> Part | None:
+    """fitting: may a step stand in a program? last: which step is the last to read a value."""
     source = reads(trace.steps[first])[0] if reads(trace.steps[first]) else None
     if source is None or not isinstance(sizes[source], tuple):
         return None
-    end = first
-    while end < len(trace.steps) and _is_inside(trace.steps[end], tensors, source, first):
-        end += 1
     taken: Layout = "map" if trace.steps[first].operation != "linear" else "last"
     if len(sizes[source]) == 2:
         taken = "flat"
     if taken == "map" and len(sizes[source]) != 4:
         return None
-    later = Counter(value for step in trace.steps[first:] for value in reads(step))
-    later[trace.result] += 1
-    for last in range(end, first, -1):
-        steps = range(first, last)
-        inner = Counter(value for number in steps for value in reads(trace.steps[number]))
-        if any(later[number] > inner[number] for number in range(first + 1, last)):
+    failed: int | None = None
+    for end in reversed(_ends(trace, source, first, fitting, last)):
+        steps = range(first, end)
+        if failed is not None and end > failed:
             continue
         try:
             graph, given = lowering.part(trace, tensors, sizes, steps, taken)
-        except NoPlace:
+        except NoPlace as error:
+            failed = error.step
             continue
         return Part(steps, source, taken, compiled(reduced(graph)).finish(), given)
     return None
 
 
-def _is_inside(step: Step, tensors: Mapping[str, Tensor], source: int, first: int) -> bool:
-    """May the step stand in a program that begins with step `first`, by what it reads?"""
-    if step.operation not in lowering.KINDS or any(value != source and value <= first for value in reads(step)):
+def _ends(trace: Trace, source: int, first: int, fitting: Sequence[bool], last: Mapping[int, int]) -> list[int]:
+    """Where a program that begins with step `first` and reads `source` may end: nothing that it makes on the way is
+    read behind it.
+    """
+    ends, furthest = [], 0
+    for number in range(first, len(trace.steps)):
+        if not fitting[number] or any(value != source and value <= first for value in reads(trace.steps[number])):
+            break
+        if furthest <= number:
+            ends.append(number + 1)
+        furthest = max(furthest, last.get(number + 1, 0))
+    return ends
+
+
+def _fits(step: Step, tensors: Mapping[str, Tensor]) -> bool:
+    """Has a program a place for the operation, and are its weights few?"""
+    if step.operation not in lowering.KINDS:
         return False
     for name in names(step):
         tensor = tensors[name]

@@ -13,21 +13,25 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from torch import Tensor
 
+from sparse_lab import regular_file
 from sparse_lab.errors import UserError
-from sparse_lab.export import packed_trace, rice_coding
-from sparse_lab.export.graph import AveragePool, Conv, Graph, Map, MaxPool, Node, check
+from sparse_lab.export import head, packed_trace, rice_coding
+from sparse_lab.export.graph import Activation, AveragePool, Conv, Graph, Map, MaxPool, Node, check
 from sparse_lab.export.mixed import MixedNetwork
+from sparse_lab.export.rice_coding import MOST_BITS
 from sparse_lab.export.runtime import SparseNetwork
 from sparse_lab.export.streams import DTYPES, Precision, Streams, scale_of
-from sparse_lab.records.atomic_io import atomic_write
+from sparse_lab.records.atomic_io import atomic_write, printable
 from sparse_lab.trace.trace import Trace
 
 KEY = "sparse_lab"
@@ -36,6 +40,19 @@ UNKNOWN = "0" * 64  # where the checksum will stand
 SUFFIX = ".sparse"
 KINDS: dict[str, type[Node]] = {"conv": Conv, "max_pool": MaxPool, "average_pool": AveragePool}
 WINDOW = ("kernel", "stride", "padding", "dilation")
+NUMBERS = ("positions", "values", "bias", "maps")  # of a convolution, in the streams
+OF_CONV = ("bits", "bytes", "weights", "scale", "classes")
+HEAD = ("format", "checksum", "values", "about")
+# which streams there may be, and what each of their numbers may be
+STREAMS = {
+    **dict.fromkeys(("positions", "channels"), ("U8",)),
+    **dict.fromkeys(("biases", "maps", "numbers"), ("F32",)),
+    "values": ("F32", "F16"),
+    **{"integers1": ("U8",), "integers2": ("I16",), "integers4": ("I32",), "integers8": ("I64",)},
+}
+LARGEST = 16 * regular_file.GIB
+LINE = 200  # characters of what went wrong
+ACTIVATIONS = get_args(Activation)
 
 
 def save(graph: Graph, about: Mapping[str, Any], path: Path, values: Precision = "fp32") -> None:
@@ -57,8 +74,8 @@ def save_trace(
 def _write(number: int, structure: dict[str, Any], streams: Streams, about: Mapping[str, Any], path: Path) -> None:
     from safetensors.numpy import save as serialise
 
-    head = {"format": number, "checksum": UNKNOWN, "values": streams.values, "about": dict(about), **structure}
-    text = json.dumps(head, separators=(",", ":"), allow_nan=False)
+    said = {"format": number, "checksum": UNKNOWN, "values": streams.values, "about": dict(about), **structure}
+    text = json.dumps(said, separators=(",", ":"), allow_nan=False)
     content = serialise(streams.tensors(), {KEY: text})
     digest = hashlib.sha256(content).hexdigest().encode()
     with atomic_write(path) as temporary:
@@ -71,40 +88,60 @@ def load(path: str | Path) -> SparseNetwork | MixedNetwork:
     Raises UserError, in one line, for a file that is missing, truncated, altered, of a newer version, or another kind.
     """
     path = Path(path)
-    head, streams = _opened(path)
-    if head["format"] == 1:
-        return SparseNetwork(*_graph(head, streams, path))
+    given = _opened(path)
     with _contradicting(path):
-        return MixedNetwork(*packed_trace.take(head, Streams(head["values"], streams)), head["about"])
+        if given.said["format"] == 1:
+            return SparseNetwork(*_graph(given))
+        return MixedNetwork(*packed_trace.take(given.said, given.streams(), given.allowance), given.said["about"])
 
 
 def read(path: Path) -> tuple[Graph, dict[str, Any]]:
     """The graph in a file of format 1 and what the file says of it. Raises UserError as `load`."""
-    head, streams = _opened(path)
-    return _graph(head, streams, path)
-
-
-def _graph(head: dict[str, Any], streams: Mapping[str, np.ndarray], path: Path) -> tuple[Graph, dict[str, Any]]:
+    given = _opened(path)
     with _contradicting(path):
-        parts = _Parts(head["values"], streams)
-        maps = tuple(parts.take_map(of) for of in head["maps"])
-        nodes = tuple(parts.take_node(node, maps, number) for number, node in enumerate(head["nodes"]))
-        graph = Graph(maps, nodes)
-        check(graph)
-        return graph, head["about"]
+        return _graph(given)
 
 
-def _opened(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The head and the streams of a file that is whole."""
+@dataclass(frozen=True)
+class _Given:
+    """What a file that is whole holds: what its head says, its numbers, and how many it may stand for."""
+
+    said: dict[str, Any]
+    numbers: dict[str, np.ndarray]
+    allowance: head.Allowance
+
+    def streams(self) -> Streams:
+        return Streams(self.said["values"], self.numbers)
+
+
+def _graph(given: _Given) -> tuple[Graph, dict[str, Any]]:
+    parts = _Parts(given.said["values"], given.numbers)
+    head.only(given.said, (*HEAD, "maps", "nodes"))
+    maps = tuple(parts.take_map(of, given.allowance) for of in head.items(given.said, "maps"))
+    given.allowance.check_results(sum(len(of.channels) * of.height * of.width for of in maps))
+    plain = head.items(given.said, "nodes")
+    if len(maps) != len(plain) + 1:
+        raise ValueError(f"{len(plain)} layers make {len(maps)} maps")
+    nodes = tuple(parts.take_node(node, maps, number, given.allowance) for number, node in enumerate(plain))
+    parts.end()
+    graph = Graph(maps, nodes)
+    check(graph)
+    return graph, given.said["about"]
+
+
+def _opened(path: Path) -> _Given:
+    """The head and the numbers of a file that is whole, unaltered and of a format that this version reads."""
     try:
-        content = path.read_bytes()
+        content = regular_file.read_bytes(path, LARGEST)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    head = _checked(content, path)
+    found = _checked(content, path)
     from safetensors.numpy import load as parse
 
     with _contradicting(path):
-        return head, parse(content)
+        head.choice(found, "values", tuple(DTYPES))
+        head.mapping(found, "about")
+        return _Given(found, parse(content), head.Allowance(len(content)))
 
 
 @contextmanager
@@ -112,36 +149,50 @@ def _contradicting(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # what has the right checksum was written by something else than `save`
-        line = " ".join(str(error).split())
+        line = printable(" ".join(str(error).split())[:LINE])
         raise UserError(f"{path} is not what it says it is ({type(error).__name__}: {line}): export it again") from None
 
 
 def _checked(content: bytes, path: Path) -> dict[str, Any]:
     """The head of a file that is whole and unaltered and that this version reads."""
-    head_size = int.from_bytes(content[:8], "little")
-    try:
-        frame = json.loads(content[8 : 8 + head_size]) if len(content) >= 8 + head_size else None
-        head = None if frame is None else json.loads(frame["__metadata__"][KEY])
-        size = 0 if frame is None else _end(frame)
-    except (ValueError, KeyError, TypeError, IndexError):
-        raise UserError(f"{path} is not a packed network, or it is damaged: export it again") from None
-    if head is None or len(content) < 8 + head_size + size:
+    size = int.from_bytes(content[:8], "little")
+    if len(content) < 8 + size:
         raise UserError(f"{path} is truncated, or not a packed network: copy or export it again")
-    digest = head.get("checksum") if isinstance(head, dict) else None
-    if not isinstance(digest, str) or len(digest) != len(UNKNOWN):
+    try:
+        frame = head.parsed(content[8 : 8 + size])
+        found = head.parsed(head.text(head.field(frame, "__metadata__"), KEY))
+        end, digest = _end(frame), head.text(found, "checksum")
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is not a packed network, or it is damaged: export it again") from None
+    if len(content) < 8 + size + end:
+        raise UserError(f"{path} is truncated, or not a packed network: copy or export it again")
+    if re.fullmatch(r"[0-9a-f]{64}", digest) is None:
         raise UserError(f"{path} is not a packed network, or it is damaged: export it again")
     if hashlib.sha256(content.replace(digest.encode(), UNKNOWN.encode(), 1)).hexdigest() != digest:
         raise UserError(f"{path} is damaged: its content is not what was saved; copy or export it again")
-    if not isinstance(head.get("format"), int) or head["format"] > FORMAT:
+    number = found.get("format")
+    if type(number) is not int or not 0 < number <= FORMAT:
         raise UserError(
-            f"{path} has format {head.get('format')} and this sparse_lab reads up to {FORMAT}: "
+            f"{path} has format {str(printable(str(number)))[:20]} and this sparse_lab reads up to {FORMAT}: "
             "pip install --upgrade sparse_lab"
         )
-    return head
+    return found
 
 
 def _end(frame: dict[str, Any]) -> int:
-    return max((entry["data_offsets"][1] for name, entry in frame.items() if name != "__metadata__"), default=0)
+    """Where the last stream ends. Raises ValueError for a frame that is not of streams: each one row of numbers."""
+    end = 0
+    for name, entry in frame.items():
+        if name == "__metadata__":
+            head.only(entry, (KEY,))
+            continue
+        if name not in STREAMS:
+            raise ValueError(f"a stream {name[:40]!r}")
+        head.only(entry, ("dtype", "shape", "data_offsets"))
+        head.choice(entry, "dtype", STREAMS[name])
+        head.wholes(entry, "shape", 0, LARGEST, 1)
+        end = max(end, head.wholes(entry, "data_offsets", 0, LARGEST, 2)[1])
+    return end
 
 
 class _Parts(Streams):
@@ -153,8 +204,11 @@ class _Parts(Streams):
         self.put("channels", np.packbits(there))
         return [of.full, of.height, of.width]
 
-    def take_map(self, sizes: list[int]) -> Map:
-        full, height, width = sizes
+    def take_map(self, sizes: Any, allowance: head.Allowance) -> Map:
+        full, height, width = head.wholes({"map": sizes}, "map", 1, head.SIDE**2, 3)
+        if max(height, width) > head.SIDE:
+            raise ValueError(f"a map of {height:,} x {width:,} pixels")
+        allowance.take((full,))
         there = np.unpackbits(self.take("channels", -(-full // 8)), count=full)
         return Map(np.flatnonzero(there), full, height, width)
 
@@ -173,27 +227,29 @@ class _Parts(Streams):
             plain["classes"] = self._put_maps(node.maps.astype(np.float32))
         return plain
 
-    def take_node(self, plain: dict[str, Any], maps: tuple[Map, ...], number: int) -> Node:
-        kind, source = KINDS[plain["kind"]], plain["source"]
-        if not 0 <= source <= number:
-            raise ValueError(f"layer {number} reads what is not yet there")
-        window = {key: tuple(plain[key]) for key in WINDOW if key in plain}
+    def take_node(self, plain: Any, maps: tuple[Map, ...], number: int, allowance: head.Allowance) -> Node:
+        kind = KINDS[head.choice(plain, "kind", tuple(KINDS))]
+        names = [entry.name for entry in dataclasses.fields(kind) if entry.name not in NUMBERS]
+        head.only(plain, ("kind", *names, *(OF_CONV if kind is Conv else ())))
+        source = head.whole(plain, "source", 0, number)
+        window = {key: head.wholes(plain, key, key != "padding", head.SIDE, 2) for key in WINDOW if key in names}
         if kind is not Conv:
             return kind(source, **window)  # type: ignore[arg-type]
-        code = self.take("positions", plain["bytes"]).tobytes()
-        values = self.take_values(plain["weights"], plain["scale"])
+        code = self.take("positions", head.whole(plain, "bytes", 0, LARGEST)).tobytes()
+        weights, bits = head.whole(plain, "weights", 0, 8 * len(code)), head.whole(plain, "bits", 0, MOST_BITS)
         out = maps[number + 1]
+        varying = np.array(head.wholes(plain, "varying", 0, len(out.channels) - 1), dtype=np.int64)
         return Conv(
             source,
             **window,  # type: ignore[arg-type]
-            depthwise=plain["depthwise"],
-            positions=rice_coding.decode(code, plain["bits"], plain["weights"]),
-            values=values,
+            depthwise=head.choice(plain, "depthwise", (False, True)),
+            positions=rice_coding.decode(code, bits, weights),
+            values=self.take_values(weights, head.number(plain, "scale")),
             bias=self.take("biases", len(out.channels)).astype(np.float64),
-            varying=np.array(plain["varying"], dtype=np.int64),
-            maps=self._take_maps(len(plain["varying"]), out, plain["classes"]),
-            residual=plain["residual"],
-            activation=plain["activation"],
+            varying=varying,
+            maps=self._take_maps(len(varying), out, plain, allowance),
+            residual=None if head.field(plain, "residual") is None else head.whole(plain, "residual", 0, number),
+            activation=head.choice(plain, "activation", ACTIVATIONS),
         )
 
     def _put_maps(self, maps: np.ndarray) -> list[list[int]]:
@@ -205,10 +261,19 @@ class _Parts(Streams):
         self.put("maps", maps[:, first_row][:, :, first_column].ravel())
         return [rows.tolist(), columns.tolist()]
 
-    def _take_maps(self, count: int, out: Map, classes: list[list[int]]) -> np.ndarray:
+    def _take_maps(self, count: int, out: Map, plain: Any, allowance: head.Allowance) -> np.ndarray:
+        classes = head.items(plain, "classes")
         if not count:
+            if classes != [[], []]:
+                raise ValueError("classes of bias maps that are not there")
             return np.zeros((0, *out.size))
-        rows, columns = (np.array(kinds) for kinds in classes)
+        if len(classes) != 2:
+            raise ValueError("classes are those of rows and of columns")
+        rows, columns = (
+            np.array(head.wholes({"classes": kinds}, "classes", 0, size - 1, size))
+            for kinds, size in zip(classes, out.size, strict=True)
+        )
+        allowance.take((count, *out.size))
         size = count, rows.max() + 1, columns.max() + 1
         kinds = self.take("maps", math.prod(size)).reshape(size).astype(np.float64)
         return kinds[:, rows][:, :, columns]

@@ -6,7 +6,6 @@ else), and `integers1` to `integers8`, named by the bytes of one number.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparse_lab.export import rice_coding
+from sparse_lab.export import head, rice_coding
+from sparse_lab.export.rice_coding import MOST_BITS
 from sparse_lab.export.streams import Streams
-from sparse_lab.trace.plain import as_plain, from_plain
-from sparse_lab.trace.trace import TYPES, Trace, check
+from sparse_lab.trace.plain import LONGEST, as_plain, from_plain
+from sparse_lab.trace.trace import TYPES, Trace, check, numbers_of
 
 SPARSE = 0.9  # share of numbers that are not zero, below which positions pay
-MOST = 2**29  # numbers in all tensors together, as in memory
+DIMENSIONS = 16  # of a tensor
 INTEGERS: dict[int, Any] = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
 WHOLE = {name: kind for name, kind in TYPES.items() if not kind.is_floating_point}
 
@@ -30,18 +30,19 @@ def put(trace: Trace, tensors: Mapping[str, Tensor], streams: Streams) -> dict[s
     return {"trace": as_plain(trace), "tensors": [_put(name, tensor, streams) for name, tensor in tensors.items()]}
 
 
-def take(head: Mapping[str, Any], streams: Streams) -> tuple[Trace, dict[str, Tensor]]:
+def take(of: Mapping[str, Any], streams: Streams, allowance: head.Allowance) -> tuple[Trace, dict[str, Tensor]]:
     """The trace and its tensors, float32 and checked. Raises ValueError for what `put` would not have written."""
-    left, tensors = MOST, {}
-    for entry in head["tensors"]:
-        if not all(type(size) is int and size >= 0 for size in entry["shape"]):
-            raise ValueError(f"tensor {entry['name']!r} has no shape")
-        left -= math.prod(entry["shape"])
-        if left < 0:
-            raise ValueError(f"it asks for more than {MOST:,} numbers")
-        tensors[str(entry["name"])] = _take(entry, streams)
-    trace = from_plain(head["trace"], tensors)
+    head.only(of, ("format", "checksum", "values", "about", "trace", "tensors"))
+    tensors: dict[str, Tensor] = {}
+    for entry in head.items(of, "tensors"):
+        name, sizes = head.text(entry, "name"), head.wholes(entry, "shape", 0, head.MOST)
+        if name in tensors or len(sizes) > DIMENSIONS:
+            raise ValueError(f"tensor {name[:LONGEST]!r} stands twice, or has no shape")
+        tensors[name] = _take(entry, name, sizes, allowance.take(sizes), streams)
+    streams.end()
+    trace = from_plain(head.field(of, "trace"), tensors)
     check(trace, tensors)
+    allowance.check_results(numbers_of(trace, tensors))
     return trace, tensors
 
 
@@ -63,18 +64,22 @@ def _put(name: str, tensor: Tensor, streams: Streams) -> dict[str, Any]:
     return entry | {"bits": bits, "bytes": len(code), "weights": len(positions)} | streams.put_values(flat[positions])
 
 
-def _take(entry: Mapping[str, Any], streams: Streams) -> Tensor:
-    count = math.prod(entry["shape"])
+def _take(entry: Any, name: str, sizes: tuple[int, ...], count: int, streams: Streams) -> Tensor:
     if "type" in entry:
-        numbers = streams.take(f"integers{entry['size']}", count)
-        return torch.from_numpy(numbers.astype(np.int64)).to(WHOLE[entry["type"]]).reshape(entry["shape"])
+        head.only(entry, ("name", "shape", "type", "size"))
+        kind, size = head.choice(entry, "type", tuple(WHOLE)), head.choice(entry, "size", tuple(INTEGERS))
+        numbers = streams.take(f"integers{size}", count).astype(np.int64)
+        return torch.from_numpy(numbers).to(WHOLE[kind]).reshape(sizes)
     if "weights" not in entry:
-        return torch.from_numpy(streams.take("numbers", count).astype(np.float32)).reshape(entry["shape"])
-    code = streams.take("positions", entry["bytes"]).tobytes()
-    positions = rice_coding.decode(code, entry["bits"], entry["weights"])
-    values = streams.take_values(entry["weights"], entry["scale"])
-    if len(positions) and positions[-1] >= count:
-        raise ValueError(f"tensor {entry['name']!r} has weights beyond its end")
+        head.only(entry, ("name", "shape"))
+        return torch.from_numpy(streams.take("numbers", count).astype(np.float32)).reshape(sizes)
+    head.only(entry, ("name", "shape", "bits", "bytes", "weights", "scale"))
+    code = streams.take("positions", head.whole(entry, "bytes", 0, count + 8 * MOST_BITS)).tobytes()
+    weights = head.whole(entry, "weights", 0, min(count, 8 * len(code)))
+    positions = rice_coding.decode(code, head.whole(entry, "bits", 0, MOST_BITS), weights)
+    values = streams.take_values(weights, head.number(entry, "scale"))
+    if weights and positions[-1] >= count:
+        raise ValueError(f"tensor {name[:LONGEST]!r} has weights beyond its end")
     flat = np.zeros(count, dtype=np.float32)
     flat[positions] = values
-    return torch.from_numpy(flat).reshape(entry["shape"])
+    return torch.from_numpy(flat).reshape(sizes)

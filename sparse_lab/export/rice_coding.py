@@ -28,10 +28,16 @@ def decode(code: bytes, bits: int, count: int) -> np.ndarray:
     """The `count` positions (int64) that were encoded. Raises ValueError when the code holds another number of them."""
     size = -(-count * bits // 8)
     raw = np.frombuffer(code, dtype=np.uint8)
-    low = np.unpackbits(raw[:size], count=count * bits).reshape(count, bits).astype(np.int64)
+    if not 0 <= bits <= MOST_BITS or len(raw) < size:
+        raise ValueError(f"no room for {count:,} positions of {bits} bits")
     ends = np.flatnonzero(np.unpackbits(raw[size:]))
-    if len(raw) < size or len(ends) != count:
+    if len(ends) != count:
         raise ValueError(f"{len(ends)} positions, not {count}")
-    upper = np.diff(ends, prepend=-1) - 1
-    gaps = (upper << bits) + (low << np.arange(bits)).sum(1)
+    gaps = np.diff(ends, prepend=-1) - 1
+    if len(ends) and (int(ends[-1]) + 1) << bits >= 2**62:
+        raise ValueError("positions beyond 64 bits")
+    gaps <<= bits
+    low = np.unpackbits(raw[:size], count=count * bits).reshape(count, bits)
+    for place in range(bits):
+        gaps += low[:, place].astype(np.int64) << place
     return np.cumsum(gaps + 1) - 1

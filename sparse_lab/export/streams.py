@@ -10,6 +10,7 @@ import numpy as np
 
 Precision = Literal["fp32", "fp16"]
 DTYPES = {"fp32": np.float32, "fp16": np.float16}
+NOTHING = np.zeros(0, dtype=np.uint8)
 
 
 class Streams:
@@ -30,10 +31,16 @@ class Streams:
     def take(self, name: str, count: int) -> np.ndarray:
         start = self.at.get(name, 0)
         self.at[name] = start + count
-        part = self.given[name][start : start + count] if count else np.zeros(0, dtype=np.uint8)
+        part = self.given.get(name, NOTHING)[start : start + count] if count else NOTHING
         if len(part) != count:
             raise ValueError(f"{name} ends too early")
         return part
+
+    def end(self) -> None:
+        """Raises ValueError where a stream holds more than was taken."""
+        for name, numbers in self.given.items():
+            if self.at.get(name, 0) != len(numbers):
+                raise ValueError(f"{name} ends too late")
 
     def put_values(self, numbers: np.ndarray) -> dict[str, float]:
         """Weights, and what has to be known to take them back."""
@@ -42,7 +49,10 @@ class Streams:
         return {"scale": scale}
 
     def take_values(self, count: int, scale: float) -> np.ndarray:
-        return self.take("values", count).astype(np.float64) * scale
+        part = self.take("values", count)
+        if count and part.dtype != DTYPES[self.values]:
+            raise ValueError(f"values are {part.dtype}, not {self.values}")
+        return part.astype(np.float64) * scale
 
 
 def scale_of(values: np.ndarray) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from sparse_lab import models
 from sparse_lab.config import Config
 from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.models import weight_sharing
+from sparse_lab.models.pruned_state import MasksLeft
 from sparse_lab.sparsity import masks
 from sparse_lab.sparsity.choose import check_own, choose
 from sparse_lab.sparsity.flops import derived_layers, layer_costs
@@ -23,7 +25,10 @@ from sparse_lab.sparsity.structured import channels
 
 def build_model(config: Config) -> nn.Module:
     """The plain network of `config`, its layers chosen."""
-    model = models.make(spec_of(config), config.model.weights)
+    with warnings.catch_warnings():
+        if config.model.keep_masks:
+            warnings.simplefilter("ignore", MasksLeft)
+        model = models.make(spec_of(config), config.model.weights)
     _choose(model, choice_of(config))
     return model
 

@@ -16,27 +16,35 @@ from sparse_lab.methods.recipes import clock_of
 
 if TYPE_CHECKING:
     from sparse_lab.algorithms.base import Algorithm
-    from sparse_lab.algorithms.selectors import Selector, WeightSelector
+    from sparse_lab.algorithms.selectors import GivenMasks, Selector, WeightSelector
     from sparse_lab.methods.networks import Structure
 
 
 def _looks_at_data(config: Config) -> bool:
-    return _settings(config).score not in WITHOUT_DATA
+    return _settings(config).score not in WITHOUT_DATA and _scores(config)
+
+
+def _scores(config: Config) -> bool:
+    return not config.model.keep_masks
 
 
 class Prune(Component):
     part = "prune"
     read_when: ClassVar = {
+        "score": When(_scores, "model.keep_masks=false"),
         "distribution": When(
-            lambda config: config.method.filters is None or not config.method.filters.rates,
-            "method.filters.rates=[]",
+            lambda config: _scores(config) and (config.method.filters is None or not config.method.filters.rates),
+            "method.filters.rates=[] and model.keep_masks=false",
         ),
         "batches": When(
             lambda config: _looks_at_data(config) and _settings(config).per_class is None,
             "a method.prune.score that looks at training images, and method.prune.per_class=null",
         ),
         "per_class": When(_looks_at_data, "a method.prune.score that looks at training images"),
-        "iterations": When(lambda config: config.method.hypersphere is None, "method.hypersphere=null"),
+        "iterations": When(
+            lambda config: config.method.hypersphere is None and _scores(config),
+            "method.hypersphere=null and model.keep_masks=false",
+        ),
         "rewind_lr": When(lambda config: config.method.init_from is not None, "a trained start (method.init_from)"),
     }
 
@@ -55,6 +63,8 @@ class Prune(Component):
         _check_rewinding(config, settings)
         _check_counts(config, structure)
         structure.check_own(config)
+        if config.model.keep_masks:
+            _check_kept_masks(config, structure)
         if config.method.regrow is None and config.method.init_from not in (None, "dense"):
             raise UserError(
                 f"method.init_from={config.method.init_from}: pruning starts from dense, or from scratch (null)"
@@ -69,7 +79,7 @@ class Prune(Component):
             structure.check_shape()
 
     def build(self, site: Site) -> list[Algorithm]:
-        return [plain_pruning(site, weight_selector(site))]
+        return [plain_pruning(site, given_masks(site) if site.config.model.keep_masks else weight_selector(site))]
 
     def describe(self, method: MethodConfig) -> str:
         assert method.prune is not None
@@ -96,11 +106,20 @@ def plain_pruning(site: Site, selector: Selector) -> Algorithm:
         selector,
         site.begins,
         total_steps=site.total_steps,
-        iterations=_settings(site.config).iterations,
+        iterations=1 if site.config.model.keep_masks else _settings(site.config).iterations,
         rewind=site.rewind,
         seed=site.config.seed,
         changed=site.changed,
     )
+
+
+def given_masks(site: Site) -> GivenMasks:
+    """Return what keeps the masks of the network that the run starts from."""
+    from sparse_lab.algorithms.selectors import GivenMasks
+    from sparse_lab.models.weights import kept_masks
+
+    assert site.masks is not None and site.config.model.weights is not None
+    return GivenMasks(site.masks, kept_masks(site.config.model.weights))
 
 
 def weight_selector(site: Site) -> WeightSelector:
@@ -165,6 +184,41 @@ def _check_connected(config: Config, settings: PruneConfig) -> None:
         )
     if settings.iterations > 1:
         raise UserError(f"method.prune.iterations={settings.iterations} does not go with sparsity.connected_init=true")
+
+
+def _check_kept_masks(config: Config, structure: Structure) -> None:
+    """Do the method and its target go with the masks of the network that the run starts from?"""
+    from sparse_lab.models.weights import kept_masks
+    from sparse_lab.sparsity.masks import count_kept, num_kept
+
+    method, weights = config.method, config.model.weights
+    if method.init_from is not None or config.schedule.constant is None or method.sharing is not None:
+        raise UserError(
+            f"model.keep_masks=true: method {method.name!r} makes masks of its own as it trains; those of a file are "
+            "for schedule=constant, method.init_from=null and method.sharing=null (static, set, rigl, mest), or leave "
+            "model.keep_masks out: then the weights alone are taken"
+        )
+    assert weights is not None
+    masks, shapes = kept_masks(weights), structure.weights
+    other = sorted(name for name in masks.keys() ^ shapes.keys())
+    other += [name for name in shapes if name in masks and masks[name].shape != shapes[name]]
+    if other:
+        what = "are not for" if other[0] not in masks else "are also for" if other[0] not in shapes else "do not fit"
+        raise UserError(
+            f"model.keep_masks=true: the masks in {weights} {what} {other[0]!r}: ask for the same network, classes, "
+            "sparsity.include and sparsity.exclude as its run, or leave model.keep_masks out"
+        )
+    if empty := next((name for name, count in count_kept(masks).items() if not count), None):
+        raise UserError(f"model.keep_masks=true: the masks in {weights} leave nothing of {empty!r}: leave it out")
+    kept, total = sum(count_kept(masks).values()), structure.size(config).total
+    if num_kept(config.sparsity.target, total) != kept:
+        exact = 1 - kept / total
+        there = next((one for digits in range(2, 18) if num_kept(one := round(exact, digits), total) == kept), exact)
+        raise UserError(
+            f"model.keep_masks=true: the masks in {weights} keep {kept:,} of {total:,} weights, and "
+            f"sparsity.target={config.sparsity.target:g} {num_kept(config.sparsity.target, total):,}: "
+            f"sparsity.target={there}, or leave model.keep_masks out"
+        )
 
 
 def _check_counts(config: Config, structure: Structure) -> None:

@@ -164,7 +164,7 @@ def dct_matrix(size: int, rows: int, columns: int) -> Tensor:
     return matrix
 
 
-def _basis(weight: Tensor) -> Tensor:
+def dct_basis(weight: Tensor) -> Tensor:
     """The DCT in the shape of `weight` (out, in / groups, ...): row o gives coefficient o of a patch that is read
     kernel position first, channel last, and filled up with zeros where it is shorter than there are outputs.
     """
@@ -197,7 +197,7 @@ def _check_plain(name: str, module: nn.Module) -> None:
 def _add_dct(module: nn.Module) -> None:
     weight = module.get_parameter("weight")
     module.register_parameter("alpha", nn.Parameter(weight.new_ones(())))
-    module.register_buffer("basis", _basis(weight).to(weight.device, weight.dtype), persistent=False)
+    module.register_buffer("basis", dct_basis(weight).to(weight.device, weight.dtype), persistent=False)
     module.__class__ = DCTConv2d if isinstance(module, nn.Conv2d) else DCTLinear  # type: ignore[assignment]
 
 

@@ -39,6 +39,13 @@ def zeros_among(found: Mapping[str, Any]) -> str:
     return "" if nonzero in (None, found["kept"]) else f", {nonzero:,} not zero"
 
 
+def network_of(path: str | None) -> str | None:
+    """Return the file with the network of the run in a folder, or `path` itself where it is no run's folder."""
+    if path is None or not (folder := Path(path).expanduser() / "checkpoints").is_dir():
+        return path
+    return str(folder / "best.ckpt")
+
+
 class RunLocked(UserError):
     """Another process has this run."""
 

@@ -17,6 +17,7 @@ from sparse_lab.sparse_cpu.simd import VECTOR
 ACTIVATIONS = {"none": 0, "relu": kernels.RELU, "relu6": kernels.RELU6}
 Pair = tuple[int, int]
 RUN = 1024  # numbers of a strip: the sums and four runs of inputs stay in the first cache
+ADDRESSED = 2**31 - 1  # numbers of an arena, with as many images as there are lanes
 SLACK = 16  # numbers beyond an arena's end that a run's last vector may reach
 ALONE = 100_000  # multiply-adds below which one thread is faster than two
 FEW = 2  # images a thread up to which each is computed by itself
@@ -152,6 +153,8 @@ class Program:
         """Give every feature map its place; maps whose last reader is done lend theirs to later ones."""
         _align(self.features)
         size = _place(self.features, self.steps)
+        if size * kernels.LANES > ADDRESSED:  # beyond, the kernels' offsets would point elsewhere
+            raise ValueError(f"feature maps of {size:,} numbers, more than the kernels address")
         ops = np.array([self._op(step) for step in self.steps], dtype=np.int64)
         offsets = [self._offsets(step) for step in self.steps if step.taps is not None]
         return Executor(

@@ -11,11 +11,12 @@ from typing import Any, TypeGuard
 from torch import Tensor
 
 from sparse_lab.trace import operations
-from sparse_lab.trace.trace import TYPES, Batch, Named, Step, Trace, Type, Value, mapped
+from sparse_lab.trace.trace import MOST, TYPES, Batch, Named, Step, Trace, Type, Value, mapped
 
 LONGEST = 64  # characters of a text that is an argument
 DEEPEST = 3  # lists in lists
 MOST_IMAGES = 2**20  # times the batch
+MOST_STEPS = 2**13
 
 
 def as_plain(trace: Trace) -> dict[str, Any]:
@@ -33,8 +34,10 @@ def from_plain(plain: Any, constants: Mapping[str, Tensor]) -> Trace:
     result = plain.get("result")
     if not (_are(images, int) and _are(parameters, str) and _are(buffers, str) and type(result) is int):
         raise ValueError("its trace says neither what it reads nor what it gives")
-    if not all(0 < size <= 2**16 for size in images) or not isinstance(plain.get("steps"), list):
+    if not images or not all(0 < size <= 2**16 for size in images) or math.prod(images) > MOST:
         raise ValueError("its trace is for no image")
+    if not isinstance(plain.get("steps"), list) or len(plain["steps"]) > MOST_STEPS:
+        raise ValueError(f"its trace has no steps, or more than {MOST_STEPS:,}")
     there = {*parameters, *buffers, *constants}
     steps = tuple(_step(number, step, there) for number, step in enumerate(plain["steps"]))
     return Trace(tuple(images), steps, result, tuple(parameters), tuple(buffers), dict(constants))
@@ -68,7 +71,10 @@ def _step(number: int, step: Any, there: set[str]) -> Step:
     known = operations.defaults(operation)
     if not arguments.keys() <= known.keys() - operations.ELSEWHERE:
         raise ValueError(f"step {number}: {operation} has other arguments")
-    return Step(operation, {name: _read(value, number, there) for name, value in arguments.items()})
+    read = {name: _read(value, number, there) for name, value in arguments.items()}
+    if not isinstance(read.get("dtype"), Type | None):  # torch takes a number for one, and looks it up unchecked
+        raise ValueError(f"step {number}: {operation} makes numbers of no type")
+    return Step(operation, read)
 
 
 def _read(argument: Any, number: int, there: set[str], depth: int = 0) -> Any:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from sparse_lab.trace import operations
 
 MOST = 2**28  # numbers of one result for one image: what asks for more is no network's
+MOST_OF_ALL = 2**30  # of all results for one image
+MOST_PIECES = 2**12  # that a step cuts a value into
 
 WEIGHTED = ("conv1d", "conv2d", "conv3d", "linear")  # whose weight [out, ...] has a sum of products for each output
 
@@ -113,10 +115,14 @@ def last_reads(trace: Trace) -> dict[int, list[int]]:
 Call = Callable[[Mapping[int, Any], int], Any]
 
 
-def prepared(step: Step, tensors: Mapping[str, Tensor], real: torch.dtype) -> Call:
-    """What computes a step from the values before it and the number of images; `real` is the type of their numbers."""
+def prepared(step: Step, tensors: Mapping[str, Tensor], real: torch.dtype, device: str | None = None) -> Call:
+    """What computes a step from the values before it and the number of images; `real` is the type of their numbers.
+    device: of what reads no tensor, where it is not torch's usual one.
+    """
     function = operations.function(step.operation)
     fixed: dict[str, Any] = {}
+    if device is not None and "device" in operations.defaults(step.operation):
+        fixed["device"] = torch.device(device)
     moving: dict[str, Any] = {}
     for name, argument in step.arguments.items():
         moves = any(isinstance(leaf, Value | Batch) for leaf in leaves(argument))
@@ -169,6 +175,7 @@ def shapes(trace: Trace, tensors: Mapping[str, Tensor], count: int) -> list[Any]
     real = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
     hollow = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     values: dict[int, Any] = {0: torch.empty(count, *trace.images, dtype=real, device="meta")}
+    made = 0
     for number, step in enumerate(trace.steps):
         if not operations.is_known(step.operation):
             raise ValueError(f"step {number}: no operation {str(step.operation)[:40]!r}")
@@ -179,17 +186,39 @@ def shapes(trace: Trace, tensors: Mapping[str, Tensor], count: int) -> list[Any]
         except Exception as error:  # torch raises many kinds for arguments that do not fit
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(f"step {number}, {step.operation}, does not fit what it reads ({line})") from None
-        if any(one.numel() > MOST * count for one in leaves(values[number + 1])):
+        sizes = [one.numel() for one in leaves(values[number + 1])]
+        made += sum(sizes)
+        if max(sizes, default=0) > MOST * count or made > MOST_OF_ALL * count:
             raise ValueError(f"step {number}, {step.operation}, makes more than {MOST:,} numbers")
     return [mapped(values[number], lambda one: tuple(one.shape)) for number in range(len(trace.steps) + 1)]
 
 
 def _on_meta(step: Step, values: Mapping[int, Any], hollow: Mapping[str, Tensor], count: int, real: torch.dtype) -> Any:
     with torch.device("meta"), torch.no_grad():
-        made = perform(step, values, hollow, count, real)
+        if step.operation in PIECES:
+            _check_pieces(step, _resolved(step["self"], values, hollow))
+        made = prepared(step, hollow, real, "meta")(values, count)
     if not all(isinstance(one, Tensor) and one.device.type == "meta" for one in leaves(made)):
         raise ValueError("it makes no tensor")
     return made
+
+
+def _resolved(leaf: Any, values: Mapping[int, Any], tensors: Mapping[str, Tensor]) -> Any:
+    return values[leaf.number] if isinstance(leaf, Value) else tensors[leaf.name] if isinstance(leaf, Named) else leaf
+
+
+# operations that cut a value into pieces -> how many, of so many rows
+PIECES: dict[str, Callable[[Step, int], float]] = {
+    "unbind.int": lambda step, rows: rows,
+    "split.Tensor": lambda step, rows: rows / max(1, step["split_size"]),
+    "chunk": lambda step, rows: step["chunks"],
+    "tensor_split.sections": lambda step, rows: step["sections"],
+}
+
+
+def _check_pieces(step: Step, whole: Tensor) -> None:
+    if PIECES[step.operation](step, whole.shape[step["dim"]]) > MOST_PIECES:
+        raise ValueError(f"it makes more than {MOST_PIECES:,} pieces")
 
 
 def check(trace: Trace, tensors: Mapping[str, Tensor]) -> int:
@@ -201,6 +230,12 @@ def check(trace: Trace, tensors: Mapping[str, Tensor]) -> int:
         if len(shape) != 2 or shape[0] != count:
             raise ValueError(f"{count} images give {shape}, not one row of numbers an image")
     return int(shape[1])
+
+
+def numbers_of(trace: Trace, tensors: Mapping[str, Tensor]) -> int:
+    """How many numbers all values of one image have together."""
+    made = (value if isinstance(value, list) else [value] for value in shapes(trace, tensors, 1))
+    return sum(math.prod(size) for sizes in made for size in sizes)
 
 
 def weight_names(trace: Trace) -> set[str]:

@@ -17,9 +17,11 @@ from safetensors import SafetensorError
 from sparse_lab.errors import UserError
 from sparse_lab.full_disk import naming
 from sparse_lab.records.atomic_io import append_checksum, atomic_write, temporary_of, verify_checksum
+from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sparsity.state import load_state
 
 FORMAT = "sparse_lab network 1"
+FIT = ": ask for the network that it is of, its width, classes and image size"
 
 
 def save_checkpoint(payload: dict[str, Any], path: Path) -> None:
@@ -62,6 +64,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"no checkpoint at {path}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder, and no run's: name a file, or the folder of a finished run") from None
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} is corrupt or holds more than tensors and plain values; it was not unpickled: remove it "
@@ -95,10 +99,19 @@ def load_into(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str 
     try:
         missing, unexpected = load_state(model, state, strict=False)
     except RuntimeError as error:
-        raise UserError(f"{path} does not fit this network: {str(error).splitlines()[1].strip()}") from None
+        raise UserError(
+            f"{path} does not fit this network: {str(error).splitlines()[1].strip().rstrip('.')}{FIT}"
+        ) from None
     wrong = [name for name in missing if not name.endswith("mask")] + list(unexpected)
     if wrong:
-        raise UserError(f"{path} does not fit this network: {len(wrong)} tensors differ, {wrong[0]} first")
+        raise UserError(f"{path} does not fit this network: {len(wrong)} tensors differ, {wrong[0]} first{FIT}")
+
+
+def load_start(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> None:
+    """As `load_into` a new network, which gets masks where the state has them."""
+    if any(key.endswith("mask") for key in state):
+        Masks(model)
+    load_into(model, state, path)
 
 
 def random_state() -> dict[str, Any]:

@@ -240,7 +240,7 @@ REFUSED: dict[str, tuple[Callable[[Path], DatasetConfig], str]] = {
         lambda path: (zipfile.ZipFile(path, "w").writestr("images.txt", "x"), of(path))[1], "is no .npz file, or",
     ),
     "truncated": (truncated, "is no .npz file, or a damaged one"),
-    "a header that lies": (lying, "X.npy is not as long as its header says"),
+    "a header that lies": (lying, "X.npy: it is not as long as its header says"),
     "flipped": (flipped, "X cannot be read"),
     "other keys": (
         lambda path: save(path, data=images(4, 8, 8), target=labels(4)), "holds data, target: its arrays are to be",

@@ -30,7 +30,7 @@ method: name init_from
 method.dyrelu: begin end unit
 method.compactors: penalty begin unit every channels
 method.hypersphere: penalty recovery
-method.prune: score rewind_weights
+method.prune: rewind_weights
 method.filters: rates coupled flops
 method.cycles: shape lengths unit multiplier every drop grow
 method.drop_and_grow: drop grow drop_fraction drop_fraction_shape update_every unit end

@@ -5,6 +5,8 @@ import pickle
 import sys
 import urllib.error
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,11 @@ import torch
 import torchvision
 
 from sparse_lab.errors import UserError
-from sparse_lab.models import build
+from sparse_lab.models import build, offsets
+from sparse_lab.models.pruned_state import MasksLeft
+from sparse_lab.models.weights import kept_masks
+from sparse_lab.sparsity.masks import Masks
+from sparse_lab.training.checkpoint_io import save_network
 
 State = dict[str, Any]
 
@@ -271,3 +277,87 @@ def test_torchvision_weights_are_for_full_imagenet_networks_only(
     monkeypatch.setattr(torchvision.models.ResNet34_Weights, "get_state_dict", get_state_dict)
     with pytest.raises(UserError, match=r"image_size >= 64, 3 channels and width 1\.0 only"):
         _torchvision(**arguments)
+
+
+def _pruned(path: Path) -> tuple[torch.nn.Module, State]:
+    """A network that a run left, half of it pruned."""
+    network = _small()
+    masks = Masks(network)
+    torch.manual_seed(4)
+    masks.set({name: torch.rand(weight.shape) < 0.5 for name, weight in masks.weights().items()})
+    save_network(network, path, {})
+    return network, dict(network.state_dict())
+
+
+def test_a_pruned_network_s_weights_are_taken_zero_where_it_was_pruned(tmp_path: Path) -> None:
+    _, state = _pruned(tmp_path / "best.ckpt")
+    with pytest.warns(MasksLeft, match=r"best\.ckpt is of a pruned network.*model\.keep_masks=true"):
+        loaded = _small(tmp_path / "best.ckpt").state_dict()
+    assert loaded.keys() == {key for key in state if not key.endswith(".mask")}
+    assert all(torch.equal(tensor, state[key]) for key, tensor in loaded.items())
+    assert 0.4 < (loaded["layer1.0.conv1.weight"] == 0).double().mean() < 0.6
+
+
+def test_masked_weights_that_are_not_zero_in_the_file_are_zero_here(tmp_path: Path) -> None:
+    _, state = _pruned(tmp_path / "best.ckpt")
+    mask = state["conv1.mask"]
+    state["conv1.weight"] = torch.where(mask, torch.full((), 2.0), torch.full((), float("nan")))
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.warns(MasksLeft):
+        loaded = _small(tmp_path / "w.pt").state_dict()
+    assert torch.equal(loaded["conv1.weight"], 2.0 * mask)
+
+
+@pytest.mark.parametrize("kind", ["dct", "recovered"])
+def test_what_is_added_to_a_pruned_network_s_weights_is_in_them(kind: str, tmp_path: Path) -> None:
+    network = build("resnet8", width=0.25).double()
+    if kind == "dct":
+        offsets.install_dct(network)
+    masks = Masks(network)
+    torch.manual_seed(4)
+    for weight in masks.weights().values():
+        weight.data.normal_()
+    masks.set({name: torch.rand(weight.shape) < 0.5 for name, weight in masks.weights().items()})
+    if kind == "recovered":
+        offsets.recover(network, {name: torch.randn(len(weight)) for name, weight in masks.weights().items()})
+    save_network(network, tmp_path / "best.ckpt", {})
+    with pytest.warns(MasksLeft), default_dtype(torch.float64):
+        plain = build("resnet8", width=0.25, weights=str(tmp_path / "best.ckpt"))
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.allclose(plain.eval()(images), network.eval()(images), rtol=1e-10)
+    with pytest.raises(UserError, match="dense part beside its weights"):
+        kept_masks(str(tmp_path / "best.ckpt"))
+
+
+@contextmanager
+def default_dtype(kind: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(kind)
+    yield
+    torch.set_default_dtype(before)
+
+
+def test_a_checkpoint_of_lightning_is_loaded_by_the_network_s_own_names(state: State, tmp_path: Path) -> None:
+    content = {"pytorch-lightning_version": "2", "state_dict": {f"model.{key}": one for key, one in state.items()}}
+    torch.save(content, tmp_path / "last.ckpt")
+    loaded = _small(tmp_path / "last.ckpt").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def test_the_first_three_that_do_not_fit_are_named_and_the_rest_is_counted(state: State, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(UserError) as caught:
+        build("resnet34", width=0.25, weights=str(tmp_path / "w.pt"))
+    line = str(caught.value)
+    assert "'conv1.weight' has shape (8, 3, 3, 3), not (16, 3, 3, 3); 'bn1.weight'" in line
+    other = build("resnet34", width=0.25).state_dict()
+    wrong = sum(tensor.shape != other[key].shape for key, tensor in state.items())
+    assert f"; and {wrong - 3:,} more: ask for the network that it is of" in line
+
+
+@pytest.mark.parametrize("what", [torch.zeros(8, 3, 3, 3).to_sparse(), torch.zeros(8, 3, 3, 3, device="meta")])
+def test_tensors_without_plain_numbers_are_named(what: torch.Tensor, state: State, tmp_path: Path) -> None:
+    mask = torch.ones(8, 3, 3, 3, dtype=torch.bool)
+    torch.save({**state, "conv1.weight": what, "conv1.mask": mask}, tmp_path / "w.pt")
+    assert "'conv1.weight' is not a tensor of plain numbers" in _refused(tmp_path / "w.pt")
