@@ -26,7 +26,7 @@ VERBS = {
     "reproduce": "sparse_lab.cli.reproduce:main",
     "doctor": "sparse_lab.cli.doctor.main:main",
 }
-USER_ERROR = 2
+FAILED, USER_ERROR = 1, 2
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,6 +69,7 @@ class _End:
 def _answer(argv: list[str]) -> int:
     from sparse_lab.errors import SparseLabError
     from sparse_lab.records.atomic_io import printable
+    from sparse_lab.records.lock import Moved
     from sparse_lab.records.redaction import redact
 
     try:
@@ -86,7 +87,7 @@ def _answer(argv: list[str]) -> int:
         return _hydra(argv)
     except SparseLabError as error:
         print(f"sparse-lab: {printable(redact(str(error)))}", file=sys.stderr)  # it may tell of a stranger's file
-        return USER_ERROR
+        return FAILED if isinstance(error, Moved) else USER_ERROR
 
 
 def _hydra(argv: list[str]) -> int:

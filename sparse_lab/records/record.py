@@ -12,6 +12,7 @@ from sparse_lab.regular_file import MIB, read_text
 
 MOST_BYTES = 64 * MIB  # a result has some KiB, a sweep of 10,000 runs a plan of a few MiB
 MOST_SMALL = MIB  # what is written again and again: a status, what came of a job
+STATES = ("running", "done", "failed", "interrupted")  # of a run
 LONGEST_NAME = 255  # bytes, of a folder
 
 
@@ -47,9 +48,14 @@ def read_record(path: Path, *, sealed: bool = True, shown: bool = False, most: i
     return content
 
 
-def read_status(path: Path) -> dict[str, Any]:
-    """Return a run's status, as `read_record`: it changes every epoch, is believed in nothing, and has no checksum."""
-    return read_record(path, sealed=False, most=MOST_SMALL)
+def read_status(path: Path, *, shown: bool = False) -> dict[str, Any]:
+    """Return a run's status, as `read_record`; BadRecord also where it says no state. It changes every epoch, has no
+    checksum, and is believed in nothing else.
+    """
+    status = read_record(path, sealed=False, shown=shown, most=MOST_SMALL)
+    if status.get("state") not in STATES:
+        raise BadRecord(f"'state' is missing or none of {', '.join(STATES)}")
+    return status
 
 
 def check_seal(record: dict[str, Any], *, required: bool = True) -> None:
