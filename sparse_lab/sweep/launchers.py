@@ -155,6 +155,7 @@ class Basic(hydra.plugins.launcher.Launcher):
                 return _failed(self.task, job, said)
             if (killed := self.killed(job, error)) is not None and job.deaths + 1 < MOST_DEATHS:
                 print(f"sweep: {killed}; it is submitted again", flush=True)
+                self.folder.again(job.number)
                 return None
             self.task.lost[job.name] = error
             if killed is not None:

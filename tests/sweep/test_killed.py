@@ -118,7 +118,8 @@ def kill_one_that_trains(
         assert process.poll() is None, process.communicate()
         for path in out.glob("runs/*/status.json"):
             status = json.loads(path.read_text())
-            fits = status["state"] == "running" and status.get("epoch") and status["pid"] not in but
+            saved = (path.parent / "checkpoints" / "last.ckpt").exists()
+            fits = status["state"] == "running" and saved and status["pid"] not in but
             if fits and run in (None, path.parent.name):
                 os.kill(status["pid"], signal.SIGKILL)
                 return status["pid"], path.parent.name
