@@ -28,8 +28,7 @@ VERBS = {
     "reproduce": "sparse_lab.cli.reproduce:main",
     "doctor": "sparse_lab.cli.doctor.main:main",
 }
-FAILED = 1
-USER_ERROR = 2
+FAILED, USER_ERROR = 1, 2
 # what is there for what it says alone: nothing is done where that is lost
 ONLY_SAYS = {"status", "methods", "keys", "doctor", "--help", "-h", "--cfg", "-c", "--info", "-i"}
 
@@ -83,6 +82,7 @@ def _answer(argv: list[str]) -> int:
     from sparse_lab import full_disk
     from sparse_lab.errors import SparseLabError
     from sparse_lab.records.atomic_io import printable
+    from sparse_lab.records.lock import Moved
     from sparse_lab.records.redaction import redact
 
     try:
@@ -100,7 +100,7 @@ def _answer(argv: list[str]) -> int:
         return _hydra(argv)
     except SparseLabError as error:
         print(f"sparse-lab: {printable(redact(str(error)))}", file=sys.stderr)  # it may tell of a stranger's file
-        return USER_ERROR
+        return FAILED if isinstance(error, Moved) else USER_ERROR
     except Exception as error:
         if (full := full_disk.found_in(error)) is None:
             raise

@@ -12,6 +12,8 @@ from sparse_lab.regular_file import MIB, read_text
 
 MOST_BYTES = 64 * MIB  # a result has some KiB, a sweep of 10,000 runs a plan of a few MiB
 MOST_SMALL = MIB  # what is written again and again: a status, what came of a job
+STATES = ("running", "done", "failed", "interrupted")  # of a run
+ROUNDED = 1e-6  # to the sixth digit, as some records write shares
 LONGEST_NAME = 255  # bytes, of a folder
 
 
@@ -47,9 +49,14 @@ def read_record(path: Path, *, sealed: bool = True, shown: bool = False, most: i
     return content
 
 
-def read_status(path: Path) -> dict[str, Any]:
-    """Return a run's status, as `read_record`: it changes every epoch, is believed in nothing, and has no checksum."""
-    return read_record(path, sealed=False, most=MOST_SMALL)
+def read_status(path: Path, *, shown: bool = False) -> dict[str, Any]:
+    """Return a run's status, as `read_record`; BadRecord also where it says no state. It changes every epoch, has no
+    checksum, and is believed in nothing else.
+    """
+    status = read_record(path, sealed=False, shown=shown, most=MOST_SMALL)
+    if status.get("state") not in STATES:
+        raise BadRecord(f"'state' is missing or none of {', '.join(STATES)}")
+    return status
 
 
 def check_seal(record: dict[str, Any], *, required: bool = True) -> None:
@@ -74,14 +81,15 @@ def check_result(result: dict[str, Any]) -> None:
             raise BadRecord(f"{name!r} is missing or no text")
     if whole_number(result.get("seed")) is None:
         raise BadRecord("'seed' is missing or no whole number")
-    if result["method"] != "dense" and not is_number(result.get("sparsity_target")):
-        raise BadRecord("'sparsity_target' is missing or no number")
-    accuracy = result.get("test_accuracy")
-    if not is_number(accuracy) or not 0 <= accuracy <= 100:
+    if result["method"] != "dense" and not _within(result.get("sparsity_target"), 1):
+        raise BadRecord("'sparsity_target' is missing or no share in 0..1")
+    if not _within(result.get("test_accuracy"), 100):
         raise BadRecord("'test_accuracy' is missing or no percentage in 0..100")
-    kept, total = whole_number(result.get("kept")), whole_number(result.get("total"))
-    if kept is None or total is None or not 0 <= kept <= total:
-        raise BadRecord("'kept' and 'total' are missing or no numbers of weights")
+    _check_weights(result)
+    _check_figures(result, "")
+    levels = result.get("levels")
+    for number, level in enumerate(levels if isinstance(levels, list) else [], 1):
+        _check_figures(level if isinstance(level, dict) else {}, f" of level {number}")
     if not is_number(result.get("seconds")) or result["seconds"] < 0:
         raise BadRecord("'seconds' is missing or no time")
     if not isinstance(result.get("config"), dict):
@@ -89,6 +97,29 @@ def check_result(result: dict[str, Any]) -> None:
     plugins = result.get("plugins", {})  # of a run from before there were any: none
     if not isinstance(plugins, dict) or not all(isinstance(one, str) for one in plugins.values()):
         raise BadRecord("'plugins' is no mapping of names to hashes")
+
+
+def _check_weights(result: dict[str, Any]) -> None:
+    kept, total = whole_number(result.get("kept")), whole_number(result.get("total"))
+    if kept is None or total is None or not 0 <= kept <= total:
+        raise BadRecord("'kept' and 'total' are missing or no numbers of weights")
+    nonzero = result.get("nonzero", kept)  # a record of before does not say
+    if nonzero is not None and (whole_number(nonzero) is None or not 0 <= nonzero <= kept):
+        raise BadRecord("'nonzero' is no number of the weights that are kept")
+    sparsity = result.get("sparsity")
+    if sparsity is not None and total and not (_within(sparsity, 1) and abs(sparsity - (1 - kept / total)) <= ROUNDED):
+        raise BadRecord("'sparsity' is not what 'kept' and 'total' make")
+
+
+def _check_figures(record: dict[str, Any], of: str) -> None:
+    """Figures that may be missing, or null where they were no number, and are nonsense outside their range."""
+    for name, most in (("sparsity", 1), ("validation_accuracy", 100), ("test_accuracy", 100)):
+        if (value := record.get(name)) is not None and not _within(value, most):
+            raise BadRecord(f"{name!r}{of} is no number in 0..{most}")
+
+
+def _within(value: object, most: int) -> TypeGuard[int | float]:
+    return is_number(value) and 0 <= value <= most
 
 
 def is_name(value: object) -> TypeGuard[str]:

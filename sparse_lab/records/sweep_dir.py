@@ -185,6 +185,10 @@ class SweepFolder:
         """What job `number` said of itself when it began; None where it has not, or has ended."""
         return sound(read_running, self.path / f"running-{number:03d}.json", [])
 
+    def again(self, number: int) -> None:
+        """A job whose process has died waits for another one."""
+        (self.path / f"running-{number:03d}.json").unlink(missing_ok=True)
+
     def outcome(self, number: int, outcome: dict[str, Any]) -> None:
         """What came of a job: {"run", "outcome", "said"} and what else is known of it."""
         self._write(f"{number:03d}.json", outcome)

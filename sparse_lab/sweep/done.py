@@ -11,8 +11,9 @@ from typing import Any
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
 from sparse_lab.experiment.identity import request_hash, run_dir
-from sparse_lab.records.atomic_io import write_text_atomic
-from sparse_lab.records.kept import Kept, keep_run, read_kept
+from sparse_lab.records.atomic_io import printable, write_text_atomic
+from sparse_lab.records.kept import FILE, Kept, keep_run, read_kept
+from sparse_lab.records.record import BadRecord, check_result
 from sparse_lab.sweep.table import Run, Table
 
 MARK = "# written by sparse-lab reproduce"
@@ -34,6 +35,11 @@ class State:
         if self.records is not None:
             kept, self.warnings = read_kept(self.records)
             for one in kept:
+                try:
+                    check_result(one.result)
+                except BadRecord as error:
+                    self.warnings.append(f"{self.records / FILE}: {printable(one.name)}: {error}; it is not counted")
+                    continue
                 self._kept.setdefault(_stem(one.name), []).append(one)
             if next(self.records.glob("runs/*/result.json"), None) is not None:
                 way = f"`sparse-lab collect {self.records} {self.records}` brings them into one file, where they do"

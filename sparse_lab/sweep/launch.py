@@ -152,6 +152,7 @@ class Task:
         from sparse_lab.training.signals import Stopped
 
         about: dict[str, Any] = {"run": ""}
+        sweep = self.sweep
         try:
             config = compose()
             if is_to_be_measured(config):
@@ -164,6 +165,8 @@ class Task:
             if not folder.has_result:
                 check_run(config)
             before = _written(result)
+            if sweep is not None:
+                sweep.check_in_place()  # or the run would make itself a folder where the others were
             record = run(config, self.command, self._console(), job)
             again = before is not None and before == _written(result)
         except RunLocked as error:

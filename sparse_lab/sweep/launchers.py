@@ -156,10 +156,11 @@ class Basic(hydra.plugins.launcher.Launcher):
                 return _failed(self.task, job, said)
             if (killed := self.killed(job, error)) is not None and job.deaths + 1 < MOST_DEATHS:
                 print(f"sweep: {killed}; it is submitted again", flush=True)
+                self.folder.again(job.number)
                 return None
             self.task.lost[job.name] = error
             if killed is not None:
-                print(f"sweep: {killed}; that is said to have failed", flush=True)
+                print(f"sweep: {killed}; after {MOST_DEATHS} deaths it counts as failed", flush=True)
                 return _failed(self.task, job, KILLED_AGAIN)
             return JobReturn(overrides=job.overrides, status=JobStatus.COMPLETED)  # without a value, as one that fails
 
@@ -242,7 +243,7 @@ class Joblib(Basic):
         told = EXIT_CODES.search(str(error))
         begun = self.folder.begun(job.number)
         who = f"the process of {job.run}" if begun is None else f"process {begun['pid']}, which made {begun['run']},"
-        return f"{who} was killed{'' if told is None else f' ({told[1]})'}"
+        return f"{who} was killed ({'' if told is None else f'{told[1]}, '}most often for want of memory)"
 
     def close(self) -> None:
         for process in self.processes:

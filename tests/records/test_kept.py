@@ -114,7 +114,7 @@ def test_whatever_rows_and_cells_hold(
     rows: list[dict[str, Any]], cells: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     place = tmp_path_factory.mktemp("run")
-    (place / "status.json").write_text("{}")
+    (place / "status.json").write_text('{"state": "done"}')
     write_record(place / "result.json", {"name": "run", **RESULT})
     (place / "config.yaml").write_text("{}")
     (place / "updates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -168,7 +168,11 @@ def _keep(runs: list[Path], folder: Path) -> None:
 
 DAMAGED = {
     "result.json": [b"", b"{", b"[]", b'{"a": NaN}', b"\xff", b"[" * 10**5, b'{"a": 1, "checksum": "0"}'],
-    "status.json": [b'{"a":' * 600 + b"1" + b"}" * 600, b'"done"', b'{"epoch": Infinity}'],
+    "status.json": [
+        b'{"state": "done", "a":' + b'{"a":' * 600 + b"1" + b"}" * 601,
+        b'"done"',
+        b'{"state": "done", "epoch": Infinity}',
+    ],
     "config.yaml": [b"a: [", b"- 1", b"\x00", b"seed: .inf"],
     "metrics.csv": [b"epoch,loss\n1\n", b"epoch,loss\n1,2,3\n", b"\xff"],
     "updates.jsonl": [b'{"a": 1}\n{"a"', b"[1]\n", b'{"a": NaN}\n', b"\xff\n"],

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from sparse_lab.errors import UserError
+from sparse_lab.records import process
 from sparse_lab.records.atomic_io import write_record
-from sparse_lab.records.sweep_dir import SweepFolder, duration
+from sparse_lab.records.sweep_dir import MOST_JOBS, SweepFolder, duration, read_outcome, read_plan, read_running
 
 
 def plan(names: list[str], seconds_ago: float = 0.0, **changes: object) -> dict[str, object]:
@@ -98,6 +100,73 @@ def test_a_changed_plan_does_not_count(folder):
     content = json.loads((folder.path / "plan.json").read_text())
     (folder.path / "plan.json").write_text(json.dumps({**content, "jobs": 7}))
     assert folder.look() is None
+
+
+def test_a_process_that_has_the_number_of_an_ended_one_is_not_it(folder):
+    """Neither shown as running nor sent a signal."""
+    reused = {**process.about(), "pid_started": 1}
+    folder.write_plan(plan(["a", "b"], **reused))
+    write_record(folder.path / "running-000.json", {"run": "a", **reused})
+    folder.begin(1, "b")
+    overview = folder.look()
+    assert overview is not None and not overview.alive
+    assert [job.state for job in overview.jobs] == ["interrupted", "running"]
+    assert folder.running() == [(os.getpid(), socket.gethostname())]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"jobs": MOST_JOBS + 1}, "'jobs'"),
+        ({"jobs": 10**9}, "'jobs'"),
+        ({"jobs": 0}, "'jobs'"),
+        ({"jobs": True}, "'jobs'"),
+        ({"jobs": 3}, "'runs' holds more or fewer"),
+        ({"runs": 7}, "'runs'"),
+        ({"runs": [{"name": "a"}, 7]}, "'runs'"),
+        ({"runs": [{"name": "a"}, {"name": "../b"}]}, "'runs'"),
+        ({"pid": "7"}, "'pid'"),
+        ({"host": None}, "'host'"),
+        ({"started": "yesterday"}, "'started'"),
+        ({"started": "2026-01-01T00:00:00"}, "'started'"),  # of which time zone?
+        ({"ended": 7}, "'ended'"),
+    ],
+)
+def test_a_plan_that_is_none_is_named(changes, said, folder):
+    folder.write_plan({**plan(["a", "b"]), **changes})
+    warnings: list[str] = []
+    assert folder.look(warnings) is None and folder.planned_names() == []
+    assert len(warnings) == 1 and f"plan.json: {said}" in warnings[0]
+
+
+def test_a_search_plans_no_runs(folder):
+    folder.write_plan({**plan([]), "jobs": 3})
+    overview = folder.look()
+    assert overview is not None and [job.run for job in overview.jobs] == ["", "", ""]
+
+
+def test_what_the_sweep_writes_is_what_its_readers_take(folder):
+    folder.write_plan(plan(["a"]))
+    assert read_plan(folder.path / "plan.json")["runs"] == [{"name": "a"}]
+    folder.begin(0, "a")
+    assert not process.is_gone(read_running(folder.path / "running-000.json"))
+    folder.outcome(0, {"run": "", "outcome": "failed", "said": "no such file", "swept": ["a=1"], "value": None})
+    assert read_outcome(folder.path / "000.json")["swept"] == ["a=1"]
+
+
+@pytest.mark.parametrize("name", [".lock", "plan.json", "000.json", "stop"])
+@pytest.mark.parametrize("what", ["pipe", "folder", "loop"])
+def test_the_same_sweep_starts_in_a_folder_that_holds_anything(name, what, tmp_path):
+    """Or says in one line why it cannot."""
+    path = tmp_path / "sweeps" / "abc" / name
+    path.parent.mkdir(parents=True)
+    {"pipe": os.mkfifo, "folder": os.mkdir, "loop": lambda path: os.symlink(path.name, path)}[what](path)
+    if what == "folder" or name == ".lock":
+        with pytest.raises(UserError, match="abc"), SweepFolder.claim(tmp_path, "abc"):
+            pass
+    else:
+        with SweepFolder.claim(tmp_path, "abc") as folder:
+            assert not path.exists() and not folder.asked_to_stop
 
 
 def test_duration():

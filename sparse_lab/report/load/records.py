@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from sparse_lab.errors import UserError
-from sparse_lab.records import process
+from sparse_lab.records import process, record
 from sparse_lab.records.atomic_io import printable
 from sparse_lab.records.kept import FILE, Kept, read_kept
 from sparse_lab.records.record import (
-    MOST_SMALL,
+    STATES,
     BadRecord,
     check_result,
     check_seal,
@@ -31,7 +31,6 @@ from sparse_lab.records.record import (
 )
 from sparse_lab.records.sweep_dir import sound
 
-STATES = ("running", "done", "failed", "interrupted")
 PLAN = "plan.json"  # of a sweep
 RECORDS = {"status.json", "result.json", PLAN, FILE}  # names of files
 
@@ -162,11 +161,7 @@ def _kept_result(kept: Kept, place: Path, warnings: list[str]) -> dict[str, Any]
 
 def read_status(folder: Path, warnings: list[str], fallback: str = "unreadable") -> Status:
     """How far the run in a folder is; the fallback where its `status.json` does not say."""
-    return _status(sound(_status_shown, folder / "status.json", warnings), fallback)
-
-
-def _status_shown(path: Path) -> dict[str, Any]:
-    return read_record(path, sealed=False, shown=True, most=MOST_SMALL)
+    return _status(sound(partial(record.read_status, shown=True), folder / "status.json", warnings), fallback)
 
 
 def share(part: object, whole: object) -> float:
@@ -186,7 +181,12 @@ def _add(records: Records, folder: Path) -> None:
     path = folder / "result.json"
     result = sound(partial(read_record, shown=True), path, records.warnings)
     counted = None if result is None else _sound(result, path, records.warnings)
-    _count(records, folder, counted, sound(_status_shown, folder / "status.json", records.warnings))
+    _count(
+        records,
+        folder,
+        counted,
+        sound(partial(record.read_status, shown=True), folder / "status.json", records.warnings),
+    )
 
 
 def _sound(result: dict[str, Any], path: Path, warnings: list[str]) -> dict[str, Any] | None:
