@@ -153,7 +153,10 @@ def check(dataset: DatasetConfig) -> None:
     Raises:
         UserError: as `build`, for an unknown name, missing or foreign files, or sizes that do not fit.
     """
-    module_of(dataset).check(filled(dataset))
+    module, dataset = module_of(dataset), filled(dataset)
+    module.check(dataset)
+    if dataset.mean is not None or dataset.std is not None:
+        _check_normalisation(_spread(dataset))
 
 
 def build(
@@ -182,8 +185,7 @@ def build(
     from sparse_lab.data.split import split
 
     module, dataset = module_of(dataset), filled(dataset)
-    if training.batch_size % world_size:
-        raise UserError(f"training.batch_size={training.batch_size} does not divide over {world_size} devices")
+    check_shares(training, world_size)
     source = module.load(dataset, seed)
     parts = split(
         source.count(test=False),
@@ -222,20 +224,36 @@ def _normalised(dataset: DatasetConfig, source: Source, train: torch.Tensor) -> 
     """With mean and std: those of the training images where the config has none. Numbers that are all the same stand
     for any number of channels. UserError: one of them is missing, or they are not a number a channel.
     """
-    channels = dataset.shape[0]
-    for name in ("mean", "std"):
-        if len(set(numbers := getattr(dataset, name) or [])) == 1:
-            dataset = replace(dataset, **{name: numbers[:1] * channels})  # type: ignore[arg-type]
+    dataset = _spread(dataset)
     if dataset.mean is None and dataset.std is None:
         mean, std = source.statistics(train, dataset)
         return replace(dataset, mean=mean, std=std)
+    _check_normalisation(dataset)
+    return dataset
+
+
+def _spread(dataset: DatasetConfig) -> DatasetConfig:
+    """With one number for all channels written out for each."""
+    for name in ("mean", "std"):
+        if len(set(numbers := getattr(dataset, name) or [])) == 1:
+            dataset = replace(dataset, **{name: numbers[:1] * dataset.shape[0]})  # type: ignore[arg-type]
+    return dataset
+
+
+def _check_normalisation(dataset: DatasetConfig) -> None:
+    channels = dataset.shape[0]
     for name, numbers in (("mean", dataset.mean), ("std", dataset.std)):
         if numbers is None or len(numbers) != channels or (name == "std" and min(numbers) <= 0):
             raise UserError(
-                f"dataset.{name}={numbers}: {channels} number(s), one a channel, std above 0; dataset.mean=null "
-                "dataset.std=null are computed from the training images"
+                f"dataset.{name}={'null' if numbers is None else numbers}: {channels} number(s), one a channel, std "
+                "above 0; dataset.mean=null dataset.std=null are computed from the training images"
             )
-    return dataset
+
+
+def check_shares(training: TrainingConfig, world_size: int) -> None:
+    """Raise UserError where a batch cannot be shared out evenly over the processes of a run."""
+    if training.batch_size % world_size:
+        raise UserError(f"training.batch_size={training.batch_size} does not divide over {world_size} devices")
 
 
 def _used(source: Source, parts: Parts, dataset: DatasetConfig, training: TrainingConfig) -> dict[str, tuple[int, int]]:
@@ -256,5 +274,5 @@ def module_of(dataset: DatasetConfig) -> Any:
     if dataset.name in _OWN:
         return _OWN[dataset.name]
     if dataset.name not in _MODULES:
-        raise UserError(f"unknown data set {dataset.name!r}: {nearest(dataset.name, names())}")
+        raise UserError(f"dataset.name: unknown data set {dataset.name!r}; {nearest(dataset.name, names())}")
     return importlib.import_module(f"sparse_lab.data.{_MODULES[dataset.name]}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Collection
+import tempfile
+import warnings
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,7 +22,8 @@ from sparse_lab.methods import schedules, table
 from sparse_lab.methods.networks import choice_of, spec_of, structure_of
 from sparse_lab.methods.recipes import clock_of, recipes_of
 from sparse_lab.sparsity.images import image_like, send
-from sparse_lab.training.checkpoint_io import load_checkpoint
+from sparse_lab.sparsity.masks import Masks
+from sparse_lab.training.checkpoint_io import load_into, load_network
 from sparse_lab.training.device import device_of
 
 
@@ -68,7 +71,9 @@ def check_request(config: Config) -> None:
     """What is wrong with the request itself, whatever data, packages and room are here. Raises UserError."""
     check_ranges(config)
     if config.model.name not in models.names():
-        raise UserError(f"unknown model {config.model.name!r}; {nearest(config.model.name, models.names())}")
+        raise UserError(
+            f"model.name: unknown model {config.model.name!r}; {nearest(config.model.name, models.names())}"
+        )
     models.check(spec_of(config))
     _check_training(config)
     check_step(config, min(config.training.batch_size, config.dataset.train_limit or config.training.batch_size))
@@ -95,12 +100,44 @@ def check_step(config: Config, images: int) -> None:
             ) from None
 
 
+FITTING: set[object] = set()
+
+
 def _check_files(config: Config) -> None:
-    """Can the checkpoints be read that a run starts from?"""
-    regrow = config.method.regrow
-    for path in (config.model.weights, None if regrow is None else regrow.reference):
-        if path not in (None, *models.LIBRARIES):
-            load_checkpoint(str(path))
+    """Can the files be read that a run starts from, and do they fit its network? Once a process for each file and
+    network.
+    """
+    weights, regrow = config.model.weights, config.method.regrow
+    if weights is not None and weights not in models.LIBRARIES:
+        _once("weights", config, weights, partial(_check_weights, spec_of(config), weights))
+    if regrow is not None and regrow.reference is not None:
+        _once("reference", config, regrow.reference, partial(_check_reference, config, regrow.reference))
+
+
+def _once(word: str, config: Config, path: str, fits: Callable[[], None]) -> None:
+    known = (word, path, spec_of(config), choice_of(config))
+    if known not in FITTING:
+        fits()
+        FITTING.add(known)
+
+
+def _check_weights(spec: models.Spec, weights: str) -> None:
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the run itself says what of them it leaves out
+            models.make(spec, weights)
+    except SparseLabError as error:
+        raise UserError(f"model.weights={weights}: {error}") from None
+
+
+def _check_reference(config: Config, path: str) -> None:
+    try:
+        state, network = load_network(path), copy.deepcopy(structure_of(config).hollow)
+        if any(name.endswith("mask") for name in state):
+            Masks(network)
+        load_into(network, state, path)
+    except SparseLabError as error:
+        raise UserError(f"method.regrow.reference={path}: {error}") from None
 
 
 CHECKED: set[str] = set()
@@ -122,8 +159,8 @@ def check_pace(config: Config, asked: Collection[str]) -> None:
     if steps is None or one is None:
         return
     for line, keys in table.too_long(one, clock_of(one, steps)):
-        if any(key in asked for key in keys):
-            raise UserError(line)
+        if named := [key for key in keys if key in asked]:
+            raise UserError(f"{', '.join(named)}: {line}")
 
 
 def _paces(config: Config, key: str) -> bool:
@@ -147,6 +184,7 @@ def _check_recipes(config: Config) -> None:
 def _check_training(config: Config) -> None:
     training, method = config.training, config.method
     _check_recipes(config)
+    data.check_shares(training, config.trainer.devices)
     if method.name == "dense" and (there := config_parts(method)):
         raise UserError(
             f"method.{there[0]}: a method that does more than dense training needs a method.name of its own"
@@ -182,14 +220,18 @@ def _check_surgery(config: Config) -> None:
         ALTERED.add(request)
 
 
-def check_outputs(outputs: Path) -> None:
-    """Can runs be written there?"""
+def check_outputs(outputs: Path) -> Path:
+    """Return the folder that is there already, `outputs` or one above it. Raise UserError where runs cannot be written
+    there. Nothing is left behind.
+    """
     try:
-        outputs.mkdir(parents=True, exist_ok=True)
-        probe = outputs / f".probe.{os.getpid()}"
-        probe.write_text("x")
-        probe.unlink()
+        whole = outputs.absolute()
+        there = next(folder for folder in (whole, *whole.parents) if folder.exists())
+        with tempfile.NamedTemporaryFile(dir=there) as probe:
+            probe.write(b"x")
+            probe.flush()
     except OSError as error:
         raise UserError(
-            f"cannot write to {outputs} ({error.strerror}): make room there or set paths.outputs=DIR"
+            f"cannot write to paths.outputs={outputs} ({error.strerror}): make room there, or set paths.outputs=DIR"
         ) from None
+    return there

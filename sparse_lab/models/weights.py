@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 from sparse_lab.errors import UserError
+from sparse_lab.regular_file import GIB, check_archive
 from sparse_lab.sparsity.state import load_state
+
+MOST = 256 * GIB  # of a file with start weights
 
 
 def load(network: nn.Module, name: str, weights: str, torchvision_name: str) -> None:
@@ -64,8 +67,12 @@ def _download(torchvision_name: str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"weights: {path} is not a file; give 'torchvision', or a file with a state dict")
+    try:
+        check_archive(path, MOST)
+    except OSError as error:
+        raise UserError(f"weights: {path} cannot be read ({error.strerror}); give a file with a state dict") from None
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     for inner in ("state_dict", "network"):
         if isinstance(content, dict) and isinstance(content.get(inner), dict):

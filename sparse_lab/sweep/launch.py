@@ -27,6 +27,7 @@ from omegaconf import OmegaConf
 from sparse_lab.config import Config
 from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.experiment import plugins
+from sparse_lab.experiment.quoting import quoted
 from sparse_lab.records.redaction import redact
 from sparse_lab.records.sweep_dir import ENDED, Job, Overview, SweepFolder, now
 
@@ -269,12 +270,6 @@ def _sweep_name(request: Request) -> str:
 
 def short_hash(words: list[str]) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
-
-
-def quoted(path: Path | str) -> str:
-    """A path, or an address of one, as Hydra's grammar reads it back, whatever it holds."""
-    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def _through_hydra(request: Request, task: Task, overrides: list[str]) -> None:
