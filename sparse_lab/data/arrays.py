@@ -19,7 +19,7 @@ from sparse_lab.data.npz import Header, Npz, Pair
 from sparse_lab.data.photo_files import shown
 from sparse_lab.data.room import check_room
 from sparse_lab.data.source import ImageSet
-from sparse_lab.data.split import drawn_test
+from sparse_lab.data.split import drawn_test, drawn_test_count
 from sparse_lab.errors import UserError
 
 
@@ -32,6 +32,19 @@ def check(dataset: DatasetConfig) -> None:
     check_room(f"{shown(found.path)}: its images, of which a part is a copy,", 2 * needed)
     for keys, _, _ in found.parts.values():
         _labels(found.path, keys[1], dataset.classes)
+
+
+def counts(dataset: DatasetConfig) -> tuple[int, int, int]:
+    """Training images, validation's among them; test images; validation images that the file holds. UserError: as
+    `check`.
+    """
+    found = npz.npz_of(dataset)
+    number = {part: images.shape[0] for part, (_, images, _) in found.parts.items()}
+    train, held = number["train"], number.get("val", 0)
+    if "test" in number:
+        return train + held, number["test"], held
+    test = drawn_test_count(_labels(found.path, found.parts["train"][0][1], dataset.classes), dataset.test)
+    return train - test + held, test, held
 
 
 def load(dataset: DatasetConfig, seed: int) -> ImageSet:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from sparse_lab.data.loader import Loader
     from sparse_lab.data.source import ImageSet, Source
-    from sparse_lab.data.split import Parts
 
 # Each module has check(dataset) and load(dataset, seed) -> Source.
 _MODULES = {
@@ -215,7 +214,7 @@ def build(
         std=dataset.normalisation[1],
         md5=source.md5,
         official=source.official,
-        images=_used(source, parts, dataset, training),
+        images=_used(source.count(test=False), source.count(test=True), source.held, dataset, training),
         skipped=source.skipped,
     )
 
@@ -256,16 +255,30 @@ def check_shares(training: TrainingConfig, world_size: int) -> None:
         raise UserError(f"training.batch_size={training.batch_size} does not divide over {world_size} devices")
 
 
-def _used(source: Source, parts: Parts, dataset: DatasetConfig, training: TrainingConfig) -> dict[str, tuple[int, int]]:
+def expected_images(dataset: DatasetConfig, training: TrainingConfig) -> dict[str, tuple[int, int]] | None:
+    """Return what `Data.images` will say, before anything is read; None where only the data set's own code knows. Of
+    photos that cannot be read nothing is known yet. UserError: as `check`, or fewer than two training images.
+    """
+    module, dataset = module_of(dataset), filled(dataset)
+    if not hasattr(module, "counts"):
+        return None
+    train, test, held = module.counts(dataset)
+    return _used(train, test, held, dataset, training)
+
+
+def _used(
+    train_count: int, test_count: int, held: int, dataset: DatasetConfig, training: TrainingConfig
+) -> dict[str, tuple[int, int]]:
     from sparse_lab.data.split import validation_count
 
-    train_count, test_count = source.count(test=False), source.count(test=True)
     most = train_count + test_count if training.limit_batches is None else training.limit_batches * training.batch_size
-    held = source.held or validation_count(train_count, dataset.validation)
+    held = held or validation_count(train_count, dataset.validation)
+    train = min(train_count - held, dataset.train_limit or train_count)
+    validation, test = (min(count, dataset.eval_limit or count) for count in (held, test_count))
     return {
-        "train": (min(len(parts.train), most), train_count - held),
-        "validation": (min(len(parts.validation), most), held),
-        "test": (len(parts.test), test_count),
+        "train": (min(train, most), train_count - held),
+        "validation": (min(validation, most), held),
+        "test": (test, test_count),
     }
 
 

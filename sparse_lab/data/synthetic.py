@@ -18,8 +18,13 @@ TEST = 256
 
 def check(dataset: DatasetConfig) -> None:
     """UserError: more images than the memory holds. Nothing else can be missing."""
-    count = _pool(dataset.train_limit or TRAIN, dataset.validation) + TEST
+    count = sum(counts(dataset))
     check_room(f"dataset=synthetic: {count:,} images {dataset.shape}", count * math.prod(dataset.shape))
+
+
+def counts(dataset: DatasetConfig) -> tuple[int, int, int]:
+    """Training images, validation's among them; test images; validation images that the files hold."""
+    return _pool(dataset.train_limit or TRAIN, dataset.validation), TEST, 0
 
 
 def load(dataset: DatasetConfig, seed: int) -> ImageSet:

@@ -633,7 +633,7 @@ def wanted_by(key: str) -> str | None:
 
 def _check_text(override: Override) -> None:
     """Raise UserError where a list or a mapping stands for a key that takes a text: it is quoted, then."""
-    key, raw = override.key_or_group, override.input_line.partition("=")[2]
+    key, raw = override.key_or_group, str(override.input_line).partition("=")[2]
     if LEAVES.get(key) is str and not override.is_sweep_override() and isinstance(override.value(), (list, dict)):
         raise UserError(f"{override.input_line}: {key} takes a text: put it in quotes: {word(key, raw)}")
 

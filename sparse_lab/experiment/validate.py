@@ -17,6 +17,7 @@ from sparse_lab.config import Config, LoggerConfig, check_ranges
 from sparse_lab.config import present as config_parts
 from sparse_lab.errors import SparseLabError, UserError, nearest
 from sparse_lab.experiment import backend
+from sparse_lab.experiment.selection import check_selection
 from sparse_lab.experiment.timeline import steps_an_epoch
 from sparse_lab.methods import schedules, table
 from sparse_lab.methods.networks import choice_of, spec_of, structure_of
@@ -36,6 +37,7 @@ def check(config: Config, here: bool = True) -> None:
     if here:
         check_device(config)
     _check_data(repr(config.dataset), config)
+    _check_images(config)
     check_loggers(config.logger)
     check_outputs(Path(config.paths.outputs))
 
@@ -148,6 +150,20 @@ def _check_data(request: str, config: Config) -> None:
     if request not in CHECKED:
         data.check(config.dataset)
         CHECKED.add(request)
+
+
+EXPECTED: dict[str, dict[str, tuple[int, int]] | None] = {}
+
+
+def _check_images(config: Config) -> None:
+    """Are there enough of them, as far as that is known before they are read?"""
+    request = repr((config.dataset, config.training))
+    if request not in EXPECTED:
+        EXPECTED[request] = data.expected_images(config.dataset, config.training)
+    images = EXPECTED[request]
+    if images is not None:
+        check_selection(config, images)
+        check_step(config, min(config.training.batch_size, images["train"][0]))
 
 
 def check_pace(config: Config, asked: Collection[str]) -> None:

@@ -144,7 +144,12 @@ class Request:
         return math.prod(len(values) for values in self.axes.values())
 
     def check(self) -> None:
-        """Compose every job and check it, before the first one starts. Raises UserError."""
+        """Compose every job and check it, before the first one starts, and say what has no effect. Raises UserError."""
+        for line in self.look():
+            print(f"note: {line}", flush=True)
+
+    def look(self) -> list[str]:
+        """Compose every job and check it, and return what has no effect, a line each. Raises UserError."""
         base = self.read_experiment_axes()
         if self.multirun:
             self.check_plugins(base)
@@ -161,8 +166,7 @@ class Request:
                 self.plan = [planned(config) for config in self.configs]
             notes = self._without_effect() + self._leave_out_twins()
             self._check_runs(at)
-        for line in notes:
-            print(f"note: {line}", flush=True)
+        return notes
 
     def check_plugins(self, base: DictConfig) -> None:
         """Are launcher and sweeper installed, and do they take what they are given? Raises UserError."""
@@ -521,7 +525,7 @@ def _groups(top: Path) -> list[Path]:
 def _without_m(override: Override) -> str:
     """What is wrong with a list of values in a command line without -m."""
     key, line = override.key_or_group, f"{override.get_key_element()}={','.join(values_of(override))}"
-    raw = override.input_line.partition("=")[2]
+    raw = str(override.input_line).partition("=")[2]
     one = f", or quote it where it is one value: {word(key, raw)}" if LEAVES.get(key) is str else ""
     return f"{line} is a sweep: add -m{one}"
 

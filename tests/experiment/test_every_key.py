@@ -9,17 +9,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from sparse_lab.cli.main import main
 from sparse_lab.config import Config
