@@ -182,7 +182,8 @@ class KindAlternating(Kind):
         if not chosen.begin < chosen.end - chosen.last_dense <= chosen.end < 1.0:
             raise UserError(
                 f"schedule.alternating.begin={chosen.begin:.12g} must lie before "
-                f"schedule.alternating.end={chosen.end:.12g} minus schedule.alternating.last_dense={chosen.last_dense:.12g}, and the end before 1"
+                f"schedule.alternating.end={chosen.end:.12g} minus schedule.alternating.last_dense="
+                f"{chosen.last_dense:.12g}, and the end before 1"
             )
         if chosen.turn > (span := as_written(chosen.end - chosen.last_dense - chosen.begin)):
             raise UserError(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -16,15 +18,22 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import pytest
+from omegaconf import OmegaConf
+
 from sparse_lab.cli.main import main
 from sparse_lab.config import Config
 from sparse_lab.errors import SparseLabError
 from sparse_lab.experiment.compose import GROUPS, LEAVES, PARTS
 from sparse_lab.experiment.identity import run_name
+from sparse_lab.experiment.security.leaves import leaves
 from sparse_lab.experiment.settings_read import without_effect
 from sparse_lab.sweep.plan import Request
 
 LONGEST = 5.0  # seconds to a line that says no
+DIVERGED = "the loss became NaN or infinite"  # only training can tell
+LONGEST_LINE = 2_200  # letters
+PARSER = re.compile(r"InstantiationException|Lexer|no viable alternative|Got NoneType|expecting <EOF>")
 FOR_EVER = 60.0  # seconds that a small run takes at most
 VALUES = {
     "null": "null",
@@ -176,19 +185,22 @@ def _fault(key: str, words: list[str], found: Answer) -> str:
             return "not one line"
         if not any(name in lines[0] for name in _names(key)):
             return "does not name the key"
-        if len(lines[0]) > 2000:
+        if len(lines[0]) > LONGEST_LINE:
             return "a very long line"
-        if "InstantiationException" in lines[0] or "Exception:" in lines[0] or "Error:" in lines[0]:
+        if PARSER.search(lines[0]):
             return "the parser's own words"
         return "slow" if found.seconds > LONGEST else ""
     if found.status != 0:
-        return "accepted, then fails"
+        return "" if DIVERGED in found.error and "lr" in key else "accepted, then fails"
     return "" if _counts(key, words, found) else "no effect, and not named"
 
 
 def _names(key: str) -> list[str]:
-    """What a line may call it."""
-    return [key]
+    """What a line may call it: of a part also what else stands there or takes its place."""
+    group = ".".join(key.split(".")[:-1])
+    if key in PARTS:
+        return [key, f"{group}.", f"{group}="]
+    return [key, f"{group}."] if group in PARTS else [key]
 
 
 def _counts(key: str, words: list[str], found: Answer) -> bool:
@@ -221,3 +233,92 @@ def _value(config: Config, key: str) -> Any:
     for name in key.split("."):
         found = getattr(found, name, None)
     return found
+
+
+# the sample of the default run, and that of all tests; the night sees every key
+FAST, FULL = 50, 10
+
+
+def _by_tier(found: list[str]) -> list[Any]:
+    def marks(number: int) -> list[pytest.MarkDecorator]:
+        if number % FAST == 0:
+            return []
+        return [pytest.mark.full if number % FULL == 0 else pytest.mark.nightly]
+
+    return [pytest.param(key, marks=marks(number), id=key) for number, key in enumerate(found)]
+
+
+@pytest.mark.parametrize("key", _by_tier(keys()))
+def test_a_hostile_value_is_refused_by_name_or_makes_a_run(key, tmp_path, monkeypatch):
+    inner = tmp_path / "a" / "b" / "c"  # what leads up and out leads nowhere else
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    faults = []
+    for name, value in VALUES.items():
+        found = judged(key, [*words_for(key), f"paths.outputs={inner / 'out'}", f"{key}={value}"])
+        shutil.rmtree(inner / "out", ignore_errors=True)
+        if found.fault:
+            faults.append(f"{name}: {found.kind} ({found.seconds:.1f} s): {found.error[-300:]}")
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("key", _by_tier(keys()))
+def test_in_a_sweep_too(key, tmp_path, monkeypatch):
+    """Looked at as a whole before anything runs."""
+    monkeypatch.chdir(tmp_path)
+    faults = []
+    for name, value in VALUES.items():
+        for words in ((f"{key}={value},{value}",), (f"{key}=1,{value}", "seed=1,2")):
+            fault = looked_at(["-m", *words_for(key), f"paths.outputs={tmp_path / 'out'}", *words])
+            if fault:
+                faults.append(f"{name}: {fault}")
+    assert not faults, "\n".join(faults)
+
+
+def looked_at(words: list[str]) -> str:
+    """What is not well with the answer to a request that does not run; "" where it is."""
+    begun = time.monotonic()
+    try:
+        with within(FOR_EVER), contextlib.redirect_stdout(io.StringIO()):
+            Request.read(words).look()
+    except SparseLabError as error:
+        line = str(error)
+        if len(line.splitlines()) != 1 or len(line) > LONGEST_LINE or PARSER.search(line):
+            return f"not one plain line: {line[:300]}"
+    except BaseException as error:
+        return f"traceback: {type(error).__name__}: {str(error)[:200]}"
+    return "slow" if time.monotonic() - begun > 2 * LONGEST else ""
+
+
+SWEEPS = {
+    "hydra.launcher": ("basic", "joblib", "ray", "submitit_local", "submitit_slurm"),
+    "hydra.sweeper": ("basic", "optuna"),
+}
+
+
+def plugin_keys() -> list[Any]:
+    """(choice, key) of all that launchers and sweepers can be given: what their files set, what files may set."""
+    found = []
+    for group, choices in SWEEPS.items():
+        for choice in choices:
+            base = Request.read(["-m", f"{group.replace('.', '/')}={choice}"]).compose([]).cfg
+            own = [path for path, _, _ in leaves(OmegaConf.select(base, group))]
+            found += [(f"{group.replace('.', '/')}={choice}", f"{group}.{path}") for path in own]
+            found += [
+                (f"{group.replace('.', '/')}={choice}", group),
+                (f"{group.replace('.', '/')}={choice}", f"+{group}.foo"),
+            ]
+    return found
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("choice", "key"), plugin_keys(), ids=lambda one: one)
+def test_what_launchers_and_sweepers_are_given(choice, key, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    swept = "training.lr=interval(0.1,0.2)" if "optuna" in choice else "seed=1,2"
+    faults = []
+    for name, value in VALUES.items():
+        fault = looked_at(["-m", *METHODS[0], *SMALL, choice, swept, f"paths.outputs={tmp_path}", f"{key}={value}"])
+        if fault:
+            faults.append(f"{name}: {fault}")
+    assert not faults, "\n".join(faults)
