@@ -905,6 +905,6 @@ def span(meta: dict[str, Any]) -> str:
     low, high = meta["low"], meta["high"]
     if low is None and high is None:
         return ""
-    left = "(-inf" if low is None else f"{'(' if meta['open_low'] else '['}{_shown(low)}"
-    right = "inf)" if high is None else f"{_shown(high)}{')' if meta['open_high'] else ']'}"
+    left = "(-inf" if low is None else f"{'(' if meta['open_low'] else '['}{low:.12g}"
+    right = "inf)" if high is None else f"{high:.12g}{')' if meta['open_high'] else ']'}"
     return f"{left}, {right}"

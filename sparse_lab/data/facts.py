@@ -81,3 +81,4 @@ COUNTS = {
     "cifar100": (50_000, 10_000),
     "fashion_mnist": (60_000, 10_000),
 }
+CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "fashion_mnist": 10}

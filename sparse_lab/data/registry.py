@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_lab.config import DatasetConfig, TrainingConfig
 from sparse_lab.data import reads
-from sparse_lab.data.facts import filled
+from sparse_lab.data.facts import CLASSES, filled
 from sparse_lab.errors import SparseLabError, UserError, nearest
 from sparse_lab.registering import check_name, enter
 
@@ -153,6 +153,11 @@ def check(dataset: DatasetConfig) -> None:
         UserError: as `build`, for an unknown name, missing or foreign files, or sizes that do not fit.
     """
     module, dataset = module_of(dataset), filled(dataset)
+    if (there := CLASSES.get(dataset.name, 0)) > dataset.classes:
+        raise UserError(
+            f"{dataset.name} has labels from 0 to {there - 1}, but dataset.num_classes={dataset.classes} allows 0 to "
+            f"{dataset.classes - 1}"
+        )
     module.check(dataset)
     if dataset.mean is not None or dataset.std is not None:
         _check_normalisation(_spread(dataset))

@@ -22,6 +22,7 @@ from sparse_lab.experiment.timeline import steps_an_epoch
 from sparse_lab.methods import schedules, table
 from sparse_lab.methods.networks import choice_of, spec_of, structure_of
 from sparse_lab.methods.recipes import clock_of, recipes_of
+from sparse_lab.records.machine import available_memory, size
 from sparse_lab.sparsity.images import image_like, send
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.training.checkpoint_io import load_into, load_network
@@ -61,6 +62,21 @@ def check_device(config: Config) -> None:
             "deterministic gradient for them on a GPU: use trainer.deterministic=false"
         )
     backend.check(config, here=True)
+    _check_memory(config)
+
+
+def _check_memory(config: Config) -> None:
+    """Does what a training step keeps for its gradients fit into a CPU's memory? It takes more than that."""
+    if config.compute != "dense" or device_of(config.trainer.accelerator).type != "cpu":
+        return
+    images = min(config.training.batch_size, config.dataset.train_limit or config.training.batch_size)
+    needed = structure_of(config).read * images * (2 if "mixed" in config.trainer.precision else 4)
+    if needed > (room := available_memory()):
+        raise UserError(
+            f"training.batch_size={config.training.batch_size} of images {config.dataset.shape}: {config.model.title} "
+            f"keeps at least {size(needed)} for its gradients, and {size(room)} of memory are available: lower it, or "
+            "dataset.image_size"
+        )
 
 
 def _overlaps(config: Config) -> bool:

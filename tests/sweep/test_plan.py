@@ -97,6 +97,22 @@ BAD = {
     "an added key that is none": (["+foo=1"], "unknown key 'foo'"),
     "a key taken out": (["~seed"], "nothing can be taken out"),
     "no key": (["=3"], "nothing can be taken out"),
+    "no choice": (["experiment=null"], "experiment=null: null is no choice: name one, or leave experiment out; known:"),
+    "no choice in a sweep": (["-m", "method=null,dense"], "method=null,dense: null is no choice"),
+    "no launcher": (["hydra/launcher=null"], "null is no choice"),
+    "an empty range": (["-m", "seed=range(1,1)"], "seed=range(1,1) gives seed no value"),
+    "a glob that nothing matches": (["-m", "method=glob(zz*)"], "method=glob(zz*) gives method no value"),
+    "a sweep's keys below hydra": (["-m", "+hydra.sweeper.params.seed=1"], "a sweep's keys stand by themselves"),
+    "an unknown resolver": (["paths.outputs=${foo:x}"], "full_key: paths.outputs"),
+    "a variable that is not set": (["paths.outputs=${oc.env:NOT_SET}"], "full_key: paths.outputs"),
+    "a key that is not there": (["training.lr=${nowhere}"], "full_key: training.lr"),
+    "joblib's places": (
+        ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=foo", "seed=1,2"],
+        "hydra.launcher.n_jobs=foo: it takes a whole number above 0, or -1",
+    ),
+    "no place": (["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0", "seed=1,2"], "n_jobs=0: it takes"),
+    "what a launcher has not": (["-m", "+hydra.launcher.foo=1", "seed=1,2"], "hydra.launcher: "),
+    "batches of nothing": (["-m", "hydra.sweeper.max_batch_size=0", "seed=1,2"], "it takes a whole number above 0"),
     "unknown flag": (["--nonsense"], "cannot read the command line"),
     "another config": (["--config-name", "x"], "--config-dir"),
     "a bad last corner of a sweep": (["-m", "method=dense,oneshot", "sparsity.target=0.9,0.9999999"], "empties some"),
@@ -383,6 +399,21 @@ def test_missing_data_names_the_folder_and_both_ways_out(tmp_path, capsys):
     assert main(["dataset=cifar10", f"paths.data={tmp_path / 'here'}", f"paths.outputs={tmp_path}"]) == 2
     error = capsys.readouterr().err
     assert str(tmp_path / "here") in error and "dataset.download=true" in error and "paths.data" in error
+
+
+def test_a_folder_that_links_lead_nowhere_for_is_said(tmp_path, capsys):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for words in ([f"paths.outputs={tmp_path / 'loop' / 'x'}"], ["--config-dir", str(tmp_path / "loop")]):
+        assert main(["dataset=digits", *words]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words[0].partition("=")[0] in line
+
+
+def test_a_text_without_end_is_cut_in_the_middle(capsys):
+    for key in ("method", "method.name", "model.name", "seed", "training.lr", "paths.outputs"):
+        assert main([f"{key}={'y' * 100_000}"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert key in line and len(line) < 2200
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_training(tmp_path, capsys):
