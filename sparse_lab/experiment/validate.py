@@ -39,6 +39,8 @@ def check(config: Config, here: bool = True) -> None:
         check_device(config)
     _check_data(repr(config.dataset), config)
     _check_images(config)
+    if here:
+        _check_memory(config)
     check_loggers(config.logger)
     check_outputs(Path(config.paths.outputs))
 
@@ -62,7 +64,6 @@ def check_device(config: Config) -> None:
             "deterministic gradient for them on a GPU: use trainer.deterministic=false"
         )
     backend.check(config, here=True)
-    _check_memory(config)
 
 
 def _check_memory(config: Config) -> None:

@@ -21,8 +21,8 @@ from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
+from hydra.core.plugins import Plugins
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -174,7 +174,7 @@ class Request:
             settings = base.hydra[name]
             check_extra(str(settings.get("_target_")))
             try:
-                instantiate(settings)
+                Plugins.instance()._instantiate(settings)  # as Hydra does once the sweep is planned
             except InstantiationException as error:
                 cause = error.__cause__ or error
                 raise UserError(f"hydra.{name}: {type(cause).__name__}: {first_line(cause)}") from None

@@ -225,7 +225,7 @@ def test_what_it_lets_start_starts_and_what_it_does_not_is_refused_by_the_same_l
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sparse_lab.data.room.available_memory", lambda: 2**30)
     labels = np.arange(200) % 10
-    np.savez("labels.npz", images=np.zeros((200, 8, 8), dtype=np.uint8), labels=labels)
+    np.savez("labels.npz", images=np.zeros((200, 32, 32), dtype=np.uint8), labels=labels)
     whole = (*SMALL, *words, f"paths.outputs={tmp_path / 'out'}")
     status, missing, _ = ask(*whole)
     assert status == 1 and len(missing) == 1
