@@ -850,6 +850,8 @@ def check_ranges(part: Any, path: str = "") -> None:
             _check_list(name, value, meta)
         elif isinstance(value, dict):
             for inner, one in value.items():
+                if isinstance(one, (list, dict)) and span(meta):
+                    raise UserError(f"{name}.{inner}={_shown(one)} is no single value: {meta['help']}")
                 _check_value(f"{name}.{inner}={_shown(one)}", one, meta)
         else:
             _check_value(f"{name}={_shown(value)}", value, meta)
@@ -877,6 +879,8 @@ def _check_folder(said: str, value: str) -> None:
 def _check_list(name: str, values: list[Any], meta: dict[str, Any]) -> None:
     said = f"{name}=[{', '.join(_shown(value) for value in values[:20])}]"
     for value in values:
+        if isinstance(value, (list, dict)):  # OmegaConf lets them pass for numbers
+            raise UserError(f"{said}: {_shown(value)} is no single value: {meta['help']}")
         _check_value(f"{said}: {_shown(value)}", value, meta)
     if meta["length"] not in (None, len(values)):
         raise UserError(f"{said} must hold {meta['length']} numbers: {meta['help']}")

@@ -253,6 +253,7 @@ class ConfigSource:
     user_conf: Path | None = None
     _choices: dict[str, list[str]] = field(default_factory=dict, init=False)
     _repository: CheckedRepository | None = field(default=None, init=False)
+    _overrides: dict[str, Override] = field(default_factory=dict, init=False)
 
     @property
     def folders(self) -> list[Path]:
@@ -268,7 +269,11 @@ class ConfigSource:
             raise unreadable[0] from None
 
     def _parsed(self, lines: list[str]) -> list[Override]:
-        return OverridesParser.create(self._loader).parse_overrides(lines)
+        """Each line is parsed once: one with thousands of numbers takes seconds, and is asked for again and again."""
+        new = [line for line in dict.fromkeys(lines) if line not in self._overrides]
+        found = OverridesParser.create(self._loader).parse_overrides(new)
+        self._overrides.update(zip(new, found, strict=True))
+        return [self._overrides[line] for line in lines]
 
     def _reads(self, line: str) -> bool:
         try:
