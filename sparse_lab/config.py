@@ -419,7 +419,7 @@ class RecipeConfig:
         high=EPOCHS,
         revision=2,
     )
-    clip_norm: float | None = key(None, "largest norm of the whole gradient", low=0.0, open_low=True)
+    clip_norm: float | None = key(None, "largest norm of the whole gradient", low=0.0, open_low=True, high=FLOAT32)
     clip_over: str = key(
         "all", "what clip_norm measures: all positions, pruned ones too, or live ones", choices=("all", "live")
     )
@@ -660,9 +660,12 @@ class ElasticMutationConfig:
     unit: str = key("epochs", "what `update_every` counts", choices=("steps", "epochs"))
     distribution: str = key("uniform", "how each density is split over layers", choices=DISTRIBUTIONS)
     low: list[float] = key(
-        lambda: [0.8, 0.9, 1.0], "an update drops to so many times the target's density, one number a stage", low=0.0
+        lambda: [0.8, 0.9, 1.0],
+        "an update drops to so many times the target's density, one number a stage",
+        low=0.0,
+        high=MANY,
     )
-    high: list[float] = key(lambda: [1.0, 1.0, 1.0], "and grows to so many times it", low=0.0)
+    high: list[float] = key(lambda: [1.0, 1.0, 1.0], "and grows to so many times it", low=0.0, high=MANY)
     milestones: list[float] = key(
         lambda: [0.5625, 0.75],
         "where one stage ends and the next begins, as shares of the training, below 1 and rising",
@@ -859,6 +862,8 @@ def check_ranges(part: Any, path: str = "") -> None:
             _check_list(name, value, meta)
         elif isinstance(value, dict):
             for inner, one in value.items():
+                if isinstance(one, (list, dict)) and span(meta):
+                    raise UserError(f"{name}.{inner}={_shown(one)} is no single value: {meta['help']}")
                 _check_value(f"{name}.{inner}={_shown(one)}", one, meta)
         else:
             _check_value(f"{name}={_shown(value)}", value, meta)
@@ -886,6 +891,8 @@ def _check_folder(said: str, value: str) -> None:
 def _check_list(name: str, values: list[Any], meta: dict[str, Any]) -> None:
     said = f"{name}=[{', '.join(_shown(value) for value in values[:20])}]"
     for value in values:
+        if isinstance(value, (list, dict)):  # OmegaConf lets them pass for numbers
+            raise UserError(f"{said}: {_shown(value)} is no single value: {meta['help']}")
         _check_value(f"{said}: {_shown(value)}", value, meta)
     if meta["length"] not in (None, len(values)):
         raise UserError(f"{said} must hold {meta['length']} numbers: {meta['help']}")
@@ -914,6 +921,6 @@ def span(meta: dict[str, Any]) -> str:
     low, high = meta["low"], meta["high"]
     if low is None and high is None:
         return ""
-    left = "(-inf" if low is None else f"{'(' if meta['open_low'] else '['}{low:g}"
-    right = "inf)" if high is None else f"{high:g}{')' if meta['open_high'] else ']'}"
+    left = "(-inf" if low is None else f"{'(' if meta['open_low'] else '['}{low:.12g}"
+    right = "inf)" if high is None else f"{high:.12g}{')' if meta['open_high'] else ']'}"
     return f"{left}, {right}"

@@ -5,9 +5,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 2000  # letters of a line that a person still reads
+
 
 class SparseLabError(Exception):
-    """Something that the caller can mend, in one line: what is wrong, and what to do about it."""
+    """Something that the caller can mend, in one line: what is wrong, and what to do about it. Of a line that holds a
+    text without end the middle is left out.
+    """
+
+    def __str__(self) -> str:
+        line = super().__str__()
+        left_out = len(line) - LONGEST
+        return line if left_out <= 0 else f"{line[: LONGEST // 2]} [{left_out:,} letters] {line[-LONGEST // 2 :]}"
 
 
 class UserError(SparseLabError):

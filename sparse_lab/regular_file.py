@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,3 +55,18 @@ def check(path: str | Path, most: int) -> None:
     """Raise OSError as `opened` does, for readers that want the path itself."""
     with opened(path, most):
         pass
+
+
+def check_archive(path: str | Path, most: int) -> None:
+    """The same, of what may be a zip archive of tensors: it lies there as it is, so that what it holds is no more than
+    the file itself. What unpacks to more than that is no such archive.
+    """
+    with opened(path, most) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+        except (zipfile.BadZipFile, ValueError, NotImplementedError):  # another kind of file, or a damaged one
+            return
+        if unpacked > (size := os.fstat(file.fileno()).st_size):
+            said = f"it has {size:,} bytes and unpacks to {unpacked:,}, as no file of tensors does"
+            raise OSError(errno.EINVAL, said, str(path))

@@ -1,9 +1,11 @@
 import os
 import socket
+import zipfile
+from contextlib import nullcontext
 
 import pytest
 
-from sparse_lab.regular_file import check, opened, read_bytes, read_text
+from sparse_lab.regular_file import check, check_archive, opened, read_bytes, read_text
 
 
 def test_a_file_is_read_as_it_is_also_through_a_link(tmp_path):
@@ -57,3 +59,13 @@ def test_a_file_that_grows_while_it_is_read_is_read_no_further_than_its_kind_may
 def test_a_generous_limit_takes_no_memory(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert read_bytes(tmp_path / "x", 2**50) == b"abc"
+
+
+def test_an_archive_that_unpacks_to_more_than_it_has_is_refused(tmp_path):
+    for how, well in ((zipfile.ZIP_STORED, True), (zipfile.ZIP_DEFLATED, False)):
+        with zipfile.ZipFile(tmp_path / "tensors", "w", how) as archive:
+            archive.writestr("data", b"\0" * 100_000)
+        with nullcontext() if well else pytest.raises(OSError, match="unpacks to 100,000"):
+            check_archive(tmp_path / "tensors", 10**6)
+    (tmp_path / "text").write_text("no archive")
+    check_archive(tmp_path / "text", 10**6)

@@ -165,7 +165,7 @@ def _device(asked: str | None) -> str:
 
 
 def _paths(options: argparse.Namespace) -> list[str]:
-    from sparse_lab.sweep.launch import quoted
+    from sparse_lab.experiment.quoting import quoted
 
     given = {"outputs": options.outputs, "data": options.data}
     return [f"paths.{name}={quoted(path)}" for name, path in given.items() if path is not None]

@@ -9,6 +9,26 @@ imported before `build` or `check` is called.
 from __future__ import annotations
 
 from sparse_lab.data.reads import fingerprint_of, look_again
-from sparse_lab.data.registry import Data, build, check, module_of, names, register_dataset
+from sparse_lab.data.registry import (
+    Data,
+    build,
+    check,
+    check_shares,
+    expected_images,
+    module_of,
+    names,
+    register_dataset,
+)
 
-__all__ = ["Data", "build", "check", "fingerprint_of", "look_again", "module_of", "names", "register_dataset"]
+__all__ = [
+    "Data",
+    "build",
+    "check",
+    "check_shares",
+    "expected_images",
+    "fingerprint_of",
+    "look_again",
+    "module_of",
+    "names",
+    "register_dataset",
+]

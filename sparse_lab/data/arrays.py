@@ -17,24 +17,43 @@ from sparse_lab.config import DatasetConfig
 from sparse_lab.data import files, npz, saying
 from sparse_lab.data.npz import Header, Npz, Pair
 from sparse_lab.data.photo_files import shown
+from sparse_lab.data.room import check_room
 from sparse_lab.data.source import ImageSet
-from sparse_lab.data.split import drawn_test
+from sparse_lab.data.split import drawn_test, drawn_test_count
 from sparse_lab.errors import UserError
-from sparse_lab.records.machine import available_memory, size
 
 
 def check(dataset: DatasetConfig) -> None:
-    """UserError: no such file, or none of images and labels; other channels or another size than its images have."""
-    npz.npz_of(dataset)
+    """UserError: no such file, or none of images and labels; other channels or another size than its images have; more
+    than the memory holds; labels outside num_classes.
+    """
+    found = npz.npz_of(dataset)
+    needed = sum(math.prod(images.shape) * _width(images) for _, images, _ in found.parts.values())
+    check_room(f"{shown(found.path)}: its images, of which a part is a copy,", 2 * needed)
+    for keys, _, _ in found.parts.values():
+        _labels(found.path, keys[1], dataset.classes)
+
+
+def counts(dataset: DatasetConfig) -> tuple[int, int, int]:
+    """Training images, validation's among them; test images; validation images that the file holds. UserError: as
+    `check`.
+    """
+    found = npz.npz_of(dataset)
+    number = {part: images.shape[0] for part, (_, images, _) in found.parts.items()}
+    train, held = number["train"], number.get("val", 0)
+    if "test" in number:
+        return train + held, number["test"], held
+    test = drawn_test_count(_labels(found.path, found.parts["train"][0][1], dataset.classes), dataset.test)
+    return train - test + held, test, held
 
 
 def load(dataset: DatasetConfig, seed: int) -> ImageSet:
     """Read all images.
 
     Raises:
-        UserError: as `check`; more than the memory holds; values that are no numbers; labels outside num_classes; no
-            test image is drawn.
+        UserError: as `check`; values that are no numbers; no test image is drawn.
     """
+    check(dataset)
     found = npz.npz_of(dataset)
     parts = _read(found, dataset.classes)
     images, labels = parts["train"]
@@ -66,11 +85,6 @@ Part = tuple[torch.Tensor, torch.Tensor]
 @lru_cache(maxsize=1)
 def _read(found: Npz, classes: int) -> dict[str, Part]:
     """Images and labels of each part; those of the last run are kept, for the next one of a sweep."""
-    needed = sum(math.prod(images.shape) * _width(images) for _, images, _ in found.parts.values())
-    if 2 * needed > (room := available_memory()):  # what is split off is a copy
-        raise UserError(
-            f"{shown(found.path)}: its images take {size(needed)} of memory twice, and {size(room)} are available"
-        )
     parts = {
         part: (_images(found, keys), _labels(found.path, keys[1], classes))
         for part, (keys, _, _) in found.parts.items()

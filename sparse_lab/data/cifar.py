@@ -14,6 +14,7 @@ from torchvision.datasets.utils import download_url
 
 from sparse_lab.config import DatasetConfig
 from sparse_lab.data import files, unpickle
+from sparse_lab.data.facts import COUNTS
 from sparse_lab.data.source import ImageSet, check_size
 from sparse_lab.errors import UserError
 
@@ -22,6 +23,11 @@ def check(dataset: DatasetConfig) -> None:
     """UserError: files missing or not the official ones, or a size that CIFAR does not have."""
     check_size(dataset, 32)
     files.check(_files(dataset), dataset)
+
+
+def counts(dataset: DatasetConfig) -> tuple[int, int, int]:
+    """Training images, validation's among them; test images; validation images that the files hold."""
+    return *COUNTS[dataset.name], 0
 
 
 def load(dataset: DatasetConfig, seed: int) -> ImageSet:

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 import torch
 
 from sparse_lab.config import DatasetConfig
+from sparse_lab.data.facts import COUNTS
 from sparse_lab.data.reads import digits_file
+from sparse_lab.data.room import check_room
 from sparse_lab.data.source import ImageSet, md5_of_tensors
 from sparse_lab.data.split import drawn_test
 
+SCANS = 1797
 TEST_SHARE = 0.2
 
 
 def check(dataset: DatasetConfig) -> None:
-    """Nothing can be missing: the scans come with scikit-learn."""
+    """UserError: more images than the memory holds. Nothing can be missing: the scans come with scikit-learn."""
+    # as floats while they are scaled, then as bytes
+    needed = SCANS * (4 * math.prod(dataset.size) + math.prod(dataset.shape))
+    check_room(f"dataset=digits: {SCANS:,} images {dataset.shape}", needed)
+
+
+def counts(dataset: DatasetConfig) -> tuple[int, int, int]:
+    """Training images, validation's among them; test images; validation images that the files hold."""
+    return *COUNTS[dataset.name], 0
 
 
 def load(dataset: DatasetConfig, seed: int) -> ImageSet:

@@ -80,3 +80,11 @@ FACTS: dict[str, Callable[[DatasetConfig], dict[str, Callable[[], Any]]]] = {
 }
 # data sets whose test set is drawn where the files hold none -> the parts that they hold
 DRAWN: dict[str, Callable[[DatasetConfig], set[str]]] = {"folder": _photo_parts, "arrays": _array_parts}
+# of published data sets and of scikit-learn's digits: training images, validation's among them, and test images
+COUNTS = {
+    "digits": (1438, 359),
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+    "fashion_mnist": (60_000, 10_000),
+}
+CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "fashion_mnist": 10}

@@ -16,6 +16,7 @@ from torchvision.datasets import FashionMNIST
 
 from sparse_lab.config import DatasetConfig
 from sparse_lab.data import files
+from sparse_lab.data.facts import COUNTS
 from sparse_lab.data.source import ImageSet, check_size
 from sparse_lab.errors import UserError
 from sparse_lab.regular_file import MIB, opened
@@ -27,6 +28,11 @@ def check(dataset: DatasetConfig) -> None:
     """UserError: files missing or not the official ones, or another size than 32."""
     check_size(dataset, 32)
     files.check(_files(dataset), dataset)
+
+
+def counts(dataset: DatasetConfig) -> tuple[int, int, int]:
+    """Training images, validation's among them; test images; validation images that the files hold."""
+    return *COUNTS[dataset.name], 0
 
 
 def load(dataset: DatasetConfig, seed: int) -> ImageSet:

@@ -27,7 +27,7 @@ from sparse_lab.data import photo, saying
 from sparse_lab.data.imagenet import files_of, md5_of_sizes
 from sparse_lab.data.photo_files import Layout, Named, shown
 from sparse_lab.data.source import ImageSet
-from sparse_lab.data.split import drawn_test
+from sparse_lab.data.split import drawn_test, drawn_test_count
 from sparse_lab.errors import UserError
 from sparse_lab.records.machine import available_memory, size
 
@@ -44,6 +44,19 @@ def check(dataset: DatasetConfig) -> None:
     dataset.num_classes of them, or neither grey nor colour asked for.
     """
     files_of(dataset)
+
+
+def counts(dataset: DatasetConfig) -> tuple[int, int, int]:
+    """Training images, validation's among them; test images; validation images that the files hold; as if all of them
+    could be read. UserError: as `check`.
+    """
+    layout, files = files_of(dataset)
+    train = files[layout.train]
+    if layout.test is not None:
+        held = 0 if layout.validation is None else len(files[layout.validation])
+        return len(train) + held, len(files[layout.test]), held
+    test = drawn_test_count(torch.tensor([label for _, label in train]), dataset.test)
+    return len(train) - test, test, 0
 
 
 def load(dataset: DatasetConfig, seed: int) -> ImageSet:

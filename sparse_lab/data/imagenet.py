@@ -34,6 +34,15 @@ def check(dataset: DatasetConfig) -> None:
     files_of(dataset)
 
 
+def counts(dataset: DatasetConfig) -> tuple[int, int, int]:
+    """Training images, validation's among them; test images; validation images that the files hold. UserError: as
+    `check`.
+    """
+    layout, files = files_of(dataset)
+    train, test = (len(files[part]) for part in layout.parts())
+    return train, test, 0
+
+
 def load(dataset: DatasetConfig, seed: int) -> PhotoSet:
     """List all photos; none is decoded yet. UserError: as `check`."""
     layout, files = files_of(dataset)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_lab.config import DatasetConfig, TrainingConfig
 from sparse_lab.data import reads
-from sparse_lab.data.facts import class_names, filled
+from sparse_lab.data.facts import CLASSES, class_names, filled
 from sparse_lab.errors import SparseLabError, UserError, nearest
 from sparse_lab.registering import check_name, enter
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from sparse_lab.data.loader import Loader
     from sparse_lab.data.source import ImageSet, Source
-    from sparse_lab.data.split import Parts
 
 # Each module has check(dataset) and load(dataset, seed) -> Source.
 _MODULES = {
@@ -155,7 +154,15 @@ def check(dataset: DatasetConfig) -> None:
     Raises:
         UserError: as `build`, for an unknown name, missing or foreign files, or sizes that do not fit.
     """
-    module_of(dataset).check(filled(dataset))
+    module, dataset = module_of(dataset), filled(dataset)
+    if (there := CLASSES.get(dataset.name, 0)) > dataset.classes:
+        raise UserError(
+            f"{dataset.name} has labels from 0 to {there - 1}, but dataset.num_classes={dataset.classes} allows 0 to "
+            f"{dataset.classes - 1}"
+        )
+    module.check(dataset)
+    if dataset.mean is not None or dataset.std is not None:
+        _check_normalisation(_spread(dataset))
 
 
 def build(
@@ -184,8 +191,7 @@ def build(
     from sparse_lab.data.split import split
 
     module, dataset = module_of(dataset), filled(dataset)
-    if training.batch_size % world_size:
-        raise UserError(f"training.batch_size={training.batch_size} does not divide over {world_size} devices")
+    check_shares(training, world_size)
     source = module.load(dataset, seed)
     parts = split(
         source.count(test=False),
@@ -215,7 +221,7 @@ def build(
         std=dataset.normalisation[1],
         md5=source.md5,
         official=source.official,
-        images=_used(source, parts, dataset, training),
+        images=_used(source.count(test=False), source.count(test=True), source.held, dataset, training),
         skipped=source.skipped,
         class_names=class_names(dataset),
     )
@@ -225,32 +231,62 @@ def _normalised(dataset: DatasetConfig, source: Source, train: torch.Tensor) -> 
     """With mean and std: those of the training images where the config has none. Numbers that are all the same stand
     for any number of channels. UserError: one of them is missing, or they are not a number a channel.
     """
-    channels = dataset.shape[0]
-    for name in ("mean", "std"):
-        if len(set(numbers := getattr(dataset, name) or [])) == 1:
-            dataset = replace(dataset, **{name: numbers[:1] * channels})  # type: ignore[arg-type]
+    dataset = _spread(dataset)
     if dataset.mean is None and dataset.std is None:
         mean, std = source.statistics(train, dataset)
         return replace(dataset, mean=mean, std=std)
-    for name, numbers in (("mean", dataset.mean), ("std", dataset.std)):
-        if numbers is None or len(numbers) != channels or (name == "std" and min(numbers) <= 0):
-            raise UserError(
-                f"dataset.{name}={numbers}: {channels} number(s), one a channel, std above 0; dataset.mean=null "
-                "dataset.std=null are computed from the training images"
-            )
+    _check_normalisation(dataset)
     return dataset
 
 
-def _used(source: Source, parts: Parts, dataset: DatasetConfig, training: TrainingConfig) -> dict[str, tuple[int, int]]:
+def _spread(dataset: DatasetConfig) -> DatasetConfig:
+    """With one number for all channels written out for each."""
+    for name in ("mean", "std"):
+        if len(set(numbers := getattr(dataset, name) or [])) == 1:
+            dataset = replace(dataset, **{name: numbers[:1] * dataset.shape[0]})  # type: ignore[arg-type]
+    return dataset
+
+
+def _check_normalisation(dataset: DatasetConfig) -> None:
+    channels = dataset.shape[0]
+    for name, numbers in (("mean", dataset.mean), ("std", dataset.std)):
+        if numbers is None or len(numbers) != channels or (name == "std" and min(numbers) <= 0):
+            raise UserError(
+                f"dataset.{name}={'null' if numbers is None else numbers}: {channels} number(s), one a channel, std "
+                "above 0; dataset.mean=null dataset.std=null are computed from the training images"
+            )
+
+
+def check_shares(training: TrainingConfig, world_size: int) -> None:
+    """Raise UserError where a batch cannot be shared out evenly over the processes of a run."""
+    if training.batch_size % world_size:
+        raise UserError(f"training.batch_size={training.batch_size} does not divide over {world_size} devices")
+
+
+def expected_images(dataset: DatasetConfig, training: TrainingConfig) -> dict[str, tuple[int, int]] | None:
+    """Return what `Data.images` will say, before anything is read; None where only the data set's own code knows. Of
+    photos that cannot be read nothing is known yet. UserError: as `check`, or fewer than two training images.
+    """
+    module, dataset = module_of(dataset), filled(dataset)
+    if not hasattr(module, "counts"):
+        return None
+    train, test, held = module.counts(dataset)
+    return _used(train, test, held, dataset, training)
+
+
+def _used(
+    train_count: int, test_count: int, held: int, dataset: DatasetConfig, training: TrainingConfig
+) -> dict[str, tuple[int, int]]:
     from sparse_lab.data.split import validation_count
 
-    train_count, test_count = source.count(test=False), source.count(test=True)
     most = train_count + test_count if training.limit_batches is None else training.limit_batches * training.batch_size
-    held = source.held or validation_count(train_count, dataset.validation)
+    held = held or validation_count(train_count, dataset.validation)
+    train = min(train_count - held, dataset.train_limit or train_count)
+    validation, test = (min(count, dataset.eval_limit or count) for count in (held, test_count))
     return {
-        "train": (min(len(parts.train), most), train_count - held),
-        "validation": (min(len(parts.validation), most), held),
-        "test": (len(parts.test), test_count),
+        "train": (min(train, most), train_count - held),
+        "validation": (min(validation, most), held),
+        "test": (test, test_count),
     }
 
 
@@ -259,5 +295,5 @@ def module_of(dataset: DatasetConfig) -> Any:
     if dataset.name in _OWN:
         return _OWN[dataset.name]
     if dataset.name not in _MODULES:
-        raise UserError(f"unknown data set {dataset.name!r}: {nearest(dataset.name, names())}")
+        raise UserError(f"dataset.name: unknown data set {dataset.name!r}; {nearest(dataset.name, names())}")
     return importlib.import_module(f"sparse_lab.data.{_MODULES[dataset.name]}")

@@ -78,3 +78,8 @@ def drawn_test(labels: torch.Tensor, share: float, name: str) -> torch.Tensor:
         order = torch.randperm(len(members), generator=generator(name, label))
         mask[members[order[: min(round(share * len(members)), len(members) - 1)]]] = True
     return mask
+
+
+def drawn_test_count(labels: torch.Tensor, share: float) -> int:
+    """How many images `drawn_test` draws."""
+    return sum(min(round(share * members), members - 1) for members in labels.unique(return_counts=True)[1].tolist())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from sparse_lab.config import DatasetConfig
+from sparse_lab.data.room import check_room
 from sparse_lab.data.seeding import generator
 from sparse_lab.data.source import ImageSet, md5_of_tensors
 from sparse_lab.data.split import validation_count
@@ -14,7 +17,14 @@ TEST = 256
 
 
 def check(dataset: DatasetConfig) -> None:
-    """Nothing can be missing."""
+    """UserError: more images than the memory holds. Nothing else can be missing."""
+    count = sum(counts(dataset))
+    check_room(f"dataset=synthetic: {count:,} images {dataset.shape}", count * math.prod(dataset.shape))
+
+
+def counts(dataset: DatasetConfig) -> tuple[int, int, int]:
+    """Training images, validation's among them; test images; validation images that the files hold."""
+    return _pool(dataset.train_limit or TRAIN, dataset.validation), TEST, 0
 
 
 def load(dataset: DatasetConfig, seed: int) -> ImageSet:

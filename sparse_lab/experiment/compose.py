@@ -52,6 +52,7 @@ from sparse_lab.config import (
 )
 from sparse_lab.data.facts import filled
 from sparse_lab.errors import UserError, nearest
+from sparse_lab.experiment.quoting import in_shell, quoted, word, written_out
 from sparse_lab.experiment.security.composed import check_composed
 from sparse_lab.experiment.security.files import CheckedRepository, Setting, check_files, check_settings
 from sparse_lab.experiment.security.interpolations import check_interpolations
@@ -111,6 +112,14 @@ PLUGINS_OWN = {
     "launcher": ("basic", "joblib", "ray", "ray_aws", "submitit_local", "submitit_slurm"),
     "sweeper": ("optuna",),
     "sweeper/sampler": ("tpe", "random"),
+}
+# type of a key -> what it takes, in words
+WANTED: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list, as in [1,2]",
+    dict: "a mapping, as in {a:1}",
 }
 PLAIN_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 FIRST_LINE = 1.0  # seconds of silence that a person can bear
@@ -246,6 +255,7 @@ class ConfigSource:
     user_conf: Path | None = None
     _choices: dict[str, list[str]] = field(default_factory=dict, init=False)
     _repository: CheckedRepository | None = field(default=None, init=False)
+    _overrides: dict[str, Override] = field(default_factory=dict, init=False)
 
     @property
     def folders(self) -> list[Path]:
@@ -253,11 +263,43 @@ class ConfigSource:
         return [self.conf, *CHOICES, *([] if self.user_conf is None else [self.user_conf])]
 
     def parse(self, lines: list[str]) -> list[Override]:
-        """Overrides, in Hydra's grammar. Raises UserError."""
+        """Overrides, in Hydra's grammar. Raises UserError, with the words that would be read."""
         try:
-            return OverridesParser.create(self._loader).parse_overrides(lines)
-        except (HydraException, ValueError) as error:  # a whole number of thousands of digits is a ValueError
-            raise UserError(f"cannot read the command line: {first_line(error)}") from None
+            return self._parsed(lines)
+        except (HydraException, ValueError):  # a whole number of thousands of digits is a ValueError
+            unreadable = [found for line in lines if (found := self._unreadable(line))]
+            raise unreadable[0] from None
+
+    def _parsed(self, lines: list[str]) -> list[Override]:
+        """Each line is parsed once: one with thousands of numbers takes seconds, and is asked for again and again."""
+        new = [line for line in dict.fromkeys(lines) if line not in self._overrides]
+        found = OverridesParser.create(self._loader).parse_overrides(new)
+        self._overrides.update(zip(new, found, strict=True))
+        return [self._overrides[line] for line in lines]
+
+    def _reads(self, line: str) -> bool:
+        try:
+            return bool(self._parsed([line]))
+        except (HydraException, ValueError):
+            return False
+
+    def _unreadable(self, line: str) -> UserError | None:
+        """What is wrong with a word that the grammar does not have; None where it has it."""
+        key, sign, value = line.partition("=")
+        if self._reads(line):
+            return None
+        if not sign or not self._reads(f"{key}=1"):
+            return UserError(f"cannot read {line!r}: a word is KEY=VALUE, as in seed=1, without spaces around the =")
+        self.check_names(self._parsed([f"{key}={quoted(value)}"])[0])  # an unknown key or choice is the nearer fault
+        if (wanted := wanted_by(key.lstrip("+"))) is not None:
+            return UserError(f"cannot read {line}: {key} takes {wanted}")
+        if value.startswith("~"):
+            value = written_out(value)
+        said = word(key, value)
+        if "," in value:
+            pieces = [piece if self._reads(f"{key}={piece}") else quoted(piece) for piece in value.split(",")]
+            said += f", or with -m for several {in_shell(f'{key}=' + ','.join(pieces))}"
+        return UserError(f"cannot read {line}: put the value in quotes: {said}")
 
     @cached_property
     def _loader(self) -> ConfigLoaderImpl:
@@ -307,8 +349,13 @@ class ConfigSource:
             return
         if not choices:
             check_key(key)
+            _check_text(override)
             return
-        values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
+        values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+        if None in values:
+            raise UserError(
+                f"{override.input_line}: null is no choice: name one, or leave {key} out; {nearest('', choices)}"
+            )
         if key not in SEVERAL and any(isinstance(value, list) for value in values):
             raise UserError(
                 f"{override.input_line}: a run has one {key}: choose one, or sweep over them with -m {key}=A,B"
@@ -316,7 +363,7 @@ class ConfigSource:
         for name in names_in(override):
             if (now := RENAMED_CHOICES.get(key, {}).get(name)) is not None and name not in choices:
                 raise UserError(f"{key}={name} is {key}={now} since 0.2")
-            if name not in choices and name not in ("None", "null"):
+            if name not in choices:
                 raise UserError(f"unknown {key} {name!r}; {nearest(name, choices)}")
 
     def compose(self, overrides: list[str]) -> Composed:
@@ -329,8 +376,11 @@ class ConfigSource:
         composed = self._put_together(choices)
         for key, value in values:
             composed.set(key, value)
-        check_settings(composed.cfg, settings)
-        check_composed(composed.cfg)
+        try:
+            check_settings(composed.cfg, settings)
+            check_composed(composed.cfg)
+        except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+            raise UserError(first_line(error)) from None
         return composed
 
     def check_files(self, overrides: Iterable[str]) -> list[Setting]:
@@ -381,8 +431,7 @@ class ConfigSource:
         return Composed(cfg, {part for part in there if OmegaConf.select(cfg, part) is not None})
 
     def through_hydra(self, overrides: list[str]) -> DictConfig:
-        quoted = str(self.user_conf).replace("'", "\\'")
-        user = [] if self.user_conf is None else [f"hydra.searchpath=['file://{quoted}']"]
+        user = [] if self.user_conf is None else [f"hydra.searchpath=[{quoted(f'file://{self.user_conf}')}]"]
         with _told(), _aside(), hydra.initialize_config_dir(str(self.conf), version_base="1.3"):
             return hydra.compose("config", [*user, *overrides], return_hydra_config=True)
 
@@ -398,8 +447,12 @@ def _told() -> Iterator[None]:
         raise UserError("a config file is nested too deep, or asks for itself") from None
     except (HydraException, OmegaConfBaseException, ValueError, OverflowError) as error:
         raise UserError(first_line(error.__cause__ or error)) from None
-    except AttributeError as error:  # OmegaConf trips over a mapping for what is typed and null
-        raise UserError(f"a mapping is given for a key that is null ({' '.join(str(error).split())})") from None
+    except (AttributeError, AssertionError) as error:  # OmegaConf trips over a mapping for what is typed and null
+        raise UserError(
+            f"a mapping, or a key of one, is set where null stands ({' '.join(str(error).split())}): of "
+            "hydra.sweeper.params that is so where no experiment has any; a sweep's keys stand by themselves, as in "
+            "-m seed=1,2"
+        ) from None
 
 
 def _keys_below(node: dict[Any, Any], path: str) -> Iterator[str]:
@@ -584,6 +637,19 @@ def names_in(override: Override) -> list[str]:
     for value in values:
         names += [str(one) for one in (value if isinstance(value, list) else [value])]
     return names
+
+
+def wanted_by(key: str) -> str | None:
+    """What a key of the schema takes, in words; None where that is any text."""
+    of = LEAVES.get(key, str)
+    return WANTED.get(typing.get_origin(of) or of)
+
+
+def _check_text(override: Override) -> None:
+    """Raise UserError where a list or a mapping stands for a key that takes a text: it is quoted, then."""
+    key, raw = override.key_or_group, str(override.input_line).partition("=")[2]
+    if LEAVES.get(key) is str and not override.is_sweep_override() and isinstance(override.value(), (list, dict)):
+        raise UserError(f"{override.input_line}: {key} takes a text: put it in quotes: {word(key, raw)}")
 
 
 def check_key(key: str) -> None:

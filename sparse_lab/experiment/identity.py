@@ -18,10 +18,13 @@ from typing import Any
 from sparse_lab.config import ALWAYS, Config, as_written
 from sparse_lab.data import fingerprint_of
 from sparse_lab.experiment import backend, measured, plugins
+from sparse_lab.experiment.security.writes import real
 from sparse_lab.experiment.settings_read import unread
 from sparse_lab.methods import phases
 from sparse_lab.records.run_dir import RunDir
+from sparse_lab.regular_file import GIB, opened
 
+MOST = 256 * GIB  # of a file that a run starts from
 # Goes into every hash. Raise it when what the settings mean has changed so much that no earlier result counts.
 VERSION = 1
 
@@ -46,8 +49,8 @@ def surroundings(config: Config) -> Surroundings:
 
 
 def outputs_of(config: Config) -> Path:
-    """Return the folder that runs land in."""
-    return Path(config.paths.outputs).resolve()
+    """Return the folder that runs land in. Raise UserError where its links lead nowhere."""
+    return real("paths.outputs", config.paths.outputs)
 
 
 def settled(config: Config) -> Config:
@@ -134,8 +137,8 @@ def _content(path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with opened(path, MOST) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     except OSError:
         return path
 

@@ -11,7 +11,9 @@ from functools import cache
 from pathlib import Path
 
 from sparse_lab.config import choice_files
+from sparse_lab.regular_file import MIB, read_bytes
 
+MOST = 64 * MIB  # of a file of code or of choices
 SUFFIXES = (".py", ".yaml")  # of a package's files that count
 
 
@@ -31,7 +33,7 @@ def content_hash(file: Path, module: str, choices: Iterable[Path]) -> str:
         files |= {f"choices {number}: {path.relative_to(folder).as_posix()}": path for path in choice_files(folder)}
     digest = hashlib.sha256()
     for name in sorted(files):
-        content = files[name].read_bytes()
+        content = read_bytes(files[name], MOST)
         digest.update(f"{name}\0{len(content)}\0".encode("utf-8", "surrogateescape") + content)
     return digest.hexdigest()
 
@@ -51,7 +53,7 @@ def _with_imported(file: Path, home: Path, packaged: bool) -> list[Path]:
 def _imported(path: Path, top: Path) -> Iterator[Path]:
     """The files that the import statements of one name, those within functions too. top: where whole names begin."""
     try:
-        nodes = list(ast.walk(ast.parse(path.read_bytes())))
+        nodes = list(ast.walk(ast.parse(read_bytes(path, MOST))))
     except SyntaxError:  # of a file that nothing has imported yet
         return
     for node in nodes:

@@ -23,9 +23,10 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 
+from sparse_lab import regular_file
 from sparse_lab.config import CHOICES
 from sparse_lab.errors import SparseLabError, UserError
-from sparse_lab.experiment.plugin_files import content_hash
+from sparse_lab.experiment.plugin_files import MOST, content_hash
 from sparse_lab.experiment.security.flags import PLUGIN as FLAG
 from sparse_lab.registering import REGISTERED, Registration, take_out
 
@@ -171,8 +172,11 @@ def _file(asked: str) -> Path | None:
         path = path / "__init__.py"
     if path.is_dir():
         raise UserError(f"plugin {asked} is a folder without __init__.py: name a .py file in it")
-    if not path.is_file():
-        raise UserError(f"plugin {asked}: no such file")
+    try:
+        regular_file.check(path, MOST)
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise UserError(f"plugin {asked}: {reason}") from None
     if path.suffix != ".py":
         raise UserError(f"plugin {asked} is no .py file")
     return path.resolve()

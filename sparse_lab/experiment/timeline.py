@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from sparse_lab.config import Config
+from sparse_lab.data.facts import COUNTS
 from sparse_lab.training.accumulation import steps_of
 
-# training images, validation's among them; what is made by a limit has as many as it says
-IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "fashion_mnist": 60_000}
 MADE = 1024  # of data=synthetic, after the split
 
 
@@ -19,8 +18,9 @@ def steps_an_epoch(config: Config) -> int | None:
 
     data, training = config.dataset, config.training
     known = [] if data.train_limit is None else [data.train_limit]
-    if data.name in IMAGES:
-        known.append(IMAGES[data.name] - validation_count(IMAGES[data.name], data.validation))
+    if data.name in COUNTS:
+        train, _ = COUNTS[data.name]
+        known.append(train - validation_count(train, data.validation))
     if data.name == "synthetic" and not known:
         known.append(MADE)
     if not known:

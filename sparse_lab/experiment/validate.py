@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+import tempfile
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,12 +18,14 @@ from sparse_lab.config import Config, LoggerConfig, check_ranges
 from sparse_lab.config import present as config_parts
 from sparse_lab.errors import SparseLabError, UserError, nearest
 from sparse_lab.experiment import backend
+from sparse_lab.experiment.selection import check_selection
 from sparse_lab.experiment.timeline import steps_an_epoch
 from sparse_lab.methods import schedules, table
 from sparse_lab.methods.networks import choice_of, spec_of, structure_of
 from sparse_lab.methods.recipes import clock_of, recipes_of
+from sparse_lab.records.machine import available_memory, size
 from sparse_lab.sparsity.images import image_like, send
-from sparse_lab.training.checkpoint_io import load_checkpoint, load_network, load_start
+from sparse_lab.training.checkpoint_io import load_network, load_start
 from sparse_lab.training.device import device_of
 
 PACKED = ".sparse"  # what `sparse-lab export` calls such files
@@ -36,6 +40,9 @@ def check(config: Config, here: bool = True) -> None:
     if here:
         check_device(config)
     _check_data(repr(config.dataset), config)
+    _check_images(config)
+    if here:
+        _check_memory(config)
     check_loggers(config.logger)
     check_outputs(Path(config.paths.outputs))
 
@@ -61,6 +68,20 @@ def check_device(config: Config) -> None:
     backend.check(config, here=True)
 
 
+def _check_memory(config: Config) -> None:
+    """Does what a training step keeps for its gradients fit into a CPU's memory? It takes more than that."""
+    if config.compute != "dense" or device_of(config.trainer.accelerator).type != "cpu":
+        return
+    images = min(config.training.batch_size, config.dataset.train_limit or config.training.batch_size)
+    needed = structure_of(config).read * images * (2 if "mixed" in config.trainer.precision else 4)
+    if needed > (room := available_memory()):
+        raise UserError(
+            f"training.batch_size={config.training.batch_size} of images {config.dataset.shape}: {config.model.title} "
+            f"keeps at least {size(needed)} for its gradients, and {size(room)} of memory are available: lower it, or "
+            "dataset.image_size"
+        )
+
+
 def _overlaps(config: Config) -> bool:
     """Does a pixel belong to two windows of a max-pooling?"""
     pools = [module for module in structure_of(config).hollow.modules() if isinstance(module, torch.nn.MaxPool2d)]
@@ -71,7 +92,9 @@ def check_request(config: Config) -> None:
     """What is wrong with the request itself, whatever data, packages and room are here. Raises UserError."""
     check_ranges(config)
     if config.model.name not in models.names():
-        raise UserError(f"unknown model {config.model.name!r}; {nearest(config.model.name, models.names())}")
+        raise UserError(
+            f"model.name: unknown model {config.model.name!r}; {nearest(config.model.name, models.names())}"
+        )
     models.check(spec_of(config))
     _check_training(config)
     _check_keeps_masks(config)
@@ -113,42 +136,47 @@ def _check_keeps_masks(config: Config) -> None:
 
 
 def _check_files(config: Config) -> None:
-    """Can the checkpoints be read that a run starts from?"""
-    regrow = config.method.regrow
-    for path in (config.model.weights, None if regrow is None else regrow.reference):
-        if path in (None, *models.LIBRARIES):
-            continue
-        if str(path).endswith(PACKED):
-            raise UserError(
-                f"{path} is a packed network, whose weights have its batch norms in them: give the folder of its run, "
-                "or what `sparse-lab export RUN --to torch` writes"
-            )
-        load_checkpoint(str(path))
-    if config.model.weights not in (None, *models.LIBRARIES):
-        _check_fit(config, str(config.model.weights))
-    if regrow is not None and regrow.score == "reference" and regrow.reference is not None:
-        _check_reference(config, regrow.reference)
+    """Can the files be read that a run starts from, and do they fit its network? Once a process for each state of a
+    file and network.
+    """
+    weights, regrow = config.model.weights, config.method.regrow
+    if weights is not None and weights not in models.LIBRARIES:
+        _once("model.weights", config, weights, partial(_check_weights, spec_of(config)))
+    if regrow is not None and regrow.reference is not None:
+        _once("method.regrow.reference", config, regrow.reference, partial(_check_reference, config))
 
 
-FITTING: set[str] = set()
+FITTING: set[object] = set()
 
 
-def _check_fit(config: Config, weights: str) -> None:
-    """Do the weights of a file go into the network? Once a process for each state of the file."""
-    about = os.stat(Path(weights).expanduser())
-    request = repr((spec_of(config), weights, about.st_mtime_ns, about.st_size))
-    if request not in FITTING:
+def _once(key: str, config: Config, path: str, check_fit: Callable[[str], None]) -> None:
+    if path.endswith(PACKED):
+        raise UserError(
+            f"{key}={path} is a packed network, whose weights have its batch norms in them: give the folder of its "
+            "run, or what `sparse-lab export RUN --to torch` writes"
+        )
+    try:
+        about = os.stat(Path(path).expanduser())
+    except OSError as error:
+        raise UserError(f"{key}={path} cannot be read ({error.strerror}): name another file") from None
+    known = (key, path, about.st_mtime_ns, about.st_size, spec_of(config), choice_of(config))
+    if known in FITTING:
+        return
+    try:
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of copies into what holds nothing; the run itself says what is left out
-            models.make(spec_of(config), weights)
-        FITTING.add(request)
+            warnings.simplefilter("ignore")  # the run itself says what of them it leaves out
+            check_fit(path)
+    except SparseLabError as error:
+        raise UserError(f"{key}={path}: {error}") from None
+    FITTING.add(known)
+
+
+def _check_weights(spec: models.Spec, path: str) -> None:
+    models.make(spec, path)
 
 
 def _check_reference(config: Config, path: str) -> None:
-    network = copy.deepcopy(structure_of(config).hollow)
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        load_start(network, load_network(path), path)
+    load_start(copy.deepcopy(structure_of(config).hollow), load_network(path), path)
 
 
 CHECKED: set[str] = set()
@@ -161,6 +189,20 @@ def _check_data(request: str, config: Config) -> None:
         CHECKED.add(request)
 
 
+EXPECTED: dict[str, dict[str, tuple[int, int]] | None] = {}
+
+
+def _check_images(config: Config) -> None:
+    """Are there enough of them, as far as that is known before they are read?"""
+    request = repr((config.dataset, config.training))
+    if request not in EXPECTED:
+        EXPECTED[request] = data.expected_images(config.dataset, config.training)
+    images = EXPECTED[request]
+    if images is not None:
+        check_selection(config, images)
+        check_step(config, min(config.training.batch_size, images["train"][0]))
+
+
 def check_pace(config: Config, asked: Collection[str]) -> None:
     """Raise UserError where the training is too short for what one of the keys `asked` for sets. What a method's own
     file sets is warned of as the run begins.
@@ -170,8 +212,8 @@ def check_pace(config: Config, asked: Collection[str]) -> None:
     if steps is None or one is None:
         return
     for line, keys in table.too_long(one, clock_of(one, steps)):
-        if any(key in asked for key in keys):
-            raise UserError(line)
+        if named := [key for key in keys if key in asked]:
+            raise UserError(f"{', '.join(named)}: {line}")
 
 
 def _paces(config: Config, key: str) -> bool:
@@ -195,6 +237,7 @@ def _check_recipes(config: Config) -> None:
 def _check_training(config: Config) -> None:
     training, method = config.training, config.method
     _check_recipes(config)
+    data.check_shares(training, config.trainer.devices)
     if method.name == "dense" and (there := config_parts(method)):
         raise UserError(
             f"method.{there[0]}: a method that does more than dense training needs a method.name of its own"
@@ -230,14 +273,18 @@ def _check_surgery(config: Config) -> None:
         ALTERED.add(request)
 
 
-def check_outputs(outputs: Path) -> None:
-    """Can runs be written there?"""
+def check_outputs(outputs: Path) -> Path:
+    """Return the folder that is there already, `outputs` or one above it. Raise UserError where runs cannot be written
+    there. Nothing is left behind.
+    """
     try:
-        outputs.mkdir(parents=True, exist_ok=True)
-        probe = outputs / f".probe.{os.getpid()}"
-        probe.write_text("x")
-        probe.unlink()
+        whole = outputs.absolute()
+        there = next(folder for folder in (whole, *whole.parents) if folder.exists())
+        with tempfile.NamedTemporaryFile(dir=there) as probe:
+            probe.write(b"x")
+            probe.flush()
     except OSError as error:
         raise UserError(
-            f"cannot write to {outputs} ({error.strerror}): make room there or set paths.outputs=DIR"
+            f"cannot write to paths.outputs={outputs} ({error.strerror}): make room there, or set paths.outputs=DIR"
         ) from None
+    return there

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from sparse_lab.config import Config, MethodConfig
-from sparse_lab.errors import UserError
+from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.sparsity.names import FROM_GRADIENTS as FROM_GRADIENTS
 from sparse_lab.sparsity.names import WITHOUT_DATA as WITHOUT_DATA
@@ -185,12 +185,22 @@ def check_moves(said: str, config: Config, structure: Structure, share: float) -
         raise UserError(f"{said} of {kept:,} kept weights is less than one: nothing would ever move")
 
 
+def check_score(key: str, name: str) -> None:
+    """Raise UserError where `key` names no score."""
+    from sparse_lab.sparsity.scores import find_score
+
+    try:
+        find_score(name)
+    except SparseLabError as error:
+        raise UserError(f"{key}: {error}") from None
+
+
 def check_scores(part: str, drop: str, grow: str) -> None:
     """Raise UserError where a mask update of `part` could not use these scores."""
-    from sparse_lab.sparsity.scores import OF_WEIGHTS, OWN_PASSES, find_score
+    from sparse_lab.sparsity.scores import OF_WEIGHTS, OWN_PASSES
 
-    for name in (drop, grow):
-        find_score(name)
+    for key, name in (("drop", drop), ("grow", grow)):
+        check_score(f"{part}.{key}", name)
         if name == "reference":
             raise UserError(f"{part} cannot look at a reference network: choose another score than reference")
         if name in OWN_PASSES:

@@ -43,7 +43,7 @@ class Compactors(Component):
         assert settings is not None
         if settings.unit == "share" and settings.begin >= 1.0:
             raise UserError(
-                f"method.compactors.begin={settings.begin:g} (share): a share of the {epochs} epochs, below 1"
+                f"method.compactors.begin={settings.begin:.12g} (share): a share of the {epochs} epochs, below 1"
             )
         if method.filters.coupled:
             raise UserError("compactors stand behind single layers: method.filters.coupled=false")
@@ -91,5 +91,5 @@ class Compactors(Component):
             return []
         return [
             f"no row of a compactor is given up before the last of {steps:,} steps: train longer, or lower "
-            f"method.compactors.begin={settings.begin:g} ({settings.unit})"
+            f"method.compactors.begin={settings.begin:.12g} ({settings.unit})"
         ]

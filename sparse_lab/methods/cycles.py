@@ -61,8 +61,8 @@ class Cycles(Component):
         if most > size.unique:
             highest = math.floor(1000 * size.unique / (density * size.total)) / 1000
             raise UserError(
-                f"method.cycles.multiplier={cycles.multiplier:g}: density would pass 1.0 ({most:,} weights of "
-                f"{size.unique:,}): use at most {highest:g}, or a higher sparsity.target"
+                f"method.cycles.multiplier={cycles.multiplier:.12g}: density would pass 1.0 ({most:,} weights of "
+                f"{size.unique:,}): use at most {highest:.12g}, or a higher sparsity.target"
             )
 
     def sparsity(self, config: Config, clock: Clock) -> Schedule | None:

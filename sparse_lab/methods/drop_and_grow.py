@@ -60,7 +60,7 @@ class DropAndGrow(Component):
         settings = getattr(config.method, self.part)
         check_scores(f"method.{self.part}", settings.drop, settings.grow)
         check_moves(
-            f"method.{self.part}.drop_fraction={settings.drop_fraction:g}", config, structure, settings.drop_fraction
+            f"method.{self.part}.drop_fraction={settings.drop_fraction:.12g}", config, structure, settings.drop_fraction
         )
 
     def begins(self, config: Config, clock: Clock) -> Schedule | None:

@@ -29,10 +29,12 @@ class DyReLU(Component):
         phasing, epochs = config.method.dyrelu, recipe_of(config).epochs
         assert phasing is not None
         if phasing.begin >= phasing.end:
-            raise UserError(f"method.dyrelu.begin={phasing.begin:g} must lie before method.dyrelu.end={phasing.end:g}")
+            raise UserError(
+                f"method.dyrelu.begin={phasing.begin:.12g} must lie before method.dyrelu.end={phasing.end:.12g}"
+            )
         if phasing.end >= (1.0 if phasing.unit == "share" else epochs):
             raise UserError(
-                f"method.dyrelu.end={phasing.end:g} ({phasing.unit}): DyReLU must be ReLU before the training ends "
+                f"method.dyrelu.end={phasing.end:.12g} ({phasing.unit}): DyReLU must be ReLU before the training ends "
                 f"({epochs} epochs)"
             )
 

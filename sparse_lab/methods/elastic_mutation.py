@@ -87,7 +87,9 @@ def _check_stages(settings: ElasticMutationConfig) -> None:
     part = "method.elastic_mutation"
     low, high, ends = list(settings.low), list(settings.high), list(settings.milestones)
     if not low or not len(low) == len(high) == len(ends) + 1:
-        raise UserError(f"{part}.low={low} and .high={high} need a number for each stage, .milestones={ends} one fewer")
+        raise UserError(
+            f"{part}.low={low} and {part}.high={high} need a number for each stage, {part}.milestones={ends} one fewer"
+        )
     if any(below > above for below, above in zip(low, high, strict=True)) or min(low) <= 0:
         raise UserError(f"{part}.low={low} must lie above 0 and nowhere above .high={high}")
     if all(number == 1.0 for number in (*low, *high)):
@@ -107,4 +109,6 @@ def _check_densities(config: Config, structure: Structure, settings: ElasticMuta
     for times, word in ((min(settings.low), "empties a layer"), (max(settings.high), "is more than there is")):
         kept = num_kept(1.0 - times * density, size.total)
         if not size.layers <= kept <= size.unique:
-            raise UserError(f"method.elastic_mutation: {times:g} times the target's density, {kept:,} weights, {word}")
+            raise UserError(
+                f"method.elastic_mutation: {times:.12g} times the target's density, {kept:,} weights, {word}"
+            )

@@ -132,13 +132,13 @@ def _check_channels(config: Config, structure: Structure) -> None:
     if num_kept(config.sparsity.target, total) < sum(fewest.values()):
         highest = math.floor(1e6 * (1 - sum(fewest.values()) / total)) / 1e6
         raise UserError(
-            f"sparsity.target={config.sparsity.target:g} takes the last filter of a layer: by filters the highest "
+            f"sparsity.target={config.sparsity.target:.12g} takes the last filter of a layer: by filters the highest "
             f"sparsity here is {highest:.6f}{more}"
         )
     macs = sum(costs.values())
     least = sum(macs * fewest[name] / shapes[name].numel() if name in shapes else macs for name, macs in costs.items())
     if chosen.flops is not None and (1.0 - chosen.flops) * macs < least:
         raise UserError(
-            f"method.filters.flops={chosen.flops:g} takes the last filter of a layer: at most "
+            f"method.filters.flops={chosen.flops:.12g} takes the last filter of a layer: at most "
             f"{math.floor(1e6 * (1 - least / macs)) / 1e6:.6f} of the multiply-adds can go here{more}"
         )

@@ -115,6 +115,27 @@ class Structure:
         return {cost.name: cost.macs for cost in layer_costs(self.hollow, self.shape)}
 
     @cached_property
+    def read(self) -> int:
+        """How many values of one image conv and linear layers read. A training step keeps them all for its gradients; 0
+        where a network cannot be asked.
+        """
+        found: dict[int, torch.Tensor] = {}
+
+        def keep(module: nn.Module, given: tuple[Any, ...]) -> None:
+            found.update({id(one): one for one in given if isinstance(one, torch.Tensor)})
+
+        layers = [layer for tied in masks.maskable(self.hollow).values() for layer in tied.layers]
+        hooks = [layer.register_forward_pre_hook(keep) for layer in layers]
+        try:
+            send(self.hollow, image_like(self.hollow, self.shape))
+        except SparseLabError:  # it looks at values
+            return 0
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return sum(one.numel() for one in found.values())
+
+    @cached_property
     def _derived(self) -> list[str]:
         """Layers on whose weights no mask would hold."""
         try:

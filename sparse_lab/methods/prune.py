@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sparse_lab.config import Config, MethodConfig, PruneConfig
 from sparse_lab.errors import UserError
 from sparse_lab.methods import phases
-from sparse_lab.methods.base import FROM_GRADIENTS, WITHOUT_DATA, Component, Site, When, often
+from sparse_lab.methods.base import FROM_GRADIENTS, WITHOUT_DATA, Component, Site, When, check_score, often
 from sparse_lab.methods.recipes import clock_of
 
 if TYPE_CHECKING:
@@ -72,9 +72,7 @@ class Prune(Component):
         if config.sparsity.connected_init:
             _check_connected(config, settings)
         if config.method.filters is None:
-            from sparse_lab.sparsity.scores import find_score
-
-            find_score(settings.score)
+            check_score("method.prune.score", settings.score)
         if settings.score == "synflow":
             structure.check_shape()
 
@@ -234,17 +232,17 @@ def _check_counts(config: Config, structure: Structure) -> None:
     lowest = math.ceil(1e6 * (1 - size.unique / size.total)) / 1e6
     if kept < size.layers:
         raise UserError(
-            f"sparsity {start:g} keeps {kept} of {size.total:,} weights, which empties some of the network's "
+            f"sparsity {start:.12g} keeps {kept} of {size.total:,} weights, which empties some of the network's "
             f"{size.layers} layers: the highest sparsity here is {highest:.6f}"
         )
     if start > 0.0 and kept == size.total and config.method.filters is None:
-        raise UserError(f"sparsity {start:g} prunes none of {size.total:,} weights: raise sparsity.target")
+        raise UserError(f"sparsity {start:.12g} prunes none of {size.total:,} weights: raise sparsity.target")
     if (iterations := _settings(config).iterations) > max(1, size.total - kept):
         raise UserError(
             f"method.prune.iterations={iterations}: {size.total - kept:,} weights go, less than one an iteration"
         )
     if kept > size.unique:
         raise UserError(
-            f"sparsity {start:g} keeps {kept:,} weights, but with method.sharing only {size.unique:,} exist: "
+            f"sparsity {start:.12g} keeps {kept:,} weights, but with method.sharing only {size.unique:,} exist: "
             f"the lowest sparsity here is {lowest:.6f}"
         )

@@ -123,8 +123,8 @@ def _check_start(config: Config, structure: Structure, settings: RegrowConfig) -
     target, start = config.sparsity.target, phases.regrowth_start(config)
     if start >= 1.0:
         raise UserError(
-            f"regrowth of {settings.steps} x {settings.budget} down to sparsity.target={target:g} "
-            f"would have to start at {start:g}: use a smaller method.regrow.budget or a lower sparsity.target"
+            f"regrowth of {settings.steps} x {settings.budget} down to sparsity.target={target:.12g} "
+            f"would have to start at {start:.12g}: use a smaller method.regrow.budget or a lower sparsity.target"
         )
     if settings.score != "none" and settings.start != "target":
         _check_growth(config, structure, settings)

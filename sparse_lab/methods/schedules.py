@@ -87,14 +87,14 @@ class KindIterative(Kind):
         rounds = Iterative(start, chosen.share, every=1).rounds() if 0.0 < start < 1.0 else 1
         if rounds == 1 and chosen.share > start > 0.0:
             raise UserError(
-                f"schedule.iterative.share={chosen.share:.12g} takes all of sparsity {start:g} in one round: lower it, "
-                "or use schedule=one_shot"
+                f"schedule.iterative.share={chosen.share:.12g} takes all of sparsity {start:.12g} in one round: "
+                "lower it, or use schedule=one_shot"
             )
         total = structure.size(config).total
         most = min(ROUNDS, max(1, total - num_kept(min(start, 1.0), total)))
         if rounds > most:
             raise UserError(
-                f"schedule.iterative.share={chosen.share:.12g} needs {rounds:,} rounds to sparsity {start:g}: raise "
+                f"schedule.iterative.share={chosen.share:.12g} needs {rounds:,} rounds to sparsity {start:.12g}: raise "
                 f"it, {most:,} are the most here"
             )
 
@@ -143,7 +143,14 @@ class KindCubic(Kind):
         chosen = config.schedule.cubic
         assert chosen is not None
         if chosen.begin >= chosen.end:
-            raise UserError(f"schedule.cubic.begin={chosen.begin:g} must lie before schedule.cubic.end={chosen.end:g}")
+            raise UserError(
+                f"schedule.cubic.begin={chosen.begin:.12g} must lie before schedule.cubic.end={chosen.end:.12g}"
+            )
+        if chosen.initial > (end := phases.regrowth_start(config)):
+            raise UserError(
+                f"schedule.cubic.initial={chosen.initial:.12g} is where pruning starts, and it ends at sparsity "
+                f"{end:.12g}: lower it, or raise sparsity.target"
+            )
 
     def idle(self, config: Config, clock: Clock) -> list[str]:
         schedule = self.build(config, clock)
@@ -174,13 +181,14 @@ class KindAlternating(Kind):
         assert chosen is not None
         if not chosen.begin < chosen.end - chosen.last_dense <= chosen.end < 1.0:
             raise UserError(
-                f"schedule.alternating.begin={chosen.begin:g} must lie before schedule.alternating.end={chosen.end:g} "
-                f"minus schedule.alternating.last_dense={chosen.last_dense:g}, and the end before 1"
+                f"schedule.alternating.begin={chosen.begin:.12g} must lie before "
+                f"schedule.alternating.end={chosen.end:.12g} minus schedule.alternating.last_dense="
+                f"{chosen.last_dense:.12g}, and the end before 1"
             )
         if chosen.turn > (span := as_written(chosen.end - chosen.last_dense - chosen.begin)):
             raise UserError(
-                f"schedule.alternating.turn={chosen.turn:g} is longer than the {span:g} of the training in which dense "
-                "and sparse take turns"
+                f"schedule.alternating.turn={chosen.turn:.12g} is longer than the {span:.12g} of the training in "
+                "which dense and sparse take turns"
             )
 
     def idle(self, config: Config, clock: Clock) -> list[str]:
@@ -189,7 +197,8 @@ class KindAlternating(Kind):
         shortest = as_written(config.schedule.alternating.turn * steps)  # type: ignore[union-attr]
         if turns >= 3 and shortest < 1.0:
             return [
-                f"a turn of {shortest:g} steps is made one of a step: train longer, or raise schedule.alternating.turn"
+                f"a turn of {shortest:.12g} steps is made one of a step: train longer, or raise "
+                "schedule.alternating.turn"
             ]
         if turns >= 3:
             return []

@@ -12,10 +12,12 @@ from torch import nn
 
 from sparse_lab.errors import UserError
 from sparse_lab.models.pruned_state import MasksLeft, has_offsets, is_plain, masks_of, plain_of
+from sparse_lab.regular_file import GIB, check_archive
 from sparse_lab.sparsity.state import load_state
 
 LONGEST = 80  # characters of a name in a message
 SHOWN = 3  # tensors that do not fit which are told
+MOST = 256 * GIB  # bytes of a file with start weights
 
 
 def load(network: nn.Module, name: str, weights: str, torchvision_name: str) -> None:
@@ -89,8 +91,12 @@ def _download(torchvision_name: str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"weights: {path} is not a file; give 'torchvision', or a file with a state dict")
+    try:
+        check_archive(path, MOST)
+    except OSError as error:
+        raise UserError(f"weights: {path} cannot be read ({error.strerror}); give a file with a state dict") from None
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     for inner in ("state_dict", "network"):
         if isinstance(content, dict) and isinstance(content.get(inner), dict):

@@ -65,7 +65,7 @@ def check_own(model: nn.Module, target: float) -> None:
     low, high = sum(own.values()) + len(others), sum(own.values()) + sum(others)
     if not own or low <= kept <= high:
         return
-    said = f"layers keep {sum(own.values()):,} weights, and target={target:g} {kept:,} of all"
+    said = f"layers keep {sum(own.values()):,} weights, and target={target:.12g} {kept:,} of all"
     if not others:
         raise SparseLabError(f"{said}: with every layer named, target={1.0 - low / total:.10g}")
     if kept < low:
@@ -120,11 +120,11 @@ def _own(
         if not named:
             raise SparseLabError(f"layers: {pattern!r} names layers that are not counted alone: leave it out")
         if not 0.0 <= sparsity < 1.0:
-            raise SparseLabError(f"layers: {pattern!r} has sparsity {sparsity:g}, outside [0, 1)")
+            raise SparseLabError(f"layers: {pattern!r} has sparsity {sparsity:.12g}, outside [0, 1)")
         for name in named:
             if name in own and own[name].sparsity != sparsity:
                 raise SparseLabError(
-                    f"layers: {said[name]!r} gives {name!r} {own[name].sparsity:g} and {pattern!r} {sparsity:g}: "
+                    f"layers: {said[name]!r} gives {name!r} {own[name].sparsity:.12g} and {pattern!r} {sparsity:.12g}: "
                     "name it once"
                 )
             own[name], said[name] = OwnSparsity(sparsity, target), pattern

@@ -19,9 +19,10 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 
 from sparse_lab.errors import UserError
+from sparse_lab.experiment.quoting import quoted
 from sparse_lab.records.sweep_dir import Overview, SweepFolder
 from sparse_lab.sweep.done import State
-from sparse_lab.sweep.launch import Task, plan_of, planned_jobs, quoted, short_hash
+from sparse_lab.sweep.launch import Task, plan_of, planned_jobs, short_hash
 from sparse_lab.sweep.launchers import Basic, Job
 from sparse_lab.sweep.plan import Request, check_extra, planned
 from sparse_lab.sweep.table import Run

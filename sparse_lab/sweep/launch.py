@@ -28,6 +28,7 @@ from sparse_lab import full_disk
 from sparse_lab.config import Config
 from sparse_lab.errors import NOTED, SparseLabError, UserError
 from sparse_lab.experiment import plugins
+from sparse_lab.experiment.quoting import quoted
 from sparse_lab.records import process
 from sparse_lab.records.atomic_io import write_text_atomic
 from sparse_lab.records.lock import Moved
@@ -292,12 +293,6 @@ def _sweep_name(request: Request) -> str:
 
 def short_hash(words: list[str]) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
-
-
-def quoted(path: Path | str) -> str:
-    """A path, or an address of one, as Hydra's grammar reads it back, whatever it holds."""
-    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def _through_hydra(request: Request, task: Task, overrides: list[str]) -> None:

@@ -21,12 +21,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sparse_lab import console
 from sparse_lab.config import conf_dir
-from sparse_lab.errors import UserError
+from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment import plugins
 from sparse_lab.experiment.compose import ConfigSource, leave_out_plugins_own
 from sparse_lab.experiment.plugins import Handed
+from sparse_lab.experiment.security.allowed import ALLOWED
 from sparse_lab.experiment.security.composed import check_composed
-from sparse_lab.experiment.security.launching import check_batch
+from sparse_lab.experiment.security.launching import FOLDER, SHELL_LINES, check_batch
 from sparse_lab.records.sweep_dir import SweepFolder
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_
 SHARED = {"name", "timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem_gb"} | {
     "stderr_to_stdout"
 }
+# all that a batch system's launcher takes
+BATCH = {FOLDER, "additional_parameters", *SHELL_LINES} | {
+    key.removeprefix("launcher.") for key in ALLOWED if key.count(".") == 1 and key.startswith("launcher.")
+} - {"n_jobs", "_target_"}
 
 
 @dataclass(frozen=True)
@@ -296,6 +301,8 @@ class Submitit(Basic):
     cluster = ""
 
     def __init__(self, **params: Any) -> None:
+        if unknown := params.keys() - BATCH:
+            raise TypeError(f"got an unexpected keyword argument {min(unknown)!r}; {nearest(min(unknown), BATCH)}")
         self.params: dict[str, Any] = {
             key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
             for key, value in params.items()

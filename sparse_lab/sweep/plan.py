@@ -21,6 +21,8 @@ from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
+from hydra.core.plugins import Plugins
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -41,8 +43,10 @@ from sparse_lab.experiment.compose import (
     telling,
     unquoted,
 )
+from sparse_lab.experiment.quoting import word
 from sparse_lab.experiment.security.flags import check_flags
 from sparse_lab.experiment.security.secrets import check_line, check_values
+from sparse_lab.experiment.security.writes import real
 from sparse_lab.records.sweep_dir import MOST_JOBS
 
 ANSWERS = ("help", "hydra_help", "cfg", "info", "shell_completion")
@@ -98,7 +102,7 @@ class Request:
         args = _parse(argv)
         leave_out_plugins_own()
         argv = _flags_first(argv, args.overrides)
-        user_conf = Path(args.config_dir).resolve() if args.config_dir else None
+        user_conf = real("--config-dir", args.config_dir) if args.config_dir else None
         if user_conf is not None and not user_conf.is_dir():
             raise UserError(f"--config-dir {args.config_dir}: no such folder")
         if user_conf is not None and (not str(user_conf).isprintable() or set("$\\") & set(str(user_conf))):
@@ -116,16 +120,21 @@ class Request:
         for override in request.source.parse(args.overrides):
             request.source.check_names(override)
             if override.is_sweep_override():
-                request.swept.append(override)
-                request.axes[override.get_key_element()] = values_of(override)
+                request.add_axis(override)
             else:
                 request.fixed.append(str(override.input_line))
         if request.axes and runs and not args.multirun:
-            key, values = next(iter(request.axes.items()))
-            raise UserError(f"{key}={','.join(values)} is a sweep: add -m")
+            raise UserError(_without_m(request.swept[0]))
         if args.cfg or args.info or args.hydra_help:  # for which Hydra sets its logging up
             request.compose([])
         return request
+
+    def add_axis(self, override: Override) -> None:
+        """Let the sweep go over what `override` gives its key. Raises UserError where that is nothing."""
+        self.swept.append(override)
+        self.axes[override.get_key_element()] = values = values_of(override)
+        if not values:
+            raise UserError(f"{override.input_line} gives {override.key_or_group} no value, so that nothing would run")
 
     @property
     def jobs(self) -> int:
@@ -136,10 +145,15 @@ class Request:
         return math.prod(len(values) for values in self.axes.values())
 
     def check(self) -> None:
-        """Compose every job and check it, before the first one starts. Raises UserError."""
+        """Compose every job and check it, before the first one starts, and say what has no effect. Raises UserError."""
+        for line in self.look():
+            print(f"note: {line}", flush=True)
+
+    def look(self) -> list[str]:
+        """Compose every job and check it, and return what has no effect, a line each. Raises UserError."""
         base = self.read_experiment_axes()
-        for plugin in (base.hydra.launcher, base.hydra.sweeper) if self.multirun else ():
-            check_extra(str(plugin.get("_target_")))
+        if self.multirun:
+            self.check_plugins(base)
         if self.jobs > MOST_JOBS:
             raise UserError(f"a sweep has at most {MOST_JOBS:,} jobs: give its axes fewer values, or search them")
         jobs = self.corners()
@@ -155,8 +169,18 @@ class Request:
                 self.plan = [planned(config) for config in self.configs]
             notes = self._without_effect() + self._leave_out_twins()
             self._check_runs(at)
-        for line in notes:
-            print(f"note: {line}", flush=True)
+        return notes
+
+    def check_plugins(self, base: DictConfig) -> None:
+        """Are launcher and sweeper installed, and do they take what they are given? Raises UserError."""
+        for name in ("launcher", "sweeper"):
+            settings = base.hydra[name]
+            check_extra(str(settings.get("_target_")))
+            try:
+                Plugins.instance()._instantiate(settings)  # as Hydra does once the sweep is planned
+            except InstantiationException as error:
+                cause = error.__cause__ or error
+                raise UserError(f"hydra.{name}: {type(cause).__name__}: {first_line(cause)}") from None
 
     def composer(self) -> Composer:
         """What composes the jobs, once `read_experiment_axes` has been called."""
@@ -300,7 +324,7 @@ class Request:
         self.launcher = str(base.hydra.runtime.choices.get("hydra/launcher"))
         self.sweeper = str(base.hydra.runtime.choices.get("hydra/sweeper"))
         self.launching = base.hydra.launcher
-        self.outputs = Path(base.paths.outputs).resolve()
+        self.outputs = real("paths.outputs", base.paths.outputs)
         if not self.multirun:
             return base
         self._read_params({str(key): value for key, value in (base.hydra.sweeper.get("params") or {}).items()})
@@ -317,8 +341,7 @@ class Request:
             if key in typed:
                 self.axes[key] = typed.pop(key)
             elif key not in given and override.is_sweep_override():
-                self.swept.append(override)
-                self.axes[key] = values_of(override)
+                self.add_axis(override)
             elif key not in given:
                 self.fixed.append(str(override.input_line))
         self.axes |= typed
@@ -500,6 +523,14 @@ def planned(config: Config) -> dict[str, Any]:
 def _groups(top: Path) -> list[Path]:
     folders = [path for path in top.rglob("*") if path.is_dir()]
     return [path for path in folders if path.relative_to(top).parts[0] not in NO_GROUPS]
+
+
+def _without_m(override: Override) -> str:
+    """What is wrong with a list of values in a command line without -m."""
+    key, line = override.key_or_group, f"{override.get_key_element()}={','.join(values_of(override))}"
+    raw = str(override.input_line).partition("=")[2]
+    one = f", or quote it where it is one value: {word(key, raw)}" if LEAVES.get(key) is str else ""
+    return f"{line} is a sweep: add -m{one}"
 
 
 def values_of(override: Override) -> list[str]:

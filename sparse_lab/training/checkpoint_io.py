@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from sparse_lab.errors import UserError
 from sparse_lab.full_disk import naming
 from sparse_lab.records.atomic_io import append_checksum, atomic_write, temporary_of, verify_checksum
+from sparse_lab.regular_file import GIB, check_archive
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sparsity.state import load_state
 
+MOST = 256 * GIB  # of a checkpoint
 FORMAT = "sparse_lab network 1"
 FIT = ": ask for the network that it is of, its width, classes and image size"
 
@@ -59,6 +60,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint as a dict, with weights_only. Raises UserError when it is missing, corrupt or foreign."""
     path = Path(path)
     try:
+        check_archive(path, MOST)
         if verify_checksum(path) is False:
             raise UserError(f"{path} is damaged (its content is not what was saved): remove it or name another")
         payload = torch.load(path, map_location="cpu", weights_only=True)
@@ -71,7 +73,11 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} is corrupt or holds more than tensors and plain values; it was not unpickled: remove it "
             "or name another"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, SafetensorError) as error:
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} is not a readable checkpoint ({error.strerror}): name another") from None
+    except Exception as error:  # a file that is none makes torch raise anything, from IndexError to MemoryError
         raise UserError(
             f"{path} is not a readable checkpoint ({type(error).__name__}): remove it or name another"
         ) from None

@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -197,3 +198,37 @@ def test_what_auto_picks_is_said_and_a_gpu_in_the_way_of_sparse_is_a_fault(ask, 
     assert status == 1 and missing == [
         "compute=sparse: it is for CPUs, and trainer=auto would take the GPU here: use trainer=cpu, or compute=dense"
     ]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-m", "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=foo"],
+        ["-m", "seed=1,2", "+hydra.launcher.foo=3"],
+        ["-m", "seed=range(1,1)"],
+        ["method=gmp", "sparsity=s90", "schedule.cubic.initial=0.999"],
+        ["model.weights=/etc/passwd"],
+        ["training.nesterov=true", "training.momentum=0", "training.optimizer=sgd"],
+        ["dataset=synthetic", "dataset.image_size=4096", "model.width=0.0625"],
+        ["dataset=synthetic", "dataset.mean=[1,2]"],
+        ["dataset.train_limit=32", "dataset.eval_limit=4"],
+        ["dataset=arrays", "dataset.file=labels.npz", "dataset.num_classes=5"],
+        ["-m", "dataset=arrays", "dataset.file=labels.npz", "dataset.num_classes=10,5"],
+        ["dataset=arrays", "dataset.file=none.npz"],
+        ["training.epochs=1", "method=rigl", "method.drop_and_grow.update_every=1000"],
+    ],
+    ids=" ".join,
+)
+def test_what_it_lets_start_starts_and_what_it_does_not_is_refused_by_the_same_line(
+    words, ask, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sparse_lab.data.room.available_memory", lambda: 2**30)
+    labels = np.arange(200) % 10
+    np.savez("labels.npz", images=np.zeros((200, 32, 32), dtype=np.uint8), labels=labels)
+    whole = (*SMALL, *words, f"paths.outputs={tmp_path / 'out'}")
+    status, missing, _ = ask(*whole)
+    assert status == 1 and len(missing) == 1
+    assert main(list(whole)) == 2
+    assert capsys.readouterr().err.strip() == f"sparse-lab: {missing[0]}"
+    assert not (tmp_path / "out").exists()

@@ -5,11 +5,12 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from sparse_lab.config import AugmentConfig, DatasetConfig, TrainingConfig
-from sparse_lab.data import build, check, names
+from sparse_lab.data import build, check, expected_images, names
 from sparse_lab.data.batches import Batches
 from sparse_lab.errors import UserError
 
@@ -66,3 +67,39 @@ def test_a_batch_that_devices_cannot_share_is_refused() -> None:
 def test_the_package_imports_without_torch() -> None:
     code = "import sys, sparse_lab.data; sparse_lab.data.names(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+EXPECTED = [
+    {"name": "synthetic", "image_size": 8},
+    {"name": "synthetic", "image_size": 8, "train_limit": 100, "eval_limit": 7},
+    {"name": "digits", "image_size": 8},
+    {"name": "digits", "image_size": 8, "validation": 0.5, "train_limit": 64, "eval_limit": 300},
+    {"name": "arrays", "file": "drawn.npz", "image_size": [8, 8], "channels": 1},
+    {"name": "arrays", "file": "whole.npz", "image_size": [8, 8], "channels": 1, "train_limit": 20},
+]
+
+
+@pytest.mark.parametrize("settings", EXPECTED, ids=str)
+@pytest.mark.parametrize("limit", [None, 2])
+def test_how_many_images_there_will_be_is_known_before_they_are_read(settings, limit, tmp_path: Any) -> None:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 255, (90, 8, 8), dtype=np.uint8), rng.integers(0, 10, 90)
+    np.savez(tmp_path / "drawn.npz", images=images, labels=labels)
+    parts = {f"{part}_{word}": of[:40] for part in ("train", "val", "test") for word, of in
+             (("images", images), ("labels", labels))}  # fmt: skip
+    np.savez(tmp_path / "whole.npz", **parts)
+    dataset, training = (
+        DatasetConfig(root=str(tmp_path), **settings),
+        TrainingConfig(batch_size=16, limit_batches=limit),
+    )
+    assert expected_images(dataset, training) == build(dataset, training, seed=1).images
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100), ("digits", 10), ("synthetic", 0)])
+def test_too_few_classes_for_known_labels_are_refused_before_files_are_looked_for(name: str, classes: int) -> None:
+    dataset = DatasetConfig(name=name, root="nowhere", num_classes=7)
+    if classes:
+        with pytest.raises(UserError, match=f"labels from 0 to {classes - 1}, but dataset.num_classes=7"):
+            check(dataset)
+    else:
+        check(dataset)

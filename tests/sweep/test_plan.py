@@ -97,6 +97,22 @@ BAD = {
     "an added key that is none": (["+foo=1"], "unknown key 'foo'"),
     "a key taken out": (["~seed"], "nothing can be taken out"),
     "no key": (["=3"], "nothing can be taken out"),
+    "no choice": (["experiment=null"], "experiment=null: null is no choice: name one, or leave experiment out; known:"),
+    "no choice in a sweep": (["-m", "method=null,dense"], "method=null,dense: null is no choice"),
+    "no launcher": (["hydra/launcher=null"], "null is no choice"),
+    "an empty range": (["-m", "seed=range(1,1)"], "seed=range(1,1) gives seed no value"),
+    "a glob that nothing matches": (["-m", "method=glob(zz*)"], "method=glob(zz*) gives method no value"),
+    "a sweep's keys below hydra": (["-m", "+hydra.sweeper.params.seed=1"], "a sweep's keys stand by themselves"),
+    "an unknown resolver": (["logger.project=${foo:x}"], "full_key: logger.project"),
+    "a variable that is not set": (["logger.project=${oc.env:NOT_SET}"], "full_key: logger.project"),
+    "a key that is not there": (["training.lr=${nowhere}"], "full_key: training.lr"),
+    "joblib's places": (
+        ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=foo", "seed=1,2"],
+        "hydra.launcher.n_jobs=foo: it takes a whole number above 0, or -1",
+    ),
+    "no place": (["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0", "seed=1,2"], "n_jobs=0: it takes"),
+    "what a launcher has not": (["-m", "+hydra.launcher.foo=1", "seed=1,2"], "hydra.launcher: "),
+    "batches of nothing": (["-m", "hydra.sweeper.max_batch_size=0", "seed=1,2"], "it takes a whole number above 0"),
     "unknown flag": (["--nonsense"], "cannot read the command line"),
     "another config": (["--config-name", "x"], "--config-dir"),
     "a bad last corner of a sweep": (["-m", "method=dense,oneshot", "sparsity.target=0.9,0.9999999"], "empties some"),
@@ -139,7 +155,7 @@ BAD = {
         "method.cycles.lengths=[100.0, 100.0] (epochs)",
     ),
     "no cycles": (["method=east", "model=resnet34", "method.cycles.lengths=[]"], "give the length of each cycle"),
-    "multiplier below 1": (["method=east", "model=resnet34", "method.cycles.multiplier=0.9"], "outside [1, 1e+06]"),
+    "multiplier below 1": (["method=east", "model=resnet34", "method.cycles.multiplier=0.9"], "outside [1, 1000000]"),
     "density above 1": (
         ["method=east", "model=resnet34", "sparsity.target=0.8"],
         "density would pass 1.0 (12,759,053 weights of 11,164,352): use at most 2.625",
@@ -297,7 +313,7 @@ BAD = {
     "stopping after the end": (["method=dense", "training.stop_after=161"], "training.epochs=160"),
     "no gradual pruning": (["method=gmp", "schedule.cubic.begin=0.5"], "must lie before schedule.cubic.end=0.5"),
     "statistics": (["dataset.std=[0,1,1]"], "dataset.std"),
-    "grammar": (["seed=[1"], "cannot read the command line"),
+    "grammar": (["seed=[1"], "cannot read seed=[1: seed takes a whole number"),
     "no such config dir": (["--config-dir", "nowhere"], "no such folder"),
     "DDP in a sweep": (["-m", "trainer=ddp", "seed=1,2"], "trainer.devices=2 (DDP) starts the command again"),
     "DDP in a sweep of one": (["-m", "trainer=ddp"], "run its lines one by one without -m"),
@@ -312,7 +328,7 @@ BAD = {
     "a sweep that only shows": (["-m", "--cfg", "job"], "--cfg and --multirun do not go together"),
     "unknown logger in a list": (["logger=[wandb,tensorbord]"], "did you mean 'tensorboard'?"),
     "unknown logger in a sweep of lists": (["-m", "logger=[csv],[wandbb]"], "did you mean 'wandb'?"),
-    "missing checkpoint": (["model.weights=nowhere.pt"], "no checkpoint at nowhere.pt"),
+    "missing checkpoint": (["model.weights=nowhere.pt"], "model.weights=nowhere.pt: weights: nowhere.pt is not a file"),
 }
 
 
@@ -383,6 +399,25 @@ def test_missing_data_names_the_folder_and_both_ways_out(tmp_path, capsys):
     assert main(["dataset=cifar10", f"paths.data={tmp_path / 'here'}", f"paths.outputs={tmp_path}"]) == 2
     error = capsys.readouterr().err
     assert str(tmp_path / "here") in error and "dataset.download=true" in error and "paths.data" in error
+
+
+def test_a_folder_that_links_lead_nowhere_for_is_said(tmp_path, capsys):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for words in (
+        [f"paths.outputs={tmp_path / 'loop' / 'x'}"],
+        ["--config-dir", str(tmp_path / "loop")],
+        ["paths.outputs=${foo:x}"],
+    ):
+        assert main(["dataset=digits", *words]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words[0].partition("=")[0] in line
+
+
+def test_a_text_without_end_is_cut_in_the_middle(capsys):
+    for key in ("method", "method.name", "model.name", "seed", "training.lr", "paths.outputs"):
+        assert main(["dataset=digits", f"{key}={'y' * 100_000}"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert key in line and len(line) < 2200
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_training(tmp_path, capsys):

@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,13 +151,12 @@ def data_sets(root: Path) -> Iterator[Finding]:
 
 def room(outputs: Path, wanted: int = 0) -> Iterator[Finding]:
     """Can runs be written below `outputs`, and do `wanted` bytes fit?"""
-    there = next(folder for folder in (outputs.absolute(), *outputs.absolute().parents) if folder.exists())
+    from sparse_lab.experiment.validate import check_outputs
+
     try:
-        with tempfile.NamedTemporaryFile(dir=there) as probe:
-            probe.write(b"x")
-            probe.flush()
-    except OSError as error:
-        yield Finding(False, f"cannot write to {outputs} ({error.strerror}): set paths.outputs=DIR", needed=True)
+        there = check_outputs(outputs)
+    except SparseLabError as error:
+        yield Finding(False, str(error), needed=True)
         return
     free = shutil.disk_usage(there).free
     line = f"{outputs} can be written, {size(free)} free"

@@ -29,7 +29,21 @@ SHOWN = 5  # faults of a sweep's jobs that are told; the rest is counted
 
 
 def look(argv: list[str]) -> Iterator[Finding]:
-    """One finding for each thing that the command asks of this machine."""
+    """One finding for each thing that the command asks of this machine. What starts it has the last word."""
+    told: list[Finding] = []
+    for finding in _each(argv):
+        told.append(finding)
+        yield finding
+    if any(finding.needed and not finding.good for finding in told):
+        return
+    try:
+        for line in Request.read(argv).look():
+            yield Finding(False, line)
+    except SparseLabError as error:
+        yield Finding(False, str(error), needed=True)
+
+
+def _each(argv: list[str]) -> Iterator[Finding]:
     try:
         request = Request.read(argv)
         base = request.read_experiment_axes()

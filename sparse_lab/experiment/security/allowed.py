@@ -1,11 +1,13 @@
-"""Which of Hydra's own keys a config file may set, and to what. A file of conf/ is ours, and may set any."""
+"""Which of Hydra's own keys a config file may set, and to what. A file of conf/ is ours, and may set any. What is typed
+is of the same kinds, but that its texts are taken at their word.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sparse_lab.experiment.security.targets import LAUNCHERS, SAMPLERS, SWEEPERS
@@ -15,23 +17,42 @@ KeyPath = tuple[Any, ...]  # of a key below hydra; a hostile file may have keys 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a value may be, beside null. said: in words."""
+    """What a value may be, beside null. said: in words. fits: of a file's value; typed: of one that is typed, where
+    that is more.
+    """
 
     said: str
     fits: Callable[[Any], bool]
+    typed: Callable[[Any], bool] | None = None
+
+    def takes(self, value: Any) -> bool:
+        """Return whether a value that is typed is of this kind."""
+        return (self.typed or self.fits)(value)
 
 
-def _whole(value: Any) -> bool:
-    return type(value) is int and -1 <= value <= 1_000_000_000
-
-
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) in (str, int)
+
+
+def _whole(said: str, low: int) -> Kind:
+    return Kind(
+        said,
+        lambda value: type(value) is int and low <= value <= 1_000_000_000,
+        lambda value: type(value) is int and value >= low,
+    )
+
+
+def _number(said: str, low: float, high: float = math.inf) -> Kind:
+    return Kind(said, lambda value: _is_number(value) and low <= value <= high)
 
 
 def _text(said: str, pattern: str) -> Kind:
     form = re.compile(pattern, re.ASCII)
-    return Kind(said, lambda value: type(value) in (str, int) and form.fullmatch(str(value)) is not None)
+    return Kind(said, lambda value: _is_text(value) and form.fullmatch(str(value)) is not None, _is_text)
 
 
 def _one_of(*known: str) -> Kind:
@@ -44,11 +65,18 @@ def _swept(value: Any) -> bool:
         return all(_swept(one) and not isinstance(one, list) for one in value)
     if isinstance(value, str):
         return value.isprintable() and "$" not in value
-    return type(value) in (int, bool) or _number(value)
+    return type(value) in (int, bool) or _is_number(value)
 
 
-WHOLE = Kind("a whole number", _whole)
-NUMBER = Kind("a number", _number)
+WHOLE = _whole("a whole number", -1)
+COUNT = _whole("a whole number above 0", 1)
+PLACES = Kind(
+    "a whole number above 0, or -1 for every core",
+    lambda value: WHOLE.fits(value) and value != 0,
+    lambda value: type(value) is int and value != 0,
+)
+NUMBER = _number("a number, 0 or above", 0.0)
+SHARE = _number("a number in [0, 1]", 0.0, 1.0)
 SWITCH = Kind("true or false", lambda value: type(value) is bool)
 JOB = _text("a plain name", r"\w[\w.-]{0,99}")
 WORD = _text("a plain word", r"[\w.:=,+@%-]{1,200}")
@@ -75,10 +103,13 @@ ANY_NAME = {  # key -> what the names below it may be
 
 
 def _launcher() -> dict[str, Kind]:
+    counts = (
+        *("timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "cpus_per_gpu", "array_parallelism"),
+        "ray.init.object_store_memory",
+    )
     whole = (
-        *("n_jobs", "timeout_min", "max_num_timeout", "signal_delay_s", "nodes", "tasks_per_node", "cpus_per_task"),
-        *("cpus_per_gpu", "gpus_per_task", "array_parallelism", "ray.init.num_cpus", "ray.init.num_gpus"),
-        *("ray.init.object_store_memory", "ray.init.logging_level", "ray.remote.max_calls", "ray.remote.max_retries"),
+        *("max_num_timeout", "signal_delay_s", "gpus_per_task", "ray.init.num_cpus", "ray.init.num_gpus"),
+        *("ray.init.logging_level", "ray.remote.max_calls", "ray.remote.max_retries"),
     )
     words = (
         *("partition", "account", "qos", "gres", "wckey", "dependency", "mail_type", "mail_user", "gpus_per_node"),
@@ -86,6 +117,7 @@ def _launcher() -> dict[str, Kind]:
     )
     others = {
         "_target_": _one_of(*LAUNCHERS),
+        "n_jobs": PLACES,
         "name": JOB,
         "comment": REMARK,
         "constraint": FEATURES,
@@ -94,29 +126,29 @@ def _launcher() -> dict[str, Kind]:
         "exclusive": EXCLUSIVE,
         "mem_gb": NUMBER,
         "stderr_to_stdout": SWITCH,
-        "ray.init.address": _one_of("auto", "local"),  # of another cluster, answers would be unpickled
+        # of another cluster, answers would be unpickled: who types its address knows it
+        "ray.init.address": replace(_one_of("auto", "local"), typed=_is_text),
         "ray.init.log_to_driver": SWITCH,
         "ray.remote.num_cpus": NUMBER,
         "ray.remote.num_gpus": NUMBER,
     }
-    kinds = dict.fromkeys(whole, WHOLE) | dict.fromkeys(words, WORD) | others
+    kinds = dict.fromkeys(whole, WHOLE) | dict.fromkeys(counts, COUNT) | dict.fromkeys(words, WORD) | others
     return {f"launcher.{key}": kind for key, kind in kinds.items()}
 
 
 def _sweeper() -> dict[str, Kind]:
-    whole = (
-        *("n_trials", "n_jobs", "max_batch_size", "sampler.seed", "sampler.n_startup_trials"),
-        *("sampler.n_ei_candidates", "sampler.population_size"),
-    )
-    numbers = ("max_failure_rate", "sampler.mutation_prob", "sampler.crossover_prob", "sampler.swapping_prob")
+    counts = ("n_trials", "n_jobs", "max_batch_size", "sampler.n_ei_candidates", "sampler.population_size")
+    shares = ("max_failure_rate", "sampler.mutation_prob", "sampler.crossover_prob", "sampler.swapping_prob")
     switches = ("sampler.multivariate", "sampler.group", "sampler.constant_liar")
     others = {
         "_target_": _one_of(*SWEEPERS),
         "direction": _one_of("maximize", "minimize"),
+        "sampler.seed": WHOLE,
+        "sampler.n_startup_trials": WHOLE,
         "params.*": SWEPT,
         "sampler._target_": _one_of(*SAMPLERS),
     }
-    kinds = dict.fromkeys(whole, WHOLE) | dict.fromkeys(numbers, NUMBER) | dict.fromkeys(switches, SWITCH) | others
+    kinds = dict.fromkeys(counts, COUNT) | dict.fromkeys(shares, SHARE) | dict.fromkeys(switches, SWITCH) | others
     return {f"sweeper.{key}": kind for key, kind in kinds.items()}
 
 

@@ -9,6 +9,7 @@ from sparse_lab.experiment.security.launching import check_launching
 from sparse_lab.experiment.security.logging_setup import check_logging
 from sparse_lab.experiment.security.secrets import check_config
 from sparse_lab.experiment.security.targets import check_targets
+from sparse_lab.experiment.security.typed import check_typed
 from sparse_lab.experiment.security.writes import check_writes
 
 
@@ -22,3 +23,4 @@ def check_composed(config: DictConfig) -> None:
     check_launching(config)
     check_config(config)
     check_writes(config)
+    check_typed(config)

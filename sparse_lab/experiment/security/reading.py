@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from sparse_lab.errors import UserError
+from sparse_lab.regular_file import read_text
 
 MOST_BYTES = 200_000
 MOST_VALUES = 100_000  # aliases of aliases make a billion of a few lines
@@ -21,11 +22,12 @@ def check_file(folder: Path, name: str) -> None:
     path = Path(os.path.realpath(folder / f"{name.removesuffix('.yaml')}.yaml"))
     if not path.is_relative_to(os.path.realpath(folder)):
         raise UserError(f"{name}.yaml lies in another folder, by a link: put the file itself there")
-    if not path.is_file():
+    try:
+        text = read_text(path, MOST_BYTES)
+    except FileNotFoundError:
         return
-    if path.stat().st_size > MOST_BYTES:
-        raise UserError(f"{name}.yaml has {path.stat().st_size:,} bytes, and no config needs {MOST_BYTES:,}")
-    text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{name}.yaml cannot be read: {error.strerror}") from None
     if "*" in text and (values := _values(text)) > MOST_VALUES:
         raise UserError(
             f"{name}.yaml holds {values:,} values, its aliases (*NAME) written out: at most {MOST_VALUES:,}"

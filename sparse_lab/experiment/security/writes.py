@@ -19,7 +19,7 @@ def check_writes(config: DictConfig) -> None:
 
     What only a job knows is looked at once more when it starts.
     """
-    hydra, outputs = config.hydra, _real(str(config.paths.outputs))
+    hydra, outputs = config.hydra, real("paths.outputs", str(config.paths.outputs))
     if hydra.output_subdir not in (None, OWN):
         raise UserError(f"hydra.output_subdir={hydra.output_subdir}: Hydra's files go to {OWN}, or nowhere (null)")
     name = str(hydra.job.name)
@@ -33,7 +33,7 @@ def check_writes(config: DictConfig) -> None:
     if storage.startswith(SQLITE):
         folders["sweeper.storage"] = storage.removeprefix(SQLITE)
     for key, folder in folders.items():
-        if folder is not None and not _real(folder).is_relative_to(outputs):
+        if folder is not None and not real(f"hydra.{key}", folder).is_relative_to(outputs):
             raise UserError(f"hydra.{key}={folder}: Hydra writes below paths.outputs ({outputs}) alone")
 
 
@@ -45,5 +45,9 @@ def _known(hydra: DictConfig, key: str) -> str | None:
     return None if value is None else str(value)
 
 
-def _real(path: str) -> Path:
-    return Path(path).resolve()
+def real(key: str, path: str) -> Path:
+    """Return the whole path of what `key` names, links followed. Raise UserError where it leads nowhere."""
+    try:
+        return Path(path).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a link to itself is a RuntimeError before Python 3.13
+        raise UserError(f"{key}={path}: {error}: name another folder") from None
