@@ -231,4 +231,4 @@ def test_what_it_lets_start_starts_and_what_it_does_not_is_refused_by_the_same_l
     assert status == 1 and len(missing) == 1
     assert main(list(whole)) == 2
     assert capsys.readouterr().err.strip() == f"sparse-lab: {missing[0]}"
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "runs").exists()

@@ -18,6 +18,8 @@ def check_composed(config: DictConfig) -> None:
     for part in ("launcher", "sweeper"):
         if OmegaConf.is_missing(config.hydra, part) or config.hydra[part] is None:
             raise UserError(f"hydra/{part}=null: jobs need one: choose another, or leave it out")
+        if not isinstance(config.hydra[part], DictConfig):
+            raise UserError(f"hydra.{part}={config.hydra[part]}: it is chosen, as in hydra/{part}=basic")
     check_targets(config)
     check_logging(config)
     check_launching(config)
