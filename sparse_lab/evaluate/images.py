@@ -29,6 +29,7 @@ from sparse_lab.evaluate.own_run import Own
 from sparse_lab.evaluate.subject import Subject
 from sparse_lab.experiment.compose import ConfigSource, leave_out_plugins_own
 from sparse_lab.experiment.compose import split as split_words
+from sparse_lab.sweep.launch import quoted
 
 SPLITS = ("test", "validation", "train")
 ALL = "all"
@@ -73,8 +74,11 @@ def chosen(subject: Subject, words: Sequence[str], asked: str | None) -> Images:
 
     asked: the split. None: the test set; of other data without one, all of them. Raise UserError.
     """
+    words = _as_words(words)
     dataset, seed = _dataset(subject, words)
-    whole = bool(words) and "test" not in own_parts(dataset) and not any(word.startswith(DRAWN[0]) for word in words)
+    # other data than the run's, without a test set of their own
+    whole = any(_key(word) == "dataset" for word in words) and "test" not in own_parts(dataset)
+    whole = whole and not any(word.startswith(DRAWN[0]) for word in words)
     if whole and asked is None:  # whatever is drawn is put together again
         dataset = replace(dataset, test=0.5)
     source = _loaded(subject, dataset, seed)
@@ -91,13 +95,10 @@ def chosen(subject: Subject, words: Sequence[str], asked: str | None) -> Images:
         dataset, seed = replace(dataset, **{key: getattr(own.config.dataset, key) for key in SHARES}), own.config.seed
         source = _loaded(subject, dataset, seed)
     which = asked or (ALL if whole and not same else "test")
-    note = (
-        ", as its run split it"
-        if same
-        else ""
-        if words or same is None
-        else ", of files that are not those that it was trained on"
-    )
+    if same:
+        note = ", as its run split it"
+    else:
+        note = ", of files that are not those that it was trained on" if same is False and not words else ""
     return _images(subject, dataset, source, seed, which, same, note)
 
 
@@ -126,7 +127,7 @@ def _dataset(subject: Subject, words: Sequence[str]) -> tuple[DatasetConfig, int
             "--data DIR, --data FILE.npz or --data dataset=cifar10 paths.data=DIR"
         )
     if words:
-        config = _composed(subject, _as_words(words), own)
+        config = _composed(subject, words, own)
         dataset, seed = config.dataset, config.seed
     else:
         assert own is not None
@@ -142,40 +143,32 @@ def _dataset(subject: Subject, words: Sequence[str]) -> tuple[DatasetConfig, int
 
 def _as_words(words: Sequence[str]) -> list[str]:
     """The command's words for a path; other words as they are."""
-    if len(words) > 1 or "=" in words[0]:
+    if not words:
+        return []
+    path = Path(words[0]) if len(words) == 1 else None
+    if path is not None and path.is_dir():
+        return ["dataset=folder", f"paths.data={quoted(path.absolute())}"]
+    if path is not None and path.is_file() and path.suffix == ".npz":
+        return ["dataset=arrays", f"dataset.file={quoted(path.absolute())}"]
+    if len(words) != 1 or "=" in words[0]:
         if bare := next((word for word in words if "=" not in word), None):
             raise UserError(
                 f"--data {bare}: give one path, or words of the command, as in dataset=folder paths.data=DIR"
             )
         return list(words)
-    path = Path(words[0])
-    if path.is_dir():
-        return ["dataset=folder", f"paths.data={_quoted(path)}"]
-    if path.suffix == ".npz":
-        return ["dataset=arrays", f"dataset.file={_quoted(path)}"]
     raise UserError(f"--data {words[0]}: no folder of photos, no .npz file, and no word as in dataset=cifar10")
 
 
-def _quoted(path: Path) -> str:
-    escaped = str(path.absolute()).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
 
 
-def _composed(subject: Subject, words: list[str], own: Own | None) -> Config:
+def _composed(subject: Subject, words: Sequence[str], own: Own | None) -> Config:
     """What the command makes of the words; where they choose no data set, of the run's own settings with them."""
     leave_out_plugins_own()
     source = ConfigSource(conf_dir())
-    given = source.parse(words)
-    for override in given:
-        key = override.get_key_element().lstrip("+~")
-        source.check_names(override)
-        if key not in ALLOWED and not key.startswith("dataset."):
-            raise UserError(f"--data {override.input_line}: words for data are {', '.join(ALLOWED)} and dataset.KEY")
-        if override.is_sweep_override():
-            raise UserError(f"--data {override.input_line}: give it one value")
-        if key.removeprefix("dataset.") in FROM_NETWORK:
-            raise UserError(f"--data {override.input_line}: images are normalised as the network's were")
-    keys = [override.get_key_element() for override in given]
+    _check_words(source, words)
+    keys = [_key(word) for word in words]
     if "dataset" not in keys and own is None:
         raise UserError(f"--data {words[0]}: say of which data set, as in dataset=folder")
     first = [] if "dataset" in keys or own is None else [f"dataset={own.config.dataset.name}"]
@@ -192,6 +185,19 @@ def _composed(subject: Subject, words: list[str], own: Own | None) -> Config:
     config = composed.config()
     config.seed = config.seed if own is None else own.config.seed
     return config
+
+
+def _check_words(source: ConfigSource, words: Sequence[str]) -> None:
+    """Raise UserError for words that are none of data, or would show them otherwise than the network saw its own."""
+    for override in source.parse(list(words)):
+        key = override.get_key_element().lstrip("+~")
+        source.check_names(override)
+        if key not in ALLOWED and not key.startswith("dataset."):
+            raise UserError(f"--data {override.input_line}: words for data are {', '.join(ALLOWED)} and dataset.KEY")
+        if override.is_sweep_override():
+            raise UserError(f"--data {override.input_line}: give it one value")
+        if key.removeprefix("dataset.") in FROM_NETWORK:
+            raise UserError(f"--data {override.input_line}: images are normalised as the network's were")
 
 
 def _of_the_network(subject: Subject, name: str) -> dict[str, Any]:

@@ -125,6 +125,25 @@ def test_the_runs_own_photos_by_another_way_keep_their_split(run, outputs, evalu
     assert evaluated(run, "--split", "train")["images"] == 65
 
 
+def test_odd_names_and_few_photos_are_no_matter(run, photos, evaluated, tmp_path):
+    folder = photos(tmp_path / "a=b, 'c' ü", ("ape", "bee"), 2)
+    assert evaluated(run, "--data", str(folder))["images"] == 4
+    arrays = tmp_path / "x=1, 'y'.npz"
+    np.savez(arrays, images=np.zeros((6, 32, 32, 3), np.uint8), labels=np.arange(6) % 3)
+    found = evaluated(run, "--data", str(arrays))
+    assert (found["images"], found["data"]["classes_matched_by"]) == (6, "number")
+
+
+def test_a_runs_own_data_that_have_changed_are_shown_as_its_test_set_and_that_is_said(
+    outputs, run, evaluated, tmp_path
+):
+    moved = tmp_path / "moved"
+    shutil.copytree(outputs / "photos", moved)
+    (moved / "ape" / "3.png").unlink()
+    found = evaluated(run, "--data", f"paths.data={moved}")
+    assert (found["data"]["split"], found["images"]) == ("test", 18) and not found["data"]["trained_on_these_files"]
+
+
 def test_every_kind_of_file_answers_alike(run, outputs, evaluated, photos, tmp_path):
     pytest.importorskip("onnxruntime")
     there = tmp_path / "there"
