@@ -35,6 +35,7 @@ def shell(folder: Path, redirection: str, **environment: str) -> subprocess.Comp
     )  # fmt: skip
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     "redirection",
     ["| true", "2>&1 | true", "| head -c 1", ">&-", "2>&-", "<&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full",

@@ -352,7 +352,7 @@ def test_two_processes_of_one_run_stop_together_and_go_on_to_the_same_bits(lab):
     compare(lab.runs("whole"), lab.runs("stopped"))
 
 
-@pytest.mark.nightly
+@pytest.mark.nightly(long=True)
 def test_where_one_of_two_processes_is_killed_the_other_ends_too_and_the_run_goes_on_to_the_same_bits(lab):
     two = ("method=rigl", "method.drop_and_grow.update_every=5", "training.epochs=40", "trainer.devices=2", *MIXED)
     lab.finish(two, "whole")
