@@ -144,6 +144,7 @@ def test_a_runs_own_data_that_have_changed_are_shown_as_its_test_set_and_that_is
     assert (found["data"]["split"], found["images"]) == ("test", 18) and not found["data"]["trained_on_these_files"]
 
 
+@pytest.mark.full
 def test_every_kind_of_file_answers_alike(run, outputs, evaluated, photos, tmp_path):
     pytest.importorskip("onnxruntime")
     there = tmp_path / "there"
