@@ -884,6 +884,8 @@ def _check_value(said: str, value: Any, meta: dict[str, Any]) -> None:
 
 
 def _check_folder(said: str, value: str) -> None:
+    if not value.strip():
+        raise UserError(f"{said} names no folder: the one you are in is {said.partition('=')[0]}=.")
     if value.startswith("~"):
         raise UserError(f"{said}: a shell puts the home folder in only where ~ is not quoted: write the folder out")
 

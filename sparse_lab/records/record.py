@@ -103,9 +103,6 @@ def _check_weights(result: dict[str, Any]) -> None:
     kept, total = whole_number(result.get("kept")), whole_number(result.get("total"))
     if kept is None or total is None or not 0 <= kept <= total:
         raise BadRecord("'kept' and 'total' are missing or no numbers of weights")
-    nonzero = result.get("nonzero", kept)  # a record of before does not say
-    if nonzero is not None and (whole_number(nonzero) is None or not 0 <= nonzero <= kept):
-        raise BadRecord("'nonzero' is no number of the weights that are kept")
     sparsity = result.get("sparsity")
     if sparsity is not None and total and not (_within(sparsity, 1) and abs(sparsity - (1 - kept / total)) <= ROUNDED):
         raise BadRecord("'sparsity' is not what 'kept' and 'total' make")

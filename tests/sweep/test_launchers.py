@@ -123,10 +123,10 @@ def test_sigterm_saves_what_runs_and_the_second_start_goes_on(launcher, tmp_path
 
 
 @pytest.mark.nightly(long=True)
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_a_worker_that_dies_ends_its_own_run_alone(launcher, tmp_path, small, command, outcomes, results):
-    pytest.importorskip({"submitit_local": "submitit"}.get(launcher, launcher))
-    argv = ["-m", f"hydra/launcher={launcher}", "seed=1,2,3", *small, *LONG]
+def test_a_worker_that_dies_ends_its_own_run_alone(tmp_path, small, command, outcomes, results):
+    """joblib's is submitted again: `test_killed`."""
+    pytest.importorskip("submitit")
+    argv = ["-m", "hydra/launcher=submitit_local", "seed=1,2,3", *small, *LONG]
     process = subprocess.Popen(
         [sys.executable, "-m", "sparse_lab", *argv],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,

@@ -57,7 +57,7 @@ def unfinished(records: Records, table: Sequence[dict[str, Any]] = ()) -> tuple[
     found: dict[str, Planned] = {}
     for path, plan in _plans(records.plans, warnings):
         said, named = _said(path.parent, warnings)
-        runs = path.resolve().parents[2] / "runs"
+        runs = path.parent.resolve().parents[1] / "runs"
         for number, run in enumerate(plan["runs"]):
             # on another machine a job may compute in another precision than here, and has another name then
             name = named[number] if named.get(number) in finished else run["name"]
@@ -95,7 +95,7 @@ def _plans(paths: Iterable[Path], warnings: list[str]) -> list[tuple[Path, dict[
     """The sound plans, oldest first. A plan lies in OUTPUTS/sweeps/ID; what lies elsewhere is somebody else's file."""
     found = []
     for path in paths:
-        if path.resolve().parent.parent.name == "sweeps" and (plan := sound(read_plan, path, warnings)) is not None:
+        if path.parent.resolve().parent.name == "sweeps" and (plan := sound(read_plan, path, warnings)) is not None:
             found.append((path, plan))
     return sorted(found, key=lambda pair: (str(pair[1].get("started")), str(pair[0])))
 

@@ -233,9 +233,8 @@ def _folders(roots: tuple[Path, ...], without: set[Path]) -> Iterator[tuple[Path
             subfolders[:] = sorted(
                 name for name in subfolders if not without or (folder / name).resolve() not in without
             )
-            files += RECORDS.intersection(
-                subfolders
-            )  # a folder in a record's place is named, as is any other thing there
+            # what lies in a record's place is named, a folder too
+            files += RECORDS.intersection(subfolders)
             subfolders[:] = [name for name in subfolders if name not in RECORDS]
             if RECORDS.intersection(files) and (real := folder.resolve()) not in seen:
                 seen.add(real)

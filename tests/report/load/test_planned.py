@@ -154,3 +154,11 @@ def test_jobs_that_cannot_be_read_are_warnings(make_plan: Plan, tmp_path: Path) 
     found, warnings = unfinished(read(tmp_path))
     assert [run.status.state for run in found] == ["not started"]
     assert [name in line for name, line in zip(("000.json", "001.json"), warnings, strict=True)] == [True, True]
+
+
+def test_a_plan_that_is_a_link_to_itself_is_a_warning(make_plan: Plan, tmp_path: Path) -> None:
+    plan = make_plan(["a"]) / "plan.json"
+    plan.unlink()
+    plan.symlink_to(plan.name)
+    found, [warning] = unfinished(read(tmp_path))
+    assert not found and str(plan) in warning
