@@ -202,7 +202,7 @@ BATCHES = 10_000
 IMAGES = 1_000_000_000
 FLOAT32 = 3e38  # about the largest that a tensor holds
 MANY = 1_000_000
-PLAIN_NAME = re.compile(r"[\w.+-]{1,80}")  # part of a folder's name: no slash, which would lead elsewhere
+PLAIN_NAME = re.compile(r"\w[\w.+-]{0,79}")  # part of a folder's name: no slash, which would lead elsewhere
 DIGITS = 12  # of a float that count, in a name too
 # keys that had other names before 0.2
 RENAMED = {
@@ -879,7 +879,8 @@ def _check_value(said: str, value: Any, meta: dict[str, Any]) -> None:
         raise UserError(f"{said}: {nearest(value, meta['choices'])}")
     if isinstance(value, str) and meta.get("named") and PLAIN_NAME.fullmatch(value) is None:
         raise UserError(
-            f"{said.partition('=')[0]}={value!r} is part of a folder's name: up to 80 letters, digits and . _ + -"
+            f"{said.partition('=')[0]}={value!r} is part of a folder's name: up to 80 letters, digits and . _ + -, "
+            "none of . + - first"
         )
 
 

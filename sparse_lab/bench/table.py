@@ -14,8 +14,8 @@ import torch
 from sparse_lab.bench.cells import DENSE, RIVALS, SPARSE, TRAINING, Cell, Facts, Measured, Settings, Spread
 from sparse_lab.bench.roofline import Machine, Work
 from sparse_lab.bench.rounds import trial_batch
+from sparse_lab.host.machine import version
 from sparse_lab.records.atomic_io import write_text_atomic
-from sparse_lab.records.machine import version
 from sparse_lab.records.system import commit, device_name
 
 COLUMN = 10  # characters of a number

@@ -13,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-from sparse_lab import console
+from sparse_lab.host import console
 from sparse_lab.training.signals import AGAIN, Stopped, terminable
 
 VERBS = {
@@ -79,8 +79,8 @@ def _heard(status: int, argv: list[str]) -> int:
 
 
 def _answer(argv: list[str]) -> int:
-    from sparse_lab import full_disk
     from sparse_lab.errors import SparseLabError
+    from sparse_lab.host import full_disk
     from sparse_lab.records.atomic_io import printable
     from sparse_lab.records.lock import Moved
     from sparse_lab.records.redaction import redact

@@ -19,7 +19,7 @@ from sparse_lab.data import files
 from sparse_lab.data.facts import COUNTS
 from sparse_lab.data.source import ImageSet, check_size
 from sparse_lab.errors import UserError
-from sparse_lab.regular_file import MIB, opened
+from sparse_lab.host.regular_file import MIB, opened
 
 LARGEST = 256 * MIB  # bytes, packed and unpacked; the largest file unpacks to 47 million
 

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from sparse_lab.config import DatasetConfig
 from sparse_lab.data import saying
 from sparse_lab.errors import UserError
-from sparse_lab.file_lock import lock as take
+from sparse_lab.host.file_lock import lock as take
 
 
 @dataclass(frozen=True)

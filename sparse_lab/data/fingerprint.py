@@ -17,9 +17,9 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sparse_lab import regular_file
-from sparse_lab.file_lock import NoLocks
-from sparse_lab.file_lock import lock as take
+from sparse_lab.host import regular_file
+from sparse_lab.host.file_lock import NoLocks
+from sparse_lab.host.file_lock import lock as take
 from sparse_lab.records.atomic_io import write_record, write_text_atomic
 from sparse_lab.records.record import BadRecord, read_record
 

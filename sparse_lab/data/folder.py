@@ -29,7 +29,7 @@ from sparse_lab.data.photo_files import Layout, Named, shown
 from sparse_lab.data.source import ImageSet
 from sparse_lab.data.split import drawn_test, drawn_test_count
 from sparse_lab.errors import UserError
-from sparse_lab.records.machine import available_memory, size
+from sparse_lab.host.machine import available_memory, size
 
 # of the memory that is available, a fourth: while the parts are cut out the photos lie there up to three times
 SHARE = 4

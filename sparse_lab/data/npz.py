@@ -17,7 +17,7 @@ import numpy as np
 from sparse_lab.config import DatasetConfig
 from sparse_lab.data.photo_files import shown
 from sparse_lab.errors import UserError
-from sparse_lab.regular_file import GIB, opened
+from sparse_lab.host.regular_file import GIB, opened
 
 Pair = tuple[str, str]  # of keys: images, labels
 # how the arrays may be called: for training, for validation, for testing; the last two need not be there

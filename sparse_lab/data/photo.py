@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from sparse_lab.data.photo_files import shown
 from sparse_lab.data.source import no_variance
 from sparse_lab.errors import UserError
-from sparse_lab.regular_file import GIB, opened
+from sparse_lab.host.regular_file import GIB, opened
 
 # Pillow's own way is right
 WHOLE = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"})

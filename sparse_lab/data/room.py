@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparse_lab.errors import UserError
-from sparse_lab.records.machine import available_memory, size
+from sparse_lab.host.machine import available_memory, size
 
 
 def check_room(what: str, needed: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sparse_lab.errors import UserError
-from sparse_lab.regular_file import GIB, opened
+from sparse_lab.host.regular_file import GIB, opened
 
 LARGEST = GIB  # bytes; CIFAR's largest file has 155 million
 

@@ -15,8 +15,8 @@ from sparse_lab.evaluate.images import Images
 from sparse_lab.evaluate.metrics import Tally
 from sparse_lab.evaluate.picture import draw
 from sparse_lab.evaluate.subject import Subject
+from sparse_lab.host.machine import version
 from sparse_lab.records.atomic_io import printable, write_record
-from sparse_lab.records.machine import version
 from sparse_lab.records.record import BadRecord, read_record
 from sparse_lab.records.redaction import clean
 from sparse_lab.records.system import device_name

@@ -17,10 +17,10 @@ from sparse_lab.config import Config
 from sparse_lab.data.facts import class_names, filled
 from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.experiment.compose import schema, to_config
+from sparse_lab.host.regular_file import MIB, read_text
 from sparse_lab.methods import table
 from sparse_lab.methods.networks import build_model, structure_of
 from sparse_lab.models.surgery import rebuild_structure
-from sparse_lab.regular_file import MIB, read_text
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.training.checkpoint_io import load_checkpoint, load_into
 

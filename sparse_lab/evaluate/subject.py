@@ -17,9 +17,9 @@ from sparse_lab.config import Config
 from sparse_lab.errors import UserError
 from sparse_lab.evaluate.own_run import Own, built, own_of
 from sparse_lab.export import load_run, onnx, packed, state_dict
+from sparse_lab.host.regular_file import GIB, MIB, check
 from sparse_lab.records.record import BadRecord, is_number, read_result
 from sparse_lab.records.run_dir import RunDir
-from sparse_lab.regular_file import GIB, MIB, check
 from sparse_lab.trace.trace import TracedNetwork
 from sparse_lab.training.device import device_of
 

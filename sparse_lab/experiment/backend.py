@@ -8,10 +8,10 @@ from pathlib import Path
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
 from sparse_lab.experiment import measured
+from sparse_lab.host.machine import instructions
 from sparse_lab.methods import phases
 from sparse_lab.methods.recipes import recipe_of
 from sparse_lab.methods.table import present
-from sparse_lab.records.machine import instructions
 
 # Final sparsity from which a sparse training step beats the best dense one, batch 128, ERK masks (`sparse-lab bench`).
 # Where dense computes in float32: at 90% VGG16 was 2.1 and ResNet-34 1.7 times as fast on two AVX2 cores, nothing below

@@ -20,9 +20,9 @@ from sparse_lab.data import fingerprint_of
 from sparse_lab.experiment import backend, measured, plugins
 from sparse_lab.experiment.security.writes import real
 from sparse_lab.experiment.settings_read import unread
+from sparse_lab.host.regular_file import GIB, opened
 from sparse_lab.methods import phases
 from sparse_lab.records.run_dir import RunDir
-from sparse_lab.regular_file import GIB, opened
 
 MOST = 256 * GIB  # of a file that a run starts from
 # Goes into every hash. Raise it when what the settings mean has changed so much that no earlier result counts.

@@ -17,11 +17,11 @@ from typing import Any
 
 from sparse_lab.config import Config
 from sparse_lab.experiment import plugins
-from sparse_lab.full_disk import unwritable
+from sparse_lab.host.full_disk import unwritable
+from sparse_lab.host.machine import instructions, processor, version
 from sparse_lab.methods import phases
 from sparse_lab.records.atomic_io import write_record
 from sparse_lab.records.lock import Lock, remove_left_behind
-from sparse_lab.records.machine import instructions, processor, version
 from sparse_lab.records.record import BadRecord, read_record
 
 FILE = "measured.json"

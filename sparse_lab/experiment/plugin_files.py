@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from sparse_lab.config import choice_files
-from sparse_lab.regular_file import MIB, read_bytes
+from sparse_lab.host.regular_file import MIB, read_bytes
 
 MOST = 64 * MIB  # of a file of code or of choices
 SUFFIXES = (".py", ".yaml")  # of a package's files that count

@@ -23,11 +23,11 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from sparse_lab import regular_file
 from sparse_lab.config import CHOICES
 from sparse_lab.errors import SparseLabError, UserError
 from sparse_lab.experiment.plugin_files import MOST, content_hash
 from sparse_lab.experiment.security.flags import PLUGIN as FLAG
+from sparse_lab.host import regular_file
 from sparse_lab.registering import REGISTERED, Registration, take_out
 
 GROUP = "sparse_lab.plugins"

@@ -15,8 +15,8 @@ from sparse_lab.data import Data
 from sparse_lab.experiment.build import Parts
 from sparse_lab.experiment.identity import cell, request_hash, run_hash, settings, surroundings
 from sparse_lab.experiment.selection import SELECTED_ON
+from sparse_lab.host.machine import version
 from sparse_lab.methods import phases
-from sparse_lab.records.machine import version
 from sparse_lab.records.run_dir import RunDir
 from sparse_lab.records.system import PACKAGES, commit, device_name, peak_memory
 from sparse_lab.sparsity.flops import LayerCost, layer_costs

@@ -12,11 +12,12 @@ from typing import Any
 
 from rich.console import Console
 
-from sparse_lab import data, full_disk
+from sparse_lab import data
 from sparse_lab.config import Config
 from sparse_lab.errors import NOTED, SparseLabError, UserError
 from sparse_lab.experiment import backend
 from sparse_lab.experiment.identity import is_to_be_measured, run_dir, settled
+from sparse_lab.host import full_disk
 from sparse_lab.methods import table
 from sparse_lab.records.redaction import redact
 from sparse_lab.records.run_dir import RunDir, zeros_among

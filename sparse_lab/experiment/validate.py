@@ -20,10 +20,10 @@ from sparse_lab.errors import SparseLabError, UserError, nearest
 from sparse_lab.experiment import backend
 from sparse_lab.experiment.selection import check_selection
 from sparse_lab.experiment.timeline import steps_an_epoch
+from sparse_lab.host.machine import available_memory, size
 from sparse_lab.methods import schedules, table
 from sparse_lab.methods.networks import choice_of, spec_of, structure_of
 from sparse_lab.methods.recipes import clock_of, recipes_of
-from sparse_lab.records.machine import available_memory, size
 from sparse_lab.sparsity.images import image_like, send
 from sparse_lab.training.checkpoint_io import load_network, load_start
 from sparse_lab.training.device import device_of

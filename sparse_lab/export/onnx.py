@@ -20,8 +20,8 @@ from torch import Tensor
 from sparse_lab.errors import UserError
 from sparse_lab.export import latency
 from sparse_lab.export.graph import Conv, Graph, MaxPool, dense
+from sparse_lab.host.machine import version
 from sparse_lab.records.atomic_io import atomic_write
-from sparse_lab.records.machine import version
 
 OPSET = 18
 IR_VERSION = 9

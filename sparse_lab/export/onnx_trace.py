@@ -16,8 +16,8 @@ from torch.export import Dim
 
 from sparse_lab.errors import UserError
 from sparse_lab.export.onnx import MISSING, OPSET, library
+from sparse_lab.host.machine import version
 from sparse_lab.records.atomic_io import atomic_write
-from sparse_lab.records.machine import version
 from sparse_lab.trace.trace import Trace, TracedNetwork
 
 

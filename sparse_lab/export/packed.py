@@ -23,7 +23,6 @@ from typing import Any, get_args
 import numpy as np
 from torch import Tensor
 
-from sparse_lab import regular_file
 from sparse_lab.errors import UserError
 from sparse_lab.export import head, packed_trace, rice_coding
 from sparse_lab.export.graph import Activation, AveragePool, Conv, Graph, Map, MaxPool, Node, check
@@ -31,6 +30,7 @@ from sparse_lab.export.mixed import MixedNetwork
 from sparse_lab.export.rice_coding import MOST_BITS
 from sparse_lab.export.runtime import SparseNetwork
 from sparse_lab.export.streams import DTYPES, Precision, Streams, scale_of
+from sparse_lab.host import regular_file
 from sparse_lab.records.atomic_io import atomic_write, printable
 from sparse_lab.trace.trace import Trace
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from sparse_lab.errors import UserError
+from sparse_lab.host.regular_file import GIB, check_archive
 from sparse_lab.models.pruned_state import MasksLeft, has_offsets, is_plain, masks_of, plain_of
-from sparse_lab.regular_file import GIB, check_archive
 from sparse_lab.sparsity.state import load_state
 
 LONGEST = 80  # characters of a name in a message

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sparse_lab.full_disk import naming
-from sparse_lab.records import process
+from sparse_lab.host import process
+from sparse_lab.host.full_disk import naming
+from sparse_lab.host.regular_file import GIB, opened
 from sparse_lab.records.redaction import clean
-from sparse_lab.regular_file import GIB, opened
 
 CHECKSUM = "checksum"
 SEAL = b"sparse_lab sha256 "

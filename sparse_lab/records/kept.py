@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparse_lab.host.regular_file import GIB, MIB, opened, read_text
 from sparse_lab.records.atomic_io import CHECKSUM, atomic_write, checksum, damaged
 from sparse_lab.records.lock import Lock, remove_left_behind
 from sparse_lab.records.record import BadRecord, read_result, read_status
-from sparse_lab.regular_file import GIB, MIB, opened, read_text
 
 FILE = "records.jsonl"
 METRICS = "metrics"

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 
 from sparse_lab.errors import UserError
-from sparse_lab.file_lock import lock as take
-from sparse_lab.records import process
+from sparse_lab.host import process
+from sparse_lab.host.file_lock import lock as take
 from sparse_lab.records.atomic_io import TEMPORARY, printable
 
 FILE = ".lock"

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from sparse_lab.host.regular_file import MIB, read_text
 from sparse_lab.records.atomic_io import CHECKSUM, damaged, printable
-from sparse_lab.regular_file import MIB, read_text
 
 MOST_BYTES = 64 * MIB  # a result has some KiB, a sweep of 10,000 runs a plan of a few MiB
 MOST_SMALL = MIB  # what is written again and again: a status, what came of a job

@@ -18,13 +18,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sparse_lab.errors import UserError
-from sparse_lab.full_disk import naming, unwritable
-from sparse_lab.records import process
+from sparse_lab.host import process
+from sparse_lab.host.full_disk import naming, unwritable
+from sparse_lab.host.regular_file import GIB, check, read_bytes
 from sparse_lab.records.atomic_io import MOST_BYTES, seal_of, verify_checksum, write_record, write_text_atomic
 from sparse_lab.records.lock import Held, Lock, Moved, remove_left_behind
 from sparse_lab.records.record import BadRecord, read_result, read_status
 from sparse_lab.records.redaction import clean, redact
-from sparse_lab.regular_file import GIB, check, read_bytes
 
 MOST_LINES = 4 * GIB  # bytes of what a run writes a line at a time
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from sparse_lab.errors import UserError
-from sparse_lab.full_disk import unwritable
-from sparse_lab.records import process
+from sparse_lab.host import process
+from sparse_lab.host.full_disk import unwritable
 from sparse_lab.records.atomic_io import write_record
 from sparse_lab.records.lock import FILE as LOCK
 from sparse_lab.records.lock import Held, Lock, Moved, remove_left_behind

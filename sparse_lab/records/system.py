@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from sparse_lab.records.machine import processor
+from sparse_lab.host.machine import processor
 
 PACKAGES = (
     "sparse_lab",

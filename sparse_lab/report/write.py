@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparse_lab import full_disk
 from sparse_lab.errors import UserError
+from sparse_lab.host import full_disk
 from sparse_lab.records.atomic_io import atomic_write, printable
 from sparse_lab.report.figures.registry import NAMES, Picture, pictures
 from sparse_lab.report.figures.save import FORMATS, put_all

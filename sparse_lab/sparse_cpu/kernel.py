@@ -25,7 +25,7 @@ from numba.core import config
 from numba.core.caching import FunctionCache
 
 from sparse_lab.errors import SparseLabError
-from sparse_lab.file_lock import lock as take
+from sparse_lab.host.file_lock import lock as take
 
 # sums may be reordered and fused; NaN and infinity keep their meaning, for a diverged run has to be seen
 KERNEL: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "nogil": True, "cache": True}

@@ -24,12 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from sparse_lab import full_disk
 from sparse_lab.config import Config
 from sparse_lab.errors import NOTED, SparseLabError, UserError
 from sparse_lab.experiment import plugins
 from sparse_lab.experiment.quoting import quoted
-from sparse_lab.records import process
+from sparse_lab.host import full_disk, process
 from sparse_lab.records.atomic_io import write_text_atomic
 from sparse_lab.records.lock import Moved
 from sparse_lab.records.redaction import redact

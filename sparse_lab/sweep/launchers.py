@@ -19,7 +19,6 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sparse_lab import console
 from sparse_lab.config import conf_dir
 from sparse_lab.errors import UserError, nearest
 from sparse_lab.experiment import plugins
@@ -28,6 +27,7 @@ from sparse_lab.experiment.plugins import Handed
 from sparse_lab.experiment.security.allowed import ALLOWED
 from sparse_lab.experiment.security.composed import check_composed
 from sparse_lab.experiment.security.launching import FOLDER, SHELL_LINES, check_batch
+from sparse_lab.host import console
 from sparse_lab.records.sweep_dir import SweepFolder
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from sparse_lab.errors import UserError
-from sparse_lab.full_disk import naming
+from sparse_lab.host.full_disk import naming
+from sparse_lab.host.regular_file import GIB, check_archive
 from sparse_lab.records.atomic_io import append_checksum, atomic_write, temporary_of, verify_checksum
-from sparse_lab.regular_file import GIB, check_archive
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sparsity.state import load_state
 

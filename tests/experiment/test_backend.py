@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparse_lab.experiment import backend
-from sparse_lab.records import machine
+from sparse_lab.host import machine
 from sparse_lab.sweep.plan import Request
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse_lab.records import process
+from sparse_lab.host import process
 from sparse_lab.records.atomic_io import temporary_of
 from sparse_lab.records.lock import FORGOTTEN, Held, Lock, remove_left_behind
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sparse_lab.errors import UserError
-from sparse_lab.records import process
+from sparse_lab.host import process
 from sparse_lab.records.run_dir import RunDir
 
 DEAD = f"{process.mark().split('-')[0]}-{2**22 + 1}-7"

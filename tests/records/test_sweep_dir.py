@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sparse_lab.errors import UserError
-from sparse_lab.records import process
+from sparse_lab.host import process
 from sparse_lab.records.atomic_io import write_record
 from sparse_lab.records.sweep_dir import MOST_JOBS, SweepFolder, duration, read_outcome, read_plan, read_running
 

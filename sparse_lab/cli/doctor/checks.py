@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from sparse_lab.config import CHOICES, DatasetConfig, conf_dir
 from sparse_lab.errors import SparseLabError
-from sparse_lab.records.machine import available_memory, processor, size, version
+from sparse_lab.host.machine import available_memory, processor, size, version
 
 GIB = 2**30
 EXTRAS = {  # distribution -> what it is for, and how to get it

@@ -18,9 +18,9 @@ from sparse_lab.errors import SparseLabError
 from sparse_lab.experiment import backend
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.validate import check_request
+from sparse_lab.host.machine import size
 from sparse_lab.methods import table
 from sparse_lab.methods.recipes import recipe_of
-from sparse_lab.records.machine import size
 from sparse_lab.sparsity.masks import layers
 from sparse_lab.sweep.plan import Request, check_extra
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from sparse_lab.errors import UserError
-from sparse_lab.regular_file import read_text
+from sparse_lab.host.regular_file import read_text
 
 MOST_BYTES = 200_000
 MOST_VALUES = 100_000  # aliases of aliases make a billion of a few lines

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from sparse_lab.errors import UserError
-from sparse_lab.records import process, record
+from sparse_lab.host import process
+from sparse_lab.records import record
 from sparse_lab.records.atomic_io import printable
 from sparse_lab.records.kept import FILE, Kept, read_kept
 from sparse_lab.records.record import (

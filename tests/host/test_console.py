@@ -14,7 +14,7 @@ import pytest
 
 SAYS = """
 import sys
-from sparse_lab import console
+from sparse_lab.host import console
 console.keep_going()
 for _ in range(3):
     print("acc 93 \\xb1 1 \\u2500 \\udc80", flush=True)
@@ -62,7 +62,7 @@ def test_in_utf_8_signs_are_themselves(tmp_path):
 def test_a_descriptor_that_was_closed_is_no_file_that_is_opened_later(tmp_path):
     """Or what a library writes to standard error would land in a checkpoint."""
     program = (
-        "import os\nfrom sparse_lab import console\nconsole.keep_going()\nfile = open('kept', 'w')\n"
+        "import os\nfrom sparse_lab.host import console\nconsole.keep_going()\nfile = open('kept', 'w')\n"
         "os.write(1, b'said')\nos.write(2, b'said')\nfile.write('own')\n"
     )
     subprocess.run(["bash", "-c", f'{sys.executable} -c "{program}" <&- >&- 2>&-'], cwd=tmp_path, check=True)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from sparse_lab.records import machine
+from sparse_lab.host import machine
 
 
 def test_the_memory_that_is_available_is_what_every_control_group_allows(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from sparse_lab.regular_file import check, check_archive, opened, read_bytes, read_text
+from sparse_lab.host.regular_file import check, check_archive, opened, read_bytes, read_text
 
 
 def test_a_file_is_read_as_it_is_also_through_a_link(tmp_path):
@@ -52,7 +52,7 @@ def test_a_file_that_grows_while_it_is_read_is_read_no_further_than_its_kind_may
     path.write_bytes(b"x" * 10)
     size = os.stat(path)
     path.write_bytes(b"x" * 1000)
-    monkeypatch.setattr("sparse_lab.regular_file.os.fstat", lambda number: size)
+    monkeypatch.setattr("sparse_lab.host.regular_file.os.fstat", lambda number: size)
     assert read_bytes(path, 10) == b"x" * 10
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sparse_lab.records import process
+from sparse_lab.host import process
 
 HERE = socket.gethostname()
 

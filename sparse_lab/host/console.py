@@ -10,7 +10,7 @@ import select
 import sys
 from typing import TextIO
 
-from sparse_lab.full_disk import FULL
+from sparse_lab.host.full_disk import FULL
 
 
 def keep_going() -> None:
