@@ -20,7 +20,7 @@ from sparse_lab.data import fingerprint_of
 from sparse_lab.experiment import backend, measured, plugins
 from sparse_lab.experiment.security.writes import real
 from sparse_lab.experiment.settings_read import unread
-from sparse_lab.host.regular_file import GIB, opened
+from sparse_lab.host.regular_file import GIB, check_tensors, opened
 from sparse_lab.methods import phases
 from sparse_lab.records.run_dir import RunDir
 
@@ -137,6 +137,7 @@ def _content(path: str | None) -> str | None:
     if path is None:
         return None
     try:
+        check_tensors(path, MOST)  # another file, of whatever size, is refused before anything runs
         with opened(path, MOST) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     except OSError:

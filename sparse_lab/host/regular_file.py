@@ -57,11 +57,16 @@ def check(path: str | Path, most: int) -> None:
         pass
 
 
-def check_archive(path: str | Path, most: int) -> None:
-    """The same, of what may be a zip archive of tensors: it lies there as it is, so that what it holds is no more than
-    the file itself. What unpacks to more than that is no such archive.
+def check_tensors(path: str | Path, most: int) -> None:
+    """The same, of a file of tensors, as torch.save and safetensors begin one.
+
+    In a zip archive they lie as they are, so that what it holds is no more than the file itself; what unpacks to more
+    is no such archive.
     """
     with opened(path, most) as file:
+        begin = file.read(9)
+        if not begin.startswith((b"PK\x03\x04", b"\x80")) and begin[8:] != b"{":
+            raise OSError(errno.EINVAL, "it is no file of tensors, as torch.save and safetensors write them", str(path))
         try:
             with zipfile.ZipFile(file) as archive:
                 unpacked = sum(entry.file_size for entry in archive.infolist())

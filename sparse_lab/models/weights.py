@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sparse_lab.errors import UserError
-from sparse_lab.host.regular_file import GIB, check_archive
+from sparse_lab.host.regular_file import GIB, check_tensors
 from sparse_lab.models.pruned_state import MasksLeft, has_offsets, is_plain, masks_of, plain_of
 from sparse_lab.sparsity.state import load_state
 
@@ -94,7 +94,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"weights: {path} is not a file; give 'torchvision', or a file with a state dict")
     try:
-        check_archive(path, MOST)
+        check_tensors(path, MOST)
     except OSError as error:
         raise UserError(f"weights: {path} cannot be read ({error.strerror}); give a file with a state dict") from None
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)

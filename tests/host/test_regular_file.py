@@ -4,8 +4,10 @@ import zipfile
 from contextlib import nullcontext
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from sparse_lab.host.regular_file import check, check_archive, opened, read_bytes, read_text
+from sparse_lab.host.regular_file import check, check_tensors, opened, read_bytes, read_text
 
 
 def test_a_file_is_read_as_it_is_also_through_a_link(tmp_path):
@@ -66,6 +68,18 @@ def test_an_archive_that_unpacks_to_more_than_it_has_is_refused(tmp_path):
         with zipfile.ZipFile(tmp_path / "tensors", "w", how) as archive:
             archive.writestr("data", b"\0" * 100_000)
         with nullcontext() if well else pytest.raises(OSError, match="unpacks to 100,000"):
-            check_archive(tmp_path / "tensors", 10**6)
-    (tmp_path / "text").write_text("no archive")
-    check_archive(tmp_path / "text", 10**6)
+            check_tensors(tmp_path / "tensors", 10**6)
+
+
+def test_a_file_of_tensors_is_known_by_how_it_begins(tmp_path):
+    path = tmp_path / "tensors"
+    torch.save({"a": torch.zeros(2)}, path)
+    check_tensors(path, 10**6)
+    torch.save({"a": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
+    check_tensors(path, 10**6)
+    save_file({"a": torch.zeros(2)}, path)
+    check_tensors(path, 10**6)
+    for other in (b"", b"no tensors", b"\0" * 100):
+        path.write_bytes(other)
+        with pytest.raises(OSError, match="no file of tensors"):
+            check_tensors(path, 10**6)

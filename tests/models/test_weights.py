@@ -124,7 +124,7 @@ def test_an_entry_that_is_no_tensor_is_named(state: State, tmp_path: Path) -> No
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     assert "is not a file" in _refused(tmp_path / "nowhere.pt")
-    assert "is not a file" in _refused(tmp_path)
+    assert "cannot be read (Is a directory)" in _refused(tmp_path)
 
 
 @pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {}, {1: torch.zeros(1)}, {"state_dict": {}}])
@@ -133,10 +133,17 @@ def test_a_file_without_a_state_dict_is_refused(content: object, tmp_path: Path)
     assert "holds no state dict" in _refused(tmp_path / "w.pt")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 not a zip"])
-def test_a_damaged_file_is_refused(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "no file of tensors"),
+        (b"not a checkpoint", "no file of tensors"),
+        (b"PK\x03\x04 not a zip", "cannot be read as a state dict"),
+    ],
+)
+def test_a_damaged_file_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_bytes(content)
-    assert "cannot be read as a state dict" in _refused(tmp_path / "w.pt")
+    assert said in _refused(tmp_path / "w.pt")
 
 
 def test_half_a_file_is_refused(state: State, tmp_path: Path) -> None:
@@ -172,7 +179,7 @@ def test_nothing_in_a_file_is_ever_run(kind: str, state: State, tmp_path: Path) 
 
 
 def test_safetensors_without_the_package_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "w.safetensors").write_bytes(b"")
+    (tmp_path / "w.safetensors").write_bytes(b"\x02" + b"\0" * 7 + b"{}")
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     assert "needs the package safetensors" in _refused(tmp_path / "w.safetensors")
 
@@ -182,7 +189,7 @@ def test_safetensors_are_loaded(state: State, tmp_path: Path) -> None:
     safetensors.save_file(state, tmp_path / "w.safetensors")
     loaded = _small(tmp_path / "w.safetensors").state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
-    (tmp_path / "w.safetensors").write_bytes(b"\xff" * 40)
+    (tmp_path / "w.safetensors").write_bytes(b"\xff" * 8 + b"{" * 32)
     assert "cannot be read as safetensors" in _refused(tmp_path / "w.safetensors")
 
 
