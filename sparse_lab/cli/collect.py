@@ -49,6 +49,10 @@ def _collect(sources: list[Path], table: Path) -> int:
         raise UserError(f"cannot write to {table}: {error.strerror}; choose another TABLE_DIR") from None
     there = len(runs) - len(added) - len(refused)
     print(f"{table / FILE}: {len(added)} added, {there} there already, {len(found.unfinished)} unfinished left out")
-    for line in [*found.warnings, *(f"{error}; the run is left out" for error in refused)]:
+    for line in [*found.warnings, *(f"{_told(error)}; the run is left out" for error in refused)]:
         print(f"sparse-lab collect: {printable(line)}", file=sys.stderr)
     return 2 if refused else 0
+
+
+def _told(error: ValueError | OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)

@@ -91,7 +91,7 @@ def keep_runs(runs: Iterable[Path], folder: Path) -> tuple[list[str], list[Value
     Nothing else is changed. Lines are sorted by name, so that the order of adding does not matter; one that cannot be
     read stays, before the others. Raise OSError where the folder cannot be written; the file is then as it was.
     """
-    added, refused = [], []
+    added, refused = list[str](), list[ValueError | OSError]()
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         lines = _by_name(folder / FILE)
@@ -101,7 +101,10 @@ def keep_runs(runs: Iterable[Path], folder: Path) -> tuple[list[str], list[Value
                 try:
                     lines[name] = [_line(name, run)]
                     added.append(name)
-                except (ValueError, OSError) as error:
+                except OSError as error:  # which names no file where reading fails halfway
+                    what = (error.errno or errno.EIO, error.strerror or str(error), error.filename or str(run))
+                    refused.append(OSError(*what))
+                except ValueError as error:
                     refused.append(error)
                 except RecursionError as error:
                     refused.append(ValueError(f"{run} cannot be kept: {error}"))
@@ -210,7 +213,7 @@ def _config(path: Path) -> dict[str, Any]:
         text = read_text(path, MOST_CONFIG)
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
             raise ValueError("it holds aliases, which no run writes")
-        plain = OmegaConf.to_container(OmegaConf.create(text))
+        plain = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from None
     if not isinstance(plain, dict):

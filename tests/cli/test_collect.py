@@ -13,6 +13,7 @@ from sparse_lab.cli.main import main
 from sparse_lab.records.atomic_io import write_record
 from sparse_lab.records.kept import FILE, read_kept
 from sparse_lab.report import read
+from tests.records import hostile
 
 Say = Callable[..., tuple[int, str, str]]
 
@@ -95,3 +96,18 @@ def test_what_cannot_be_done_is_one_line_and_exit_2(outputs: Path, tmp_path: Pat
     with pytest.raises(SystemExit) as stop:
         main(["collect", str(outputs)])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("name", ["config", "metrics", "updates", "table"])
+@pytest.mark.parametrize(
+    "what", ["a number", "a pipe", "a folder", "a device", "memory", "a gigabyte of zeros", "deep objects"]
+)
+def test_whatever_lies_in_a_files_place_costs_its_run_alone(name: str, what: str, tmp_path: Path, say: Say) -> None:
+    """Neither a traceback nor a wait; what metrics.csv may hold is anything."""
+    hostile.lay(tmp_path)
+    path = tmp_path / hostile.FILES[name]
+    hostile.put(path, what)
+    status, _, err = say(tmp_path / "runs", tmp_path / ("table" if name == "table" else "new"))
+    taken = (name, what) in {("metrics", "a number"), ("table", "a number"), ("table", "deep objects")}
+    assert (status == 0) is taken and len(err.splitlines()) == (not taken), err
+    assert taken or str(tmp_path) in err
