@@ -158,7 +158,7 @@ def _once(key: str, config: Config, path: str, check_fit: Callable[[str], None])
     try:
         about = os.stat(Path(path).expanduser())
     except OSError as error:
-        raise UserError(f"{key}={path} cannot be read ({error.strerror}): name another file") from None
+        raise UserError(f"{key}={path}: cannot be read ({error.strerror}): name another file") from None
     known = (key, path, about.st_mtime_ns, about.st_size, spec_of(config), choice_of(config))
     if known in FITTING:
         return
@@ -167,7 +167,7 @@ def _once(key: str, config: Config, path: str, check_fit: Callable[[str], None])
             warnings.simplefilter("ignore")  # the run itself says what of them it leaves out
             check_fit(path)
     except SparseLabError as error:
-        raise UserError(f"{key}={path}: {error}") from None
+        raise UserError(f"{key}={path}: {str(error).removeprefix(path).lstrip()}") from None
     FITTING.add(known)
 
 

@@ -91,12 +91,12 @@ def _download(torchvision_name: str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise UserError(f"weights: {path} is not a file; give 'torchvision', or a file with a state dict")
     try:
         check_tensors(path, MOST)
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder, and no run's: name a file, or the folder of a finished run") from None
     except OSError as error:
-        raise UserError(f"weights: {path} cannot be read ({error.strerror}); give a file with a state dict") from None
+        raise UserError(f"{path} cannot be read ({error.strerror}): give 'torchvision', or a file of tensors") from None
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     for inner in ("state_dict", "network"):
         if isinstance(content, dict) and isinstance(content.get(inner), dict):

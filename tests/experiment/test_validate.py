@@ -138,12 +138,12 @@ def test_a_start_counts_from_where_the_pruning_ends_not_the_regrowth():
 
 
 NO_WEIGHTS = {
-    "text": "is damaged, closed to you",
+    "text": "no file of tensors",
     "pipe": "not a file",
     "device": "not a file",
-    "folder": "Is a directory",
+    "folder": "is a folder, and no run's",
     "bomb": "unpacks to",
-    "missing": "is not a file",
+    "missing": "cannot be read (No such file",
     "lacking": "'classifier.0.bias' is missing",
 }
 

@@ -123,8 +123,8 @@ def test_an_entry_that_is_no_tensor_is_named(state: State, tmp_path: Path) -> No
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
-    assert "is not a file" in _refused(tmp_path / "nowhere.pt")
-    assert "cannot be read (Is a directory)" in _refused(tmp_path)
+    assert "cannot be read (No such file or directory)" in _refused(tmp_path / "nowhere.pt")
+    assert "is a folder, and no run's" in _refused(tmp_path)
 
 
 @pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {}, {1: torch.zeros(1)}, {"state_dict": {}}])

@@ -65,7 +65,6 @@ TYPED = {
     "beside a good name": [f"+hydra.callbacks.evil={{_target_: {LAUNCHER}, x: {{_target_: trap_of_a_test.spring}}}}"],
     "a name that is resolved": ["hydra.launcher._target_=${hydra.job.name}", "hydra.job.name=trap_of_a_test.spring"],
     "a name from the environment": ["hydra.launcher._target_=${oc.env:HOME}"],
-    "a part that is resolved": ["+hydra.callbacks.evil=${oc.decode:'{_target_: trap_of_a_test.spring}'}"],
     "another of Hydra's": ["hydra.launcher._target_=hydra.utils.instantiate"],
     "nearly a good one": [f"hydra.launcher._target_={LAUNCHER}x"],
     "a list for a name": ["hydra.launcher._target_=[trap_of_a_test.spring]"],
@@ -76,6 +75,11 @@ TYPED = {
 @pytest.mark.parametrize("what", TYPED)
 def test_a_target_on_the_command_line(what, refused):
     assert "_target_" in refused(*TYPED[what])
+
+
+def test_a_part_that_a_resolver_would_make_is_refused(refused):
+    line = refused("+hydra.callbacks.evil=${oc.decode:'{_target_: trap_of_a_test.spring}'}")
+    assert "hydra.callbacks.evil: ${oc.decode:...} calls what is not known here" in line
 
 
 def test_the_nearest_known_name_is_told(refused):
