@@ -7,6 +7,7 @@ imported here is imported before a signal is listened to.
 from __future__ import annotations
 
 import atexit
+import errno
 import importlib
 import os
 import signal
@@ -29,6 +30,8 @@ VERBS = {
     "doctor": "sparse_lab.cli.doctor.main:main",
 }
 FAILED, USER_ERROR = 1, 2
+# a name that no file can have, or that is closed to this user: even to ask whether it is there raises these
+CLOSED = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS}
 # what is there for what it says alone: nothing is done where that is lost
 ONLY_SAYS = {"status", "methods", "keys", "doctor", "--help", "-h", "--cfg", "-c", "--info", "-i"}
 
@@ -79,10 +82,7 @@ def _heard(status: int, argv: list[str]) -> int:
 
 
 def _answer(argv: list[str]) -> int:
-    from sparse_lab.errors import SparseLabError
-    from sparse_lab.host import full_disk
     from sparse_lab.records.atomic_io import printable
-    from sparse_lab.records.lock import Moved
     from sparse_lab.records.redaction import redact
 
     try:
@@ -98,14 +98,29 @@ def _answer(argv: list[str]) -> int:
             module, function = VERBS[argv[0]].split(":")
             return getattr(importlib.import_module(module), function)(argv[1:])
         return _hydra(argv)
-    except SparseLabError as error:
-        print(f"sparse-lab: {printable(redact(str(error)))}", file=sys.stderr)  # it may tell of a stranger's file
-        return FAILED if isinstance(error, Moved) else USER_ERROR
     except Exception as error:
-        if (full := full_disk.found_in(error)) is None:
+        if (refused := _refusal(error)) is None:
             raise
-        print(f"sparse-lab: {printable(redact(full_disk.what_of(full, Path.cwd())))}", file=sys.stderr)
-        return FAILED
+        said, status = refused
+        print(f"sparse-lab: {printable(redact(said))}", file=sys.stderr)  # it may tell of a stranger's file
+        return status
+
+
+def _refusal(error: Exception) -> tuple[str, int] | None:
+    """What is said of an error that the user can mend, and the exit status; None for any other."""
+    from sparse_lab.errors import SparseLabError, UserError
+    from sparse_lab.host import full_disk
+    from sparse_lab.records.lock import Moved
+
+    if isinstance(error, SparseLabError):
+        return str(error), FAILED if isinstance(error, Moved) else USER_ERROR
+    if (full := full_disk.found_in(error)) is not None:
+        return full_disk.what_of(full, Path.cwd()), FAILED
+    if isinstance(error, OSError) and error.errno in CLOSED and error.filename is not None:
+        return str(
+            UserError(f"{os.fsdecode(error.filename)}: {error.strerror}: name another file or folder")
+        ), USER_ERROR
+    return None
 
 
 def _hydra(argv: list[str]) -> int:

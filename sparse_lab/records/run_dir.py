@@ -41,7 +41,7 @@ def zeros_among(found: Mapping[str, Any]) -> str:
 
 def network_of(path: str | None) -> str | None:
     """Return the file with the network of the run in a folder, or `path` itself where it is no run's folder."""
-    if path is None or not (folder := Path(path).expanduser() / "checkpoints").is_dir():
+    if path is None or not os.path.isdir(folder := Path(path).expanduser() / "checkpoints"):
         return path
     return str(folder / "best.ckpt")
 

@@ -16,6 +16,43 @@ def test_each_verb_has_its_help(verb, capsys):
     assert f"sparse-lab {verb}" in capsys.readouterr().out
 
 
+LONG = "y" * 5_000  # no file system has names like that
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status", LONG],
+        ["report", LONG],
+        ["evaluate", LONG],
+        ["export", LONG, "--to", "packed"],
+        ["collect", LONG, "kept"],
+        ["reproduce", LONG],
+        ["--config-dir", LONG, "method=rigl"],
+        ["--plugin", f"{LONG}.py", "method=rigl"],
+        ["method=rigl", "dataset=arrays", f"dataset.file={LONG}.npz"],
+        ["method=rigl", "dataset=folder", f"paths.data={LONG}"],
+        ["method=rigl", f"model.weights={LONG}"],
+    ],
+    ids=lambda words: words[0] if words[0] in VERBS else words[-1][:15],
+)
+def test_a_name_that_no_file_can_have_is_one_line(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "File name too long" in line and len(line) < 2_200
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_closed_to_the_user_is_one_line(tmp_path, monkeypatch, capsys):
+    def closed(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.is_dir", closed)  # to root, as whom tests may run, nothing is
+    assert main(["status", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"sparse-lab: {tmp_path}: Permission denied: name another file or folder\n"
+
+
 def test_methods_prints_the_gallery_as_markdown(capsys):
     assert main(["methods", "--markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()
