@@ -853,7 +853,8 @@ def check_ranges(part: Any, path: str = "") -> None:
     """Every value of a config (a dataclass), and of its lists, within its range and among its choices, or a UserError
     with one line.
     """
-    for entry in dataclasses.fields(part):
+    # paths first: other folders are made of them, and the user has set the path
+    for entry in sorted(dataclasses.fields(part), key=lambda entry: entry.name != "paths"):
         name, meta = f"{path}.{entry.name}".lstrip("."), dict(entry.metadata)
         value = getattr(part, entry.name)
         if dataclasses.is_dataclass(value):

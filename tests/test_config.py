@@ -90,3 +90,12 @@ def test_floats_are_those_that_a_person_would_write():
         assert schema.as_written(0.9 + step * 0.0003) == by_hand
     assert schema.as_written({"a": [0.1 * 3, 2, "x", None, True]}) == {"a": [0.3, 2, "x", None, True]}
     assert str(schema.as_written(-0.0)) == "0.0" and schema.as_written(1e-30) == 1e-30
+
+
+@pytest.mark.parametrize("key", ["paths.outputs", "paths.data"])
+def test_an_empty_name_of_a_folder_is_refused_by_the_key_that_was_set(key):
+    config = Config()
+    setattr(config.paths, key.partition(".")[2], " ")
+    config.dataset.root = config.paths.data
+    with pytest.raises(UserError, match=f"^{key}= *  names no folder: the one you are in is {key}=\\.$"):
+        check_ranges(config)
