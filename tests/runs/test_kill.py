@@ -328,7 +328,7 @@ def test_a_full_disk_is_one_line_and_earlier_files_stay_whole(lab, tmp_path):
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-@pytest.mark.full
+@pytest.mark.nightly(long=True)
 def test_two_processes_of_one_run_stop_together_and_go_on_to_the_same_bits(lab):
     """The signal reaches the first process only; both must leave after the same step."""
     request = (
