@@ -236,15 +236,15 @@ def _value(config: Config, key: str) -> Any:
     return found
 
 
-# the sample of the default run, and that of all tests; the night sees every key
-FAST, FULL = 50, 10
+# the sample of the default run, and that of all tests; the night sees every key: a tenth of it would take minutes
+FAST, FULL = 50, 25
 
 
 def _by_tier(found: list[str]) -> list[Any]:
     def marks(number: int) -> list[pytest.MarkDecorator]:
         if number % FAST == 0:
             return []
-        return [pytest.mark.full if number % FULL == 0 else pytest.mark.nightly]
+        return [pytest.mark.full if number % FULL == 0 else pytest.mark.nightly(long=True)]
 
     return [pytest.param(key, marks=marks(number), id=key) for number, key in enumerate(found)]
 
@@ -336,8 +336,14 @@ def plugin_keys() -> list[Any]:
     return found
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(("choice", "key"), plugin_keys(), ids=lambda one: one)
+@pytest.mark.parametrize(
+    ("choice", "key"),
+    [
+        pytest.param(*one, marks=pytest.mark.nightly(long=True) if number % FULL else pytest.mark.full)
+        for number, one in enumerate(plugin_keys())
+    ],
+    ids=lambda one: one,
+)
 def test_what_launchers_and_sweepers_are_given(choice, key, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     swept = "training.lr=interval(0.1,0.2)" if "optuna" in choice else "seed=1,2"

@@ -91,9 +91,15 @@ def test_what_runs_elsewhere_may_end_and_nothing_else_begins(tmp_path):
     assert launcher.begun == [0, 1] == ended
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
-@pytest.mark.parametrize("what", ["out", "out/sweeps"])
+@pytest.mark.parametrize(
+    ("launcher", "what"),
+    [
+        pytest.param("basic", "out", marks=pytest.mark.nightly),
+        pytest.param("basic", "out/sweeps", marks=pytest.mark.nightly),
+        pytest.param("joblib", "out", marks=pytest.mark.full),
+        pytest.param("joblib", "out/sweeps", marks=pytest.mark.nightly),
+    ],
+)
 def test_the_command_says_one_line_and_leaves(what, launcher, small, tmp_path):
     pytest.importorskip({"basic": "hydra"}.get(launcher, launcher))
     argv = ["-m", f"hydra/launcher={launcher}", "seed=range(1,7)", *small, "training.epochs=60"]

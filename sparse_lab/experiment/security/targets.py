@@ -17,6 +17,10 @@ from sparse_lab.experiment.security.leaves import leaves
 LAUNCHERS = tuple(
     f"hydra_plugins.sparse_lab_launchers.{name}Launcher" for name in ("Basic", "Joblib", "Ray", "Slurm", "Local")
 )
+SEARCHED = ("params", "search_space")
+MAPPINGS = dict.fromkeys(SEARCHED, "a sweep's keys stand by themselves, as in -m seed=1,2") | {
+    "sampler": "choose one, as in hydra/sweeper/sampler=tpe"
+}
 SWEEPERS = (
     "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
     "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper",
@@ -59,11 +63,15 @@ def _check_target(path: str, value: Any, interpolated: bool) -> None:
 def _check_sweeper(sweeper: DictConfig | None) -> None:
     if sweeper is None:
         raise UserError("hydra.sweeper is null: choose one, as in hydra/sweeper=basic")
+    for group, remedy in MAPPINGS.items():
+        value = sweeper.get(group)
+        if value is not None and not isinstance(value, DictConfig):
+            raise UserError(f"hydra.sweeper.{group}={value}: {remedy}")
     if sweeper.get("custom_search_space"):
         raise UserError(
             "hydra.sweeper.custom_search_space names a function to call: put the search into hydra.sweeper.params"
         )
-    for group in ("params", "search_space"):
+    for group in SEARCHED:
         for key in sweeper.get(group) or {}:
             if str(key).lstrip("+~").startswith("hydra"):
                 raise UserError(f"hydra.sweeper.{group}.{key}: a sweep goes over a run's keys, not over Hydra's own")
