@@ -89,11 +89,11 @@ def make_run(tmp_path: Path) -> MakeRun:
             "total": 921344,
             "seconds": 0.0,
             "test_accuracy": accuracy,
-            "validation_accuracy": accuracy + 0.5,
+            "validation_accuracy": min(100.0, accuracy + 0.5),
             "selected_on": "validation",
             "levels": [
                 level(i + 1, share, validation, test)
-                for i, (share, validation, test) in enumerate(levels or [(sparsity, accuracy + 0.5, accuracy)])
+                for i, (share, validation, test) in enumerate(levels or [(sparsity, min(100.0, accuracy + 0.5), accuracy)])
             ],
             "data": {"md5": {"train.gz": "0123abcd"}, "official": True},
             "config": {**config, "seed": seed},
