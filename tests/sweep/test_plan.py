@@ -328,7 +328,7 @@ BAD = {
     "a sweep that only shows": (["-m", "--cfg", "job"], "--cfg and --multirun do not go together"),
     "unknown logger in a list": (["logger=[wandb,tensorbord]"], "did you mean 'tensorboard'?"),
     "unknown logger in a sweep of lists": (["-m", "logger=[csv],[wandbb]"], "did you mean 'wandb'?"),
-    "missing checkpoint": (["model.weights=nowhere.pt"], "model.weights=nowhere.pt: weights: nowhere.pt is not a file"),
+    "missing checkpoint": (["model.weights=nowhere.pt"], "model.weights=nowhere.pt: cannot be read (No such file"),
 }
 
 
