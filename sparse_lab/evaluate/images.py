@@ -29,7 +29,7 @@ from sparse_lab.evaluate.own_run import Own
 from sparse_lab.evaluate.subject import Subject
 from sparse_lab.experiment.compose import ConfigSource, leave_out_plugins_own
 from sparse_lab.experiment.compose import split as split_words
-from sparse_lab.sweep.launch import quoted
+from sparse_lab.experiment.quoting import quoted
 
 SPLITS = ("test", "validation", "train")
 ALL = "all"
