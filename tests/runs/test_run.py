@@ -179,9 +179,9 @@ def test_a_file_that_a_run_starts_from_counts_by_its_content(compose, tmp_path):
     from sparse_lab.experiment.identity import run_name
 
     names = []
-    for folder, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+    for folder, content in (("a", 1.0), ("b", 1.0), ("c", 2.0)):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "w.pt").write_bytes(content)
+        torch.save({"weight": torch.full((3,), content)}, tmp_path / folder / "w.pt")
         names.append(run_name(compose(f"model.weights={tmp_path / folder / 'w.pt'}")))
     assert names[0] == names[1] != names[2]
 
