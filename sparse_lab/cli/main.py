@@ -117,9 +117,7 @@ def _refusal(error: Exception) -> tuple[str, int] | None:
     if (full := full_disk.found_in(error)) is not None:
         return full_disk.what_of(full, Path.cwd()), FAILED
     if isinstance(error, OSError) and error.errno in CLOSED and error.filename is not None:
-        return str(
-            UserError(f"{os.fsdecode(error.filename)}: {error.strerror}: name another file or folder")
-        ), USER_ERROR
+        return _refusal(UserError(f"{os.fsdecode(error.filename)}: {error.strerror}: name another file or folder"))
     return None
 
 

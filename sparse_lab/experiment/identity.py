@@ -20,11 +20,10 @@ from sparse_lab.data import fingerprint_of
 from sparse_lab.experiment import backend, measured, plugins
 from sparse_lab.experiment.security.writes import real
 from sparse_lab.experiment.settings_read import unread
-from sparse_lab.host.regular_file import GIB, check_tensors, opened
+from sparse_lab.host.regular_file import TENSORS, check_tensors, opened
 from sparse_lab.methods import phases
 from sparse_lab.records.run_dir import RunDir
 
-MOST = 256 * GIB  # of a file that a run starts from
 # Goes into every hash. Raise it when what the settings mean has changed so much that no earlier result counts.
 VERSION = 1
 
@@ -137,8 +136,8 @@ def _content(path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        check_tensors(path, MOST)  # another file, of whatever size, is refused before anything runs
-        with opened(path, MOST) as file:
+        check_tensors(path, TENSORS)  # another file, of whatever size, is refused before anything runs
+        with opened(path, TENSORS) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     except OSError:
         return path

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
+TENSORS = 256 * GIB  # a file of tensors has no more: optimizer and weights of some ten billion parameters
 
 
 @contextmanager

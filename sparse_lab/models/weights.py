@@ -11,13 +11,12 @@ import torch
 from torch import nn
 
 from sparse_lab.errors import UserError
-from sparse_lab.host.regular_file import GIB, check_tensors
+from sparse_lab.host.regular_file import TENSORS, check_tensors
 from sparse_lab.models.pruned_state import MasksLeft, has_offsets, is_plain, masks_of, plain_of
 from sparse_lab.sparsity.state import load_state
 
 LONGEST = 80  # characters of a name in a message
 SHOWN = 3  # tensors that do not fit which are told
-MOST = 256 * GIB  # bytes of a file with start weights
 
 
 def load(network: nn.Module, name: str, weights: str, torchvision_name: str) -> None:
@@ -92,7 +91,7 @@ def _download(torchvision_name: str) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        check_tensors(path, MOST)
+        check_tensors(path, TENSORS)
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, and no run's: name a file, or the folder of a finished run") from None
     except OSError as error:

@@ -17,13 +17,12 @@ from typing import Any, BinaryIO
 
 from sparse_lab.host import process
 from sparse_lab.host.full_disk import naming
-from sparse_lab.host.regular_file import GIB, opened
+from sparse_lab.host.regular_file import TENSORS, opened
 from sparse_lab.records.redaction import clean
 
 CHECKSUM = "checksum"
 SEAL = b"sparse_lab sha256 "
 TEMPORARY = r"\..*\.([0-9a-f]{8}-\d+-\d+)\.tmp"  # names of the files that `temporary_of` gives, with who writes them
-MOST_BYTES = 256 * GIB  # of an archive: optimizer and weights of some ten billion parameters
 CHUNK = 2**20
 END_OF_ZIP = struct.Struct("<4s16xH")  # the last record of an archive: its signature ..., the comment's length
 
@@ -114,7 +113,7 @@ def append_checksum(path: Path) -> None:
 def seal_of(path: Path) -> str | None:
     """The SHA-256 that an archive says of itself; None without a seal, or without a file."""
     try:
-        with opened(path, MOST_BYTES) as file:
+        with opened(path, TENSORS) as file:
             end = _end(file, len(SEAL) + 64)
     except OSError:
         return None
@@ -127,7 +126,7 @@ def verify_checksum(path: Path) -> bool | None:
     Raises OSError where there is no file to read.
     """
     comment = len(SEAL) + 64
-    with opened(path, MOST_BYTES) as file:
+    with opened(path, TENSORS) as file:
         end = _end(file, comment)
         size = file.tell()
         file.seek(0)

@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 from sparse_lab.errors import UserError
 from sparse_lab.host import process
 from sparse_lab.host.full_disk import naming, unwritable
-from sparse_lab.host.regular_file import GIB, check, read_bytes
-from sparse_lab.records.atomic_io import MOST_BYTES, seal_of, verify_checksum, write_record, write_text_atomic
+from sparse_lab.host.regular_file import GIB, TENSORS, check, read_bytes
+from sparse_lab.records.atomic_io import seal_of, verify_checksum, write_record, write_text_atomic
 from sparse_lab.records.lock import Held, Lock, Moved, remove_left_behind
 from sparse_lab.records.record import BadRecord, read_result, read_status
 from sparse_lab.records.redaction import clean, redact
@@ -196,7 +196,7 @@ class RunDir:
         for path in (*self.path.iterdir(), *(self.path / "checkpoints").glob("*.ckpt")):
             if path.suffix in (".json", ".jsonl", ".yaml", ".csv", ".txt", ".ckpt"):
                 try:
-                    check(path, MOST_BYTES)
+                    check(path, TENSORS)
                 except FileNotFoundError:
                     continue  # gone by now, or a link to nothing
                 except OSError as error:

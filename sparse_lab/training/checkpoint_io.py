@@ -15,12 +15,11 @@ import torch
 
 from sparse_lab.errors import UserError
 from sparse_lab.host.full_disk import naming
-from sparse_lab.host.regular_file import GIB, check_tensors
+from sparse_lab.host.regular_file import TENSORS, check_tensors
 from sparse_lab.records.atomic_io import append_checksum, atomic_write, temporary_of, verify_checksum
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sparsity.state import load_state
 
-MOST = 256 * GIB  # of a checkpoint
 FORMAT = "sparse_lab network 1"
 FIT = ": ask for the network that it is of, its width, classes and image size"
 
@@ -60,7 +59,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint as a dict, with weights_only. Raises UserError when it is missing, corrupt or foreign."""
     path = Path(path)
     try:
-        check_tensors(path, MOST)
+        check_tensors(path, TENSORS)
         if verify_checksum(path) is False:
             raise UserError(f"{path} is damaged (its content is not what was saved): remove it or name another")
         payload = torch.load(path, map_location="cpu", weights_only=True)

@@ -205,14 +205,6 @@ GRAPHS = {
 }
 
 
-@pytest.mark.parametrize("what", GRAPHS)
-def test_a_graph_that_is_none(what, sound, tmp_path, bounded):
-    head, streams = copy.deepcopy(sound["graph"])
-    GRAPHS[what](head)
-    forge(tmp_path / "forged.sparse", json.dumps(head), streams)
-    assert answer(tmp_path / "forged.sparse") is not None
-
-
 def _step(*step: Any) -> Callable[[Any], None]:
     return lambda head: head["trace"]["steps"].insert(0, list(step))
 
@@ -257,10 +249,13 @@ TRACES = {
 }
 
 
-@pytest.mark.parametrize("what", TRACES)
-def test_a_trace_that_is_none(what, sound, tmp_path, bounded):
-    head, streams = copy.deepcopy(sound["attends"])
-    TRACES[what](head)
+NONE = [("graph", what) for what in GRAPHS] + [("attends", what) for what in TRACES]
+
+
+@pytest.mark.parametrize(("which", "what"), NONE)
+def test_a_head_that_is_no_network(which, what, sound, tmp_path, bounded):
+    head, streams = copy.deepcopy(sound[which])
+    (GRAPHS | TRACES)[what](head)
     forge(tmp_path / "forged.sparse", json.dumps(head), streams)
     assert answer(tmp_path / "forged.sparse") is not None
 
