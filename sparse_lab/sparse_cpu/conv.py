@@ -132,7 +132,8 @@ class _ConvStep:
         z.hold(varying, bias if bias.size else np.zeros(z.shape.channels, self.tape.dtype))
 
     def backward(self) -> tuple[Tensor | None, ...]:
-        g = self.z.taken(self.tape)
+        g = self.z.parted(self.tape)
+        g.spread(self.z.varying | self.tape.wants_dense)
         weight = self.live.weight
         factor = self._weight_gradient(g) if weight.requires_grad or self.factor is not None else None
         dense = self._dense_gradient(g) if self.tape.wants_dense and weight.requires_grad else None
@@ -179,7 +180,9 @@ class _ConvStep:
             return gradient if self.factor is None else gradient * self.factor
 
     def _bias_gradient(self, g: Gradient) -> NDArray:
-        return np.zeros(self.shape.channels) if self.centred else sums(g)
+        if self.centred:
+            return np.zeros(self.shape.channels)
+        return sums(g) if g.totals is None else sums(g) + g.totals.sum((0, 2))
 
     def _input_gradient(self, g: Gradient) -> None:
         order = self._order("input")
