@@ -29,7 +29,7 @@ SOURCES = TOP / "sparse_lab" / "sparse_cpu"
 SHARES = (
     ("conv_kernels",),
     ("norm_kernels",),
-    ("dyrelu_kernels", "image_kernels"),
+    ("dyrelu_kernels", "image_kernels", "border_kernels"),
     ("op_kernels", "optimizer_kernels", "layout_kernels", "weight_kernels"),
     ("inference_kernels",),
 )
@@ -66,9 +66,14 @@ CALLS: dict[str, dict[str, str]] = {
         "gate": "A1 A1 A1 i i i i i i i",
         "gate_input": "A1 A1 A1 A1 i i i i i i i",
     },
+    "border_kernels": {
+        "border": "A1 6i I1 B1 (I1 I1 B2 B2) I1 I1 I1 I1 A1 A1 A3 D1 D1",
+        "border_weight": "A1 6i I1 B1 D3 (I1 I1 B2 B2) I1 I1 I1 I1 A3 D2 D3",
+        "border_input": "D3 I1 A1 D3",
+    },
     "dyrelu_kernels": {
-        "dynamic_relu": "A1 A1 A1 6i I1 I1 A1 A1 A3 A4 D3",
-        "dynamic_relu_input": "A1 A1 A1 6i I1 I1 A1 A1 A3 A4 A3 D4",
+        "dynamic_relu": "A1 A1 A1 6i I1 A1 A1 A3 A4 A3 D3",
+        "dynamic_relu_input": "A1 A1 A1 6i I1 A1 A1 A3 A4 D3 D3 D3 A4",
     },
     "image_kernels": {
         "spread": "A1 6i I1 A3 b",

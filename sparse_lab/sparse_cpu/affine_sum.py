@@ -132,14 +132,16 @@ class AffineSum:
 
 def means_of(x: Value) -> NDArray[np.float64]:
     """[blocks, C, block] over the positions of each image."""
-    if x.means is None:
-        x.means = _means(x, np.zeros(x.shape.channels, np.float64)) if x.sum is None else x.sum.means()
+    if x.means is None and x.sum is not None:
+        x.means = x.sum.means()
+    elif x.means is None:
+        x.means = _means(x, np.zeros(x.shape.channels)) + x.numbers(np.dtype(np.float64))
     return x.means
 
 
 def _means(x: Value, centre: NDArray) -> NDArray[np.float64]:
-    """Of x - centre where x varies; of x itself where it does not."""
-    means = x.numbers(np.dtype(np.float64))
+    """Of x - centre where x varies; zero where it does not."""
+    means = np.zeros((x.shape.blocks, x.shape.channels, x.shape.block))
     channels = np.flatnonzero(x.varying)
     array = x.read(channels)
     with timed("normalisation, activation, pooling"):

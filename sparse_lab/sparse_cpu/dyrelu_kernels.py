@@ -1,8 +1,9 @@
 """Dynamic ReLU of what normalisation and residual add up to, one pass forward, and one backward.
 
-v = (z - mean) * scale + base + residual; out = max(a1 v + b1, a2 v + b2). base, and the coefficients a1, a2, b1, b2, are
-numbers for each image and channel. A channel's z or residual that is no map is in its base: kinds says what are maps.
-sizes: (guard, blocks, number of channels, H, W, block); channels: those to compute.
+v = (z - mean) * scale + base + residual; out = max(a1 v + b1, a2 v + b2). base [blocks, C, block] and the
+coefficients [blocks, C, 4, block] are numbers for each image and channel. A channel's z or residual that is no map is
+in its base: kinds says what are maps.
+sizes: (guard, blocks, number of channels, H, W, block).
 """
 
 from __future__ import annotations
@@ -42,19 +43,27 @@ def _out_of_one(x, y, t, m, s):
 
 
 @kernel(parallel=True, **KERNEL)
-def dynamic_relu(z, residual, out, sizes, channels, kinds, mean, scale, base, coefficients, means):
-    """base: [blocks, C, block], coefficients: [blocks, C, 4, block]; means: [blocks, C, block] float64, of out."""
+def dynamic_relu(z, residual, out, sizes, kinds, mean, scale, base, coefficients, images, means):
+    """images: [blocks, C, block] for what channels hold that are no maps; means: of out over positions, in float64."""
     guard, blocks, number, height, width, block = sizes
     pitch = (width + SPARE) * block
-    images, pixels, groups = lanes(block, width)
+    together, pixels, groups = lanes(block, width)
     none, one = z.dtype.type(0), z.dtype.type(1)
-    for item in prange(blocks * channels.size):
-        group, channel = item // channels.size, channels[item % channels.size]
-        start = guard + (group * number + channel) * height * pitch
-        tile = np.empty(6 * TOGETHER, z.dtype)
+    for item in prange(blocks * number):
+        group, channel = item // number, item % number
+        start = guard + item * height * pitch
         kind, m, s = kinds[channel], mean[channel], scale[channel]
-        for lane in range(0, groups * images, images):
-            count = min(images, block - lane)
+        if kind == 0:
+            a1, a2, b1, b2 = coefficients[group, channel]
+            x, held, known = base[group, channel], images[group, channel], means[group, channel]
+            for i in range(block):
+                first, second = a1[i] * x[i] + b1[i], a2[i] * x[i] + b2[i]
+                held[i] = second if first <= second else first
+                known[i] = held[i]
+            continue
+        tile = np.empty(6 * TOGETHER, z.dtype)
+        for lane in range(0, groups * together, together):
+            count = min(together, block - lane)
             repeat(tile, 0, base[group, channel, lane : lane + count], count, pixels)
             for place in range(4):
                 repeat(tile, 1 + place, coefficients[group, channel, place, lane : lane + count], count, pixels)
@@ -111,43 +120,71 @@ def _back_through_one(g, x, t, m, s, zero):
         g[i] = first * a1 + second * a2
 
 
-@kernel(parallel=True, **KERNEL)
-def dynamic_relu_input(g, z, residual, sizes, channels, kinds, mean, scale, base, coefficients, even, sums):
-    """g, to which `even` [blocks, C, block] is added, becomes the gradient of v.
+@njit(**INLINED)
+def _of_numbers(x, a1, a2, b1, b2, dy, sums):
+    """The sums of a channel that is no map."""
+    for i in range(x.size):
+        on = a1[i] * x[i] + b1[i] > a2[i] * x[i] + b2[i]
+        sums[0, i] = dy[i] if on else 0.0
+        sums[1, i] = 0.0 if on else dy[i]
+        for place in range(2, 6):
+            sums[place, i] = 0.0
 
-    sums [blocks, C, 6, block] (float64): of g, of g * (z - mean) and of g * residual over the positions of each image,
-    of each once where the first piece is the larger one and once where the second is.
+
+@njit(**INLINED)
+def _finish(sums, kind, s, x, a1, a2, total, product, slopes):
+    """What follows from the sums of a channel."""
+    by_z, by_residual = (0, 2) if kind == RESIDUAL else (2, 4)
+    for i in range(x.size):
+        for piece in range(2):
+            even = np.float64(x[i]) * sums[piece, i]
+            z = 0.0 if kind == RESIDUAL else sums[by_z + piece, i]
+            slopes[piece, i] = even + np.float64(s) * z + sums[by_residual + piece, i]
+            slopes[2 + piece, i] = sums[piece, i]
+        total[i] = a1[i] * sums[0, i] + a2[i] * sums[1, i]
+        product[i] = 0.0 if kind == RESIDUAL else a1[i] * sums[2, i] + a2[i] * sums[3, i]
+
+
+@kernel(parallel=True, **KERNEL)
+def dynamic_relu_input(g, z, residual, sizes, kinds, mean, scale, base, coefficients, totals, total, product, slopes):
+    """g, and `totals` over positions beside it, become the gradient of v: in place, and `total` over positions.
+
+    totals, total, product: [blocks, C, block] float64; product: the gradient of v times z - mean, added up; slopes:
+    [blocks, C, 4, block], the gradient of the coefficients.
     """
     guard, blocks, number, height, width, block = sizes
     pitch = (width + SPARE) * block
-    images, pixels, groups = lanes(block, width)
+    together, pixels, groups = lanes(block, width)
     none, one = z.dtype.type(0), z.dtype.type(1)
-    for item in prange(blocks * channels.size):
-        group, channel = item // channels.size, channels[item % channels.size]
-        start = guard + (group * number + channel) * height * pitch
-        tile = np.empty(12 * TOGETHER, z.dtype)
+    for item in prange(blocks * number):
+        group, channel = item // number, item % number
+        start = guard + item * height * pitch
         kind, m, s = kinds[channel], mean[channel], scale[channel]
-        for lane in range(0, groups * images, images):
-            count = min(images, block - lane)
-            repeat(tile, 0, base[group, channel, lane : lane + count], count, pixels)
-            for place in range(4):
-                repeat(tile, 1 + place, coefficients[group, channel, place, lane : lane + count], count, pixels)
-            repeat(tile, EVEN, even[group, channel, lane : lane + count], count, pixels)
-            tile[SUMS * TOGETHER :] = 0.0
-            for row in range(height):
-                for pixel in range(0, width, pixels):
-                    here = start + row * pitch + pixel * block + lane
-                    end = here + min(pixels, width - pixel) * count
-                    if kind == BOTH:
-                        _back_through_both(g[here:end], z[here:end], residual[here:end], tile, m, s, none)
-                    elif kind == Z:
-                        _back_through_one(g[here:end], z[here:end], tile, m, s, none)
-                    else:
-                        _back_through_one(g[here:end], residual[here:end], tile, none, one, none)
-            for place in range(6):
-                folded(tile, SUMS + place, count, pixels, sums[group, channel, place, lane : lane + count])
-            if kind == RESIDUAL:
-                for place in range(2):
-                    for i in range(lane, lane + count):
-                        sums[group, channel, 4 + place, i] = sums[group, channel, 2 + place, i]
-                        sums[group, channel, 2 + place, i] = 0.0
+        a1, a2, b1, b2 = coefficients[group, channel]
+        sums = np.empty((6, block))
+        tile = np.empty(12 * TOGETHER, z.dtype)
+        if kind == 0:
+            _of_numbers(base[group, channel], a1, a2, b1, b2, totals[group, channel], sums)
+        else:
+            for lane in range(0, groups * together, together):
+                count = min(together, block - lane)
+                repeat(tile, 0, base[group, channel, lane : lane + count], count, pixels)
+                for place in range(4):
+                    repeat(tile, 1 + place, coefficients[group, channel, place, lane : lane + count], count, pixels)
+                even = totals[group, channel, lane : lane + count] / (height * width)
+                repeat(tile, EVEN, even, count, pixels)
+                tile[SUMS * TOGETHER :] = 0.0
+                for row in range(height):
+                    for pixel in range(0, width, pixels):
+                        here = start + row * pitch + pixel * block + lane
+                        end = here + min(pixels, width - pixel) * count
+                        if kind == BOTH:
+                            _back_through_both(g[here:end], z[here:end], residual[here:end], tile, m, s, none)
+                        elif kind == Z:
+                            _back_through_one(g[here:end], z[here:end], tile, m, s, none)
+                        else:
+                            _back_through_one(g[here:end], residual[here:end], tile, none, one, none)
+                for place in range(6):
+                    folded(tile, SUMS + place, count, pixels, sums[place, lane : lane + count])
+        known = total[group, channel], product[group, channel], slopes[group, channel]
+        _finish(sums, kind, s, base[group, channel], a1, a2, *known)

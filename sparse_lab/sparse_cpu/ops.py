@@ -16,7 +16,6 @@ from torch import Tensor
 from sparse_lab.sparse_cpu import norm_kernels, op_kernels
 from sparse_lab.sparse_cpu.affine_sum import Affine, AffineStep, AffineSum, Learned, identity, means_of
 from sparse_lab.sparse_cpu.autograd import DONE, Gradient, Tape, Value, gradient_of
-from sparse_lab.sparse_cpu.conv import sums
 from sparse_lab.sparse_cpu.layout import Buffer, Shape, pixels
 from sparse_lab.sparse_cpu.timers import timed
 
@@ -90,21 +89,34 @@ class _NormStep:
                 norm_kernels.norm(z, residual, out.buffer.array, self._sizes, channels, self._affine)
 
     def backward(self) -> tuple[Tensor | None, ...]:
-        norm, g = self.norm, self.out.taken(self.norm.tape)
-        # a constant channel's gradient of z adds up to nothing; only pruned weights that would feed it can tell
-        skips = norm.affine.of_batch and not norm.tape.wants_dense
-        live = g.written & self.out.varying if skips else g.written.copy()
+        norm, g = self.norm, self.out.parted(self.norm.tape)
+        # only pruned weights that would feed a channel that does not vary ask where its gradient is
+        maps = self.out.varying | norm.tape.wants_dense
+        g.spread(maps)
+        g.collect(~maps)
         low, high = self._affine[3:]
-        passes = (low < self.out.constant) & (self.out.constant < high) if norm.ends else np.ones_like(live)
-        constant = g.written & ~live & passes
-        total = np.where(constant, sums(g), 0.0) if constant.any() else np.zeros(live.size)
+        passes = (low < self.out.constant) & (self.out.constant < high) if norm.ends else np.ones_like(maps)
+        even = g.even & passes
+        total = np.zeros(maps.size) if g.totals is None else np.where(even, g.totals.sum((0, 2)), 0.0)
+        live = g.written.copy()
         with timed("gradient of normalisation"):
             channels = np.flatnonzero(live)
             dz, learned = self._through_pool(g, channels, total) if norm.pools else self._through(g, channels, total)
         norm.z.give(dz, live)
         if norm.residual is not None:
-            norm.residual.give(g.buffer, live | constant)
+            norm.residual.give(g.buffer, live)
+        self._give_numbers(g, even)
         return DONE, DONE, *learned
+
+    def _give_numbers(self, g: Gradient, even: NDArray[np.bool_]) -> None:
+        """Of channels that do not vary: through the statistics of a batch it adds up to nothing."""
+        norm = self.norm
+        if g.totals is None:
+            return
+        if not norm.affine.of_batch:
+            norm.z.give_totals(norm.tape, even, norm.affine.scale[:, None] * g.totals)
+        if norm.residual is not None:
+            norm.residual.give_totals(norm.tape, even, g.totals)
 
     def _through(self, g: Gradient, channels: NDArray[np.int64], total: NDArray) -> tuple[Buffer, Learned]:
         norm, partial = self.norm, np.zeros((self._sizes[1] * self._sizes[2], 2))
