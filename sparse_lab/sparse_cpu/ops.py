@@ -154,11 +154,11 @@ class _NormStep:
     def _statistics(self, partial: NDArray[np.float64], constant: NDArray) -> tuple[tuple[NDArray, NDArray], Learned]:
         """What goes back through the statistics of the batch; gradients of BatchNorm's parameters.
 
-        constant: [C] the summed gradient of channels that do not vary, which reaches the shift alone.
+        constant: [C] the summed gradient of channels that do not vary.
         """
-        norm, affine = self.norm, self.norm.affine
-        total, product = partial.reshape(norm.z.shape.blocks, -1, 2).sum(0).T
-        shape = norm.z.shape
+        shape, affine = self.norm.z.shape, self.norm.affine
+        total, product = partial.reshape(shape.blocks, -1, 2).sum(0).T
+        product = product + constant * (self.norm.z.constant - affine.mean)
         return affine.through(total + constant, product, shape.images * shape.height * shape.width)
 
 
