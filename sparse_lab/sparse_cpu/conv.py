@@ -17,6 +17,9 @@ from sparse_lab.sparse_cpu.sparse_weights import Order, SparseWeight
 from sparse_lab.sparse_cpu.timers import timed
 
 NOTHING = np.empty(0)
+PIECE = 256  # bytes of a row that are summed at a time
+NEAREST = 24 * 1024  # bytes of maps that stay in the nearest cache while all channels read them
+ENTRIES = 20  # of a channel in a slice, at least: less do not make up for adding slices up
 
 
 @dataclass(frozen=True)
@@ -134,15 +137,16 @@ class _ConvStep:
         if not channels.size:
             return
         x = self.x.read(self._order("input", self._maps).channels)
-        values = self._values()[order.entries]
         with timed("forward convolution"):
             if self.filter.by_rows(self.x.shape):
                 sizes, pad = self._rows_sizes(self.x.shape, z.shape), self.filter.pad[0]
-                weights = order.first, self._offsets("output"), values
-                conv_kernels.rows(x, z.buffer.array, sizes, channels, pad, *weights, bias, False, *moments)
+                conv_kernels.rows(
+                    x, z.buffer.array, sizes, channels, pad, *self._sliced("output", order), bias, False, *moments
+                )
             else:
                 sizes, *geometry = self._taps_geometry()
                 taps = (*geometry, *self._taps(order))
+                values = self._values()[order.entries]
                 conv_kernels.taps(x, z.buffer.array, sizes, channels, *taps, values, bias, *moments)
 
     def _sum_borders(self, z: Value, order: Order, bias: NDArray, *moments: NDArray) -> None:
@@ -281,16 +285,26 @@ class _ConvStep:
         order = self._order("input", self._maps)
         g.write(self._order("output", self._maps).channels)
         y, adds = self.x.receiving(self.tape, order.channels)
-        weights = order.first, self._offsets("input"), self._values()[order.entries]
         with timed("input gradient"):
             if self.filter.by_rows(self.x.shape):
                 sizes, pad = self._rows_sizes(self.shape, self.x.shape), self.filter.shape[2] - 1 - self.filter.pad[0]
                 none, nothing = self.tape.numbers(NOTHING), NOTHING
+                weights = self._sliced("input", order)
                 conv_kernels.rows(g.array, y, sizes, order.channels, pad, *weights, none, adds, nothing, nothing)
             else:
                 sizes, *geometry = self._taps_geometry()
                 taps = (*geometry, *self._taps(order))
-                conv_kernels.taps_input(g.array, y, sizes, order.channels, *taps, weights[2], adds)
+                values = self._values()[order.entries]
+                conv_kernels.taps_input(g.array, y, sizes, order.channels, *taps, values, adds)
+
+    def _sliced(self, side: str, order: Order) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray]:
+        """Where the entries of `order` begin, their offsets and values, in slices that lie in the cache."""
+        others = self.x.shape.channels if side == "output" else self.shape.channels
+        wide = PIECE + (self.filter.shape[3] - 1) * self.x.shape.block * self.tape.dtype.itemsize
+        each = len(order.entries) // max(1, len(order.channels))
+        slices = max(1, min(-(-others * self.filter.shape[2] * wide // NEAREST), each // ENTRIES))
+        order = self.live.order(side, self.filter.shape, self.filter.groups, self._maps, slices)
+        return order.first, self._offsets(side, slices), self._values()[order.entries]
 
     def _order(self, side: str, among: NDArray[np.bool_] | None) -> Order:
         return self.live.order(side, self.filter.shape, self.filter.groups, among)
@@ -299,10 +313,10 @@ class _ConvStep:
         values = self.live.values
         return values if self.factor is None else values * values.dtype.type(self.factor.item())
 
-    def _offsets(self, side: str) -> NDArray[np.int64]:
+    def _offsets(self, side: str, slices: int = 1) -> NDArray[np.int64]:
         shape, pad = self.x.shape, self.filter.pad
         lies = shape.height, shape.pitch, shape.block, pad
-        return self.live.offsets(side, self.filter.shape, self.filter.groups, *lies, self._maps)
+        return self.live.offsets(side, self.filter.shape, self.filter.groups, *lies, self._maps, slices)
 
     def _rows_sizes(self, source: Shape, target: Shape) -> tuple[int, ...]:
         sizes = (source.guard, target.guard, source.blocks, source.channels, target.channels)
