@@ -67,7 +67,7 @@ CASES = {
     "three blocks": Case(5, 7, (3, 3), padding=(1, 1), size=(4, 5), images=96),
     "many inputs, slice by slice": Case(96, 9, (3, 3), padding=(1, 1), images=32),
     "many outputs, slice by slice": Case(9, 96, (3, 3), padding=(1, 1), size=(5, 11), images=24),
-    "large maps, piece by piece": Case(12, 12, (3, 3), padding=(1, 1), size=(32, 31), images=16),
+    "large maps, piece by piece": Case(20, 20, (3, 3), padding=(1, 1), size=(16, 15), images=16),
     "slices of 5x5, a batch of one": Case(64, 16, (5, 5), padding=(2, 2), size=(7, 19), images=1),
     "the last batch of CIFAR-10": Case(5, 7, (3, 3), stride=(2, 2), padding=(1, 1), size=(4, 5), images=80),
 }
