@@ -17,8 +17,8 @@ from sparse_lab.sparse_cpu.sparse_weights import Order, SparseWeight
 from sparse_lab.sparse_cpu.timers import timed
 
 NOTHING = np.empty(0)
-PIECE = 256  # bytes of a row that are summed at a time
-NEAREST = 24 * 1024  # bytes of maps that stay in the nearest cache while all channels read them
+AT_A_TIME = 256  # bytes of a row that are summed
+NEAREST = 8 * 1024  # bytes of maps that stay in the nearest cache while all channels read them
 ENTRIES = 20  # of a channel in a slice, at least: less do not make up for adding slices up
 
 
@@ -300,7 +300,7 @@ class _ConvStep:
     def _sliced(self, side: str, order: Order) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray]:
         """Where the entries of `order` begin, their offsets and values, in slices that lie in the cache."""
         others = self.x.shape.channels if side == "output" else self.shape.channels
-        wide = PIECE + (self.filter.shape[3] - 1) * self.x.shape.block * self.tape.dtype.itemsize
+        wide = AT_A_TIME + (self.filter.shape[3] - 1) * self.x.shape.block * self.tape.dtype.itemsize
         each = len(order.entries) // max(1, len(order.channels))
         slices = max(1, min(-(-others * self.filter.shape[2] * wide // NEAREST), each // ENTRIES))
         order = self.live.order(side, self.filter.shape, self.filter.groups, self._maps, slices)

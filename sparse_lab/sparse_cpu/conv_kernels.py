@@ -18,7 +18,7 @@ from sparse_lab.sparse_cpu.simd import BYTES, FEW, FEWEST, few, fewest, gathered
 
 NEAR = 256 * 1024  # bytes of maps that stay in the second cache
 LITTLE = 12  # entries of a channel from which on it pays to sum rows piece by piece
-MANY = 24  # entries that hide what it costs to begin with a piece of `BYTES`
+PIECE = 512  # bytes of a row that all channels sum before the next
 LONGEST_SUM = 4096  # numbers that are added up in their own precision before float64 takes over
 
 
@@ -115,12 +115,9 @@ def plane_moments(z, start, height, run, pitch):
 
 
 @njit(**INLINED)
-def _run(z, out, run, x, base, offsets, values, low, high, start, adds):
+def _rest(z, out, run, x, base, offsets, values, low, high, start, adds):
     """z[out : out + run] = start, or what is there, and the sum of the rows of x that entries [low, high) ask for."""
     done = 0
-    while done + BYTES // z.itemsize <= run:
-        gathered(z, out + done, x, base + done, offsets, values, low, high, start, adds)
-        done += BYTES // z.itemsize
     while done + FEW // z.itemsize <= run:
         few(z, out + done, x, base + done, offsets, values, low, high, start, adds)
         done += FEW // z.itemsize
@@ -146,6 +143,8 @@ def rows(x, z, sizes, channels, pad, first, offsets, values, bias, adds, means, 
     slices = (first.size - 1) // (outputs * kernel)
     each = offsets.size // max(1, channels.size * slices)  # entries
     nothing = z[0] - z[0]
+    step = BYTES // z.itemsize
+    whole = run // step * step
     if slices == 1 and (each < LITTLE or inputs * plane * x.itemsize <= NEAR):
         for item in prange(blocks * channels.size):
             group, channel = item // channels.size, channels[item % channels.size]
@@ -155,22 +154,25 @@ def rows(x, z, sizes, channels, pad, first, offsets, values, bias, adds, means, 
             for row in range(height):
                 low = first[channel * kernel + max(0, pad - row)]
                 high = first[channel * kernel + min(kernel, height + pad - row)]
-                base = source + row * pitch
-                _run(z, target + row * pitch, run, x, base, offsets, values, low, high, start, adds)
+                base, out = source + row * pitch, target + row * pitch
+                for done in range(0, whole, step):
+                    gathered(z, out + done, x, base + done, offsets, values, low, high, start, adds)
+                if whole < run:
+                    _rest(z, out + whole, run - whole, x, base + whole, offsets, values, low, high, start, adds)
             if means.size:
                 place = group * outputs + channel
                 means[place], squares[place] = plane_moments(z, target, height, run, pitch)
         return
     parts = min(channels.size, max(1, 2 * get_num_threads() // blocks))  # no sum depends on it
-    piece = BYTES // z.itemsize * max(1, min(4, MANY // max(1, each)))
+    piece = max(step, PIECE // z.itemsize)
     for item in prange(blocks * parts):
         group, part = item // parts, item % parts
         source, target = x_guard + group * inputs * plane, z_guard + group * outputs * plane
         begin, end = part * channels.size // parts, (part + 1) * channels.size // parts
         for row in range(height):
             top, bottom = max(0, pad - row), min(kernel, height + pad - row)
-            for done in range(0, run, piece):
-                base, wide = source + row * pitch + done, min(piece, run - done)
+            for left in range(0, run, piece):
+                base, right = source + row * pitch, min(left + piece, whole)
                 for cut in range(slices):
                     for index in range(begin, end):
                         channel = channels[index]
@@ -178,8 +180,14 @@ def rows(x, z, sizes, channels, pad, first, offsets, values, bias, adds, means, 
                         low, high = first[at + top], first[at + bottom]
                         if cut == 0 or low < high:
                             start = nothing if bias.size == 0 else bias[channel]
-                            out = target + channel * plane + row * pitch + done
-                            _run(z, out, wide, x, base, offsets, values, low, high, start, adds or cut > 0)
+                            out, more = target + channel * plane + row * pitch, adds or cut > 0
+                            for done in range(left, right, step):
+                                gathered(z, out + done, x, base + done, offsets, values, low, high, start, more)
+                            if whole < run <= left + piece:
+                                last = max(left, whole)
+                                _rest(
+                                    z, out + last, run - last, x, base + last, offsets, values, low, high, start, more
+                                )
             if means.size:
                 for index in range(begin, end):
                     place = group * outputs + channels[index]
