@@ -71,8 +71,9 @@ class DynamicReLU:
             total, product = np.empty(room), np.empty(room)
             slopes = np.empty_like(self._numbers)
             dyrelu_kernels.dynamic_relu_input(g.array, *made.maps(), *self._work(), totals, total, product, slopes)
-        self.x.give(g.buffer, made.varying, (total, product) if made is self.x.sum else None)
         self.x.give_totals(self.tape, ~made.varying, total)
+        total[:, ~made.varying] = 0.0  # the rest is of the maps
+        self.x.give(g.buffer, made.varying, (total, product) if made is self.x.sum else None)
         return DONE, self._gradient(slopes)
 
     def _gradient(self, slopes: NDArray) -> Tensor | None:

@@ -132,17 +132,29 @@ def _of_numbers(x, a1, a2, b1, b2, dy, sums):
 
 
 @njit(**INLINED)
+def _slope(x, s, total, by_z, by_residual, out):
+    for i in range(x.size):
+        out[i] = x[i] * total[i] + s * by_z[i] + by_residual[i]
+
+
+@njit(**INLINED)
+def _combined(a1, a2, first, second, out):
+    for i in range(out.size):
+        out[i] = a1[i] * first[i] + a2[i] * second[i]
+
+
+@njit(**INLINED)
 def _finish(sums, kind, s, x, a1, a2, total, product, slopes):
     """What follows from the sums of a channel."""
-    by_z, by_residual = (0, 2) if kind == RESIDUAL else (2, 4)
-    for i in range(x.size):
-        for piece in range(2):
-            even = np.float64(x[i]) * sums[piece, i]
-            z = 0.0 if kind == RESIDUAL else sums[by_z + piece, i]
-            slopes[piece, i] = even + np.float64(s) * z + sums[by_residual + piece, i]
-            slopes[2 + piece, i] = sums[piece, i]
-        total[i] = a1[i] * sums[0, i] + a2[i] * sums[1, i]
-        product[i] = 0.0 if kind == RESIDUAL else a1[i] * sums[2, i] + a2[i] * sums[3, i]
+    if kind == RESIDUAL:  # they are of the residual where those of z would be
+        for place in range(2):
+            sums[4 + place] = sums[2 + place]
+            sums[2 + place] = 0.0
+    for piece in range(2):
+        _slope(x, s, sums[piece], sums[2 + piece], sums[4 + piece], slopes[piece])
+        slopes[2 + piece] = sums[piece]
+    _combined(a1, a2, sums[0], sums[1], total)
+    _combined(a1, a2, sums[2], sums[3], product)
 
 
 @kernel(parallel=True, **KERNEL)

@@ -27,18 +27,24 @@ def lanes(block, width):
 def repeat(tile, place, numbers, count, pixels):
     """The `count` numbers side by side, `pixels` times, at row `place` of the tile."""
     for pixel in range(pixels):
+        start = place * TOGETHER + pixel * count
+        line = tile[start : start + count]
         for i in range(count):
-            tile[place * TOGETHER + pixel * count + i] = numbers[i]
+            line[i] = numbers[i]
 
 
 @njit(**INLINED)
 def folded(tile, place, count, pixels, out):
     """out = the sums at row `place` of the tile, over pixels."""
-    for i in range(count):
-        total = 0.0
-        for pixel in range(pixels):
-            total += np.float64(tile[place * TOGETHER + pixel * count + i])
-        out[i] = total
+    for pixel in range(pixels):
+        start = place * TOGETHER + pixel * count
+        line = tile[start : start + count]
+        if pixel == 0:
+            for i in range(count):
+                out[i] = line[i]
+        else:
+            for i in range(count):
+                out[i] += line[i]
 
 
 @kernel(parallel=True, **KERNEL)
