@@ -23,11 +23,12 @@ from typing import Any, get_args
 import numpy as np
 from torch import Tensor
 
+from sparse_lab.coding import head, rice_coding
+from sparse_lab.coding.rice_coding import MOST_BITS
 from sparse_lab.errors import UserError
-from sparse_lab.export import head, packed_trace, rice_coding
+from sparse_lab.export import packed_trace
 from sparse_lab.export.graph import Activation, AveragePool, Conv, Graph, Map, MaxPool, Node, check
 from sparse_lab.export.mixed import MixedNetwork
-from sparse_lab.export.rice_coding import MOST_BITS
 from sparse_lab.export.runtime import SparseNetwork
 from sparse_lab.export.streams import DTYPES, Precision, Streams, scale_of
 from sparse_lab.host import regular_file

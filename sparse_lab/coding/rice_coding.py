@@ -16,12 +16,23 @@ def encode(positions: np.ndarray) -> tuple[int, bytes]:
     gaps = np.diff(positions, prepend=-1) - 1
     if len(gaps) and gaps.min() < 0:
         raise ValueError("positions must ascend from 0 up")
-    bits = min(range(MOST_BITS + 1), key=lambda low: len(gaps) * (low + 1) + int((gaps >> low).sum()))
+    bits = _bits(gaps)
     low = (gaps[:, None] >> np.arange(bits)) & 1
     upper = np.cumsum((gaps >> bits) + 1)
     ones = np.zeros(int(upper[-1]) if len(upper) else 0, dtype=np.uint8)
     ones[upper - 1] = 1
     return bits, np.packbits(low.astype(np.uint8).ravel()).tobytes() + np.packbits(ones).tobytes()
+
+
+def _bits(gaps: np.ndarray) -> int:
+    """How many lower bits make the code shortest: its length falls with each more, then rises for good."""
+    length = int(gaps.sum())
+    for bits in range(MOST_BITS):
+        shorter = len(gaps) * (bits + 1) + int((gaps >> (bits + 1)).sum())
+        if shorter >= length:
+            return bits
+        length = shorter
+    return MOST_BITS
 
 
 def decode(code: bytes, bits: int, count: int) -> np.ndarray:
