@@ -6,9 +6,17 @@ whole byte. Within 2% of the entropy of positions at random.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 MOST_BITS = 40
+
+
+def entropy(density: float) -> float:
+    """Bits that any code needs for each place, where a share of them is taken at random."""
+    shares = density, 1.0 - density
+    return -sum(share * math.log2(share) for share in shares if share > 0.0)
 
 
 def encode(positions: np.ndarray) -> tuple[int, bytes]:
