@@ -3,7 +3,7 @@
 A mask is a bool tensor at most half of which is True; its positions are coded once, whoever shares them. A tensor of
 its shape (a weight, momentum, Adam's moments) that is zero everywhere else is kept as its numbers at those positions,
 bit for bit, zeros among them. That is looked at, not believed: whatever is not so stays as it is. Zeros that are left
-out come back as +0.
+out come back as +0, as `Masks` leaves them.
 
 The packed state is a dict of plain values and tensors, as torch.save takes them: `plain`, the state with None where a
 tensor was taken out; `head`, JSON that says what was taken out where, deflated; and streams of bytes: `positions` (Rice
@@ -345,13 +345,25 @@ class _Entry:
             raise ValueError("fewer numbers than tensors")
         numbers = torch.from_numpy(np.frombuffer(content, dtype=np.uint8).copy())
         numbers = numbers != 0 if self.dtype == torch.bool else numbers.view(self.dtype)
-        if self.on is not None:
-            # numpy leaves zeros to the system, which makes a page when it is written to
-            dense = torch.from_numpy(np.zeros(self.dense, dtype=np.uint8)).view(self.dtype)
-            dense[torch.from_numpy(self.on)] = True if self.dtype == torch.bool else numbers
-            numbers = dense
-        made = numbers.view(self.shape)
-        return made.contiguous(memory_format=torch.channels_last) if self.channels_last else made
+        if self.on is None:
+            made = numbers.view(self.shape)
+            return made.contiguous(memory_format=torch.channels_last) if self.channels_last else made
+        # numpy leaves zeros to the system, which makes a page when it is written to
+        dense = torch.from_numpy(np.zeros(self.dense, dtype=np.uint8)).view(self.dtype)
+        shape, order = self.shape, tuple(range(len(self.shape)))
+        if self.channels_last:
+            shape, order = tuple(self.shape[axis] for axis in (0, 2, 3, 1)), (0, 3, 1, 2)
+        dense[torch.from_numpy(self._places())] = True if self.dtype == torch.bool else numbers
+        return dense.view(shape).permute(order)
+
+    def _places(self) -> np.ndarray:
+        """The positions in the order in which the tensor lies."""
+        assert self.on is not None
+        if not self.channels_last:
+            return self.on
+        images, channels, rows, columns = np.unravel_index(self.on, self.shape)
+        _, depth, height, width = self.shape
+        return ((images * height + rows) * width + columns) * depth + channels
 
 
 def _stream(payload: dict[str, Any], name: str) -> memoryview:

@@ -32,6 +32,8 @@ def check_zeros(optimizer, masks) -> None:
         same_shape = [v for v in optimizer.state[module.weight].values() if v.shape == mask.shape]
         assert same_shape, "this optimizer keeps no state of the weight's shape"
         assert not any(value[~mask].any() for value in same_shape), name
+        # nor has a zero a sign there: a checkpoint does not keep it
+        assert not any(torch.signbit(value[~mask]).any() for value in (module.weight, *same_shape)), name
 
 
 def tensors(part, path="") -> Iterator[tuple[str, torch.Tensor]]:
@@ -46,8 +48,7 @@ def tensors(part, path="") -> Iterator[tuple[str, torch.Tensor]]:
 def hash_of(named: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in named.items():
-        # a masked zero may have a sign, which no checkpoint keeps: plus nothing, it has none
-        digest.update(name.encode() + (value.detach().numpy() + 0).tobytes())
+        digest.update(name.encode() + value.detach().numpy().tobytes())
     return digest.hexdigest()
 
 
