@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from sparse_lab import data, loggers
 from sparse_lab.cli.doctor.checks import Finding, room, sparse_arithmetic
+from sparse_lab.coding.rice_coding import entropy
 from sparse_lab.config import Config
 from sparse_lab.errors import SparseLabError
 from sparse_lab.experiment import backend
@@ -172,9 +173,9 @@ def _room(configs: list[Config], base: DictConfig) -> Iterator[Finding]:
         _still_to_make(config, left)
     kept, working = [], []
     for config in left.values():
-        last, best = checkpoint_bytes(config)
-        kept.append(last + best)
-        working.append(2 * (last + best))  # the one before and the one being written, each with the best so far
+        kept.append(sum(checkpoint_bytes(config, config.sparsity.target)))
+        # the one before and the one being written, each with the best so far, and many a run begins dense
+        working.append(2 * sum(checkpoint_bytes(config, 0.0)))
     at_once = int(base.hydra.launcher.get("n_jobs") or 1)
     at_once = at_once if at_once > 0 else os.cpu_count() or 1
     wanted = sum(kept) + sum(sorted(working, reverse=True)[:at_once])
@@ -195,15 +196,22 @@ def _still_to_make(config: Config, left: dict[str, Config]) -> None:
         _still_to_make(first, left)
 
 
-def checkpoint_bytes(config: Config) -> tuple[int, int]:
-    """(last.ckpt, best.ckpt) of a finished run in bytes, about: the network and its masks, with the optimizer's state
-    and without.
+def checkpoint_bytes(config: Config, sparsity: float) -> tuple[int, int]:
+    """(last.ckpt, best.ckpt) in bytes, about, at a sparsity: the network and its masks, with the optimizer's state and
+    without. What is masked takes no room once half of the weights are.
     """
     model = table.altered_meta_network(config)
     network = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     trained = sum(value.numel() * value.element_size() for value in model.parameters())
     if config.method.prune is not None:
-        network += sum(module.weight.numel() for module in layers(model).values())
+        weights = [module.weight for module in layers(model).values()]
+        counted = sum(weight.numel() for weight in weights)
+        if sparsity < 0.5:
+            network += counted
+        else:
+            left_out = sparsity * sum(weight.numel() * weight.element_size() for weight in weights)
+            network += round(entropy(1.0 - sparsity) * counted / 8 - left_out)
+            trained -= round(left_out)
     recipe = recipe_of(config)
     state = 2 if recipe.optimizer != "sgd" else int(recipe.momentum > 0)
     return network + state * trained, network
