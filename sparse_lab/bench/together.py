@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
 
     offset = time.time() - time.perf_counter()  # one clock for all processes
     with tempfile.TemporaryDirectory() as folder:
-        watch = Stopwatch(settings.steps * settings.batch, before=wait)
+        watch = Stopwatch(settings.steps * settings.batch, settings.epochs, before=wait)
         run(request(settings, argv[1], Path(folder)), watch, lambda line: None)
     print("bench: " + json.dumps([[start + offset, end + offset] for start, end in watch.spans]), flush=True)
     return 0

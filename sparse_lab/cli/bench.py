@@ -32,10 +32,12 @@ TRAIN_AFTER = """\
 `images/s`: median over timed epochs of the steps alone; `whole epochs`: with validation, records and checkpoints;
 `x bare`, `x plain`: against a bare loop over the same tensors and the same compiled step, and against a plain PyTorch
 loop with torchvision's transforms in a DataLoader, both in the runs' precision; `overhead`: of masks and what changes
-them, against the first method.
+them, against the first line. A method with DyReLU or cycles has a line for each phase in which steps cost otherwise.
 
   sparse-lab bench train                                          VGG16 on what is here
   sparse-lab bench train --model resnet34 --method dense rigl east --sparsity 99.9 training=east
+  sparse-lab bench train --model resnet34 --method east --sparsity 99.99 --device cpu training=east compute=sparse
+    training.clip_over=all_estimated                              each phase of EAST, sparse, on a CPU
   sparse-lab bench train --method static --together 4             how much four runs at once get through
 """
 
@@ -162,7 +164,7 @@ def _train(args: argparse.Namespace) -> int:
     )
     print(train_table.title(settings), flush=True)
     found = train.measure(settings, lambda line: print(f"  {line}", flush=True))
-    print(train_table.text(found, settings.methods), flush=True)
+    print(train_table.text(found), flush=True)
     if args.csv is not None:
         train_table.save(args.csv, settings, found)
     if settings.together:
