@@ -10,12 +10,13 @@ from dataclasses import replace
 import pytest
 
 from sparse_lab.algorithms.dyrelu_phasing import beta
-from sparse_lab.bench import train_table
+from sparse_lab.bench import together, train_table
 from sparse_lab.bench.phases import phases
-from sparse_lab.bench.together import overlapped, throughput
+from sparse_lab.bench.together import Together, overlapped
 from sparse_lab.bench.train import BARE, PLAIN, Pace, Settings, Stopwatch, candidates, request
 from sparse_lab.cli.bench import main
 from sparse_lab.errors import UserError
+from sparse_lab.host.machine import usable_cores
 from sparse_lab.methods.dyrelu import phasing_steps
 from sparse_lab.methods.recipes import clock_of
 
@@ -42,6 +43,13 @@ def test_throughput_counts_the_time_in_which_all_train():
     first = [[float(second), second + 1.0] for second in range(4)]
     second = [[1.0, 3.0], [3.0, 5.0]]
     assert overlapped([first, second], 100) == pytest.approx(450 / 3)
+
+
+def test_runs_at_once_are_set_against_one_within_a_repeat():
+    said = str(Together(4, 1, [300.0, 400.0, 380.0], [100.0, 100.0, 100.0]))
+    assert said == (
+        "4 runs at once, 1 thread each: 380 images/s in all, 3.80 times one run with 1 thread (100), 0.95 a run"
+    )
 
 
 def test_the_table_holds_medians_and_ratios_within_a_repeat():
@@ -132,9 +140,11 @@ def test_a_bench_from_end_to_end(tmp_path, capsys):
 
 
 @pytest.mark.full
-def test_several_runs_at_once(tmp_path):
-    rate = throughput(replace(TINY, together=2), "static")
-    assert rate is not None and rate > 0
+def test_several_runs_at_once(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    found = together.measure(replace(TINY, together=2), "static", lambda line: None)
+    assert found is not None and found.threads == max(1, usable_cores() // 2)
+    assert len(found.rates) == len(found.alone) == 1 and min(*found.rates, *found.alone) > 0
 
 
 def test_the_first_epoch_and_those_after_the_timed_ones_are_not_timed():
