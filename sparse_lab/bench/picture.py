@@ -5,7 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_lab.bench.cells import DENSE, MASKS, OPPONENTS, RIVALS, SAID, SPARSE, Cell, Measured
+from sparse_lab.bench.cells import (
+    DENSE,
+    INFERENCE,
+    MASKS,
+    OPPONENTS,
+    RIVALS,
+    SAID,
+    SPARSE,
+    TRAINING,
+    Cell,
+    Measured,
+)
 from sparse_lab.records.atomic_io import atomic_write
 from sparse_lab.report.figures.accuracy import COLOURS
 from sparse_lab.report.figures.style import legend, legend_height, sheet
@@ -51,7 +62,10 @@ def draw(measured: Measured, below: str) -> Figure:
         for mask in MASKS
         if any(measured.line(*work, mask) for work in works if work[0] == model)
     }
-    entries |= {f"{model}, best dense": _stroke(colour, linestyle=":") for model, colour in colours.items()}
+    networks = {model for model, what, _ in works if what in (TRAINING, INFERENCE)}
+    entries |= {
+        f"{model}, best dense": _stroke(colours[model], linestyle=":") for model in colours if model in networks
+    }
     entries |= {OPPONENTS[name]: _stroke("#888888", **OTHERS[name]) for name in measured.opponents()}
     entries["no path to a logit"] = _stroke("#888888", linestyle="none", marker="o", markerfacecolor="white")
     page = sheet(1, len(panels), PANEL, INSET, beside=legend_height([*entries]))
@@ -63,7 +77,8 @@ def draw(measured: Measured, below: str) -> Figure:
             if (model, what, batch) in works:
                 _lines(axis, measured, (model, what, batch), colour)
                 _others(axis, measured, (model, what, batch), colour)
-                _best_dense(axis, measured, Cell(model, what, batch, DENSE), colour, place)
+                if model in networks:
+                    _best_dense(axis, measured, Cell(model, what, batch, DENSE), colour, place)
         _scales(axis, [c.sparsity for c in measured.seconds if (c.candidate, c.what, c.batch) == (SPARSE, what, batch)])
     page.figure.text(0.995, 0.005, below, ha="right", va="bottom", fontsize=6.5, color="#777777")
     legend(page.figure, entries)
