@@ -297,6 +297,7 @@ def measure(settings: Settings, say: Callable[[str], None]) -> dict[str, list[Pa
     found: dict[str, list[Pace]] = {}
     for repeat in range(settings.repeats):
         for name, call in turns:
-            say(f"{name}, {repeat + 1} of {settings.repeats}")
-            found.setdefault(name, []).append(call())
+            pace = call()
+            found.setdefault(name, []).append(pace)
+            say(f"{name}, {repeat + 1} of {settings.repeats}: {pace.rate:.0f} images/s")
     return found
