@@ -93,14 +93,16 @@ def entries(kind: Kind, settings: Settings) -> Iterator[Entry]:
     images = torch.randn(kind.shape(settings.batch), generator=torch.Generator().manual_seed(SEED))
     layer = kind.build()
     others = [name for name in settings.against if name in MAKERS and MAKERS[name].knows(layer)]
-    for what in (FORWARD, BACKWARD):
-        yield _entry(Cell(str(kind), what, settings.batch, DENSE), images, partial(_dense, layer))
+    candidates = []
     for sparsity in reversed(settings.sparsities):
         masked = cache(partial(_masked, kind, sparsity))
         for name in (SPARSE, *others):
             made = cache(partial(_checked, name, masked, images, f"{kind} at {sparsity:g}%"))
-            for what in (FORWARD, BACKWARD):
-                yield _entry(Cell(str(kind), what, settings.batch, name, MASK, sparsity), images, made)
+            candidates.append((name, sparsity, made))
+    for what in (FORWARD, BACKWARD):
+        yield _entry(Cell(str(kind), what, settings.batch, DENSE), images, partial(_dense, layer))
+        for name, sparsity, made in candidates:
+            yield _entry(Cell(str(kind), what, settings.batch, name, MASK, sparsity), images, made)
 
 
 def _entry(cell: Cell, images: Tensor, made: Callable[[], Call]) -> Entry:

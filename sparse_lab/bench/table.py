@@ -32,7 +32,7 @@ from sparse_lab.host.machine import version
 from sparse_lab.records.atomic_io import write_text_atomic
 from sparse_lab.records.system import commit, device_name
 
-COLUMN = 10  # characters of a number
+COLUMN = 12  # characters of a number
 LABEL = 34
 CUT = "*"  # behind a sparsity whose masks let no path through
 
