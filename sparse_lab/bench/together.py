@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_lab.bench.train import Settings, Stopwatch, request, run
-from sparse_lab.sweep.launchers import THREADS, threads_of
+from sparse_lab.sweep.launchers import THREADS, WAITING, threads_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def measure(settings: Settings, method: str, say: Callable[[str], None]) -> Toge
 def throughput(settings: Settings, method: str, runs: int, threads: int) -> float | None:
     """Images a second of all processes, while all of them train; None where one fails."""
     words = [sys.executable, "-m", "sparse_lab.bench.together", json.dumps(dataclasses.asdict(settings)), method]
-    environment = {**os.environ, **dict.fromkeys(THREADS, str(threads))}
+    environment = {**WAITING, **os.environ, **dict.fromkeys(THREADS, str(threads))}
     jobs = [
         subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         for _ in range(runs)

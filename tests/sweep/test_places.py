@@ -23,7 +23,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(compose, "available_memory", lambda: int(memory * GIB))
         monkeypatch.setattr(compose, "gpus_a_job", lambda accelerator: int(accelerator != "cpu" and gpus > 0))
         compose.places.cache_clear()
-        for name in launchers.THREADS:
+        for name in (*launchers.THREADS, *launchers.WAITING):
             monkeypatch.delenv(name, raising=False)
 
     yield make
@@ -47,7 +47,8 @@ def test_there_is_a_run_on_each_processor_as_far_as_memory_goes(
     machine(cores, memory, gpus)
     assert compose.places(accelerator) == places
     launcher = launchers.Joblib(compose.places(accelerator))
-    assert launcher.room == places and launcher.environment == dict.fromkeys(launchers.THREADS, threads)
+    assert launcher.room == places
+    assert launcher.environment == dict.fromkeys(launchers.THREADS, threads) | {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def test_what_is_asked_for_is_what_there_is(machine, monkeypatch):
