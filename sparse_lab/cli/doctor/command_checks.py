@@ -19,7 +19,7 @@ from sparse_lab.errors import SparseLabError
 from sparse_lab.experiment import backend
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.validate import check_request
-from sparse_lab.host.machine import size
+from sparse_lab.host.machine import size, usable_cores
 from sparse_lab.methods import table
 from sparse_lab.methods.recipes import recipe_of
 from sparse_lab.sparsity.masks import layers
@@ -177,7 +177,7 @@ def _room(configs: list[Config], base: DictConfig) -> Iterator[Finding]:
         # the one before and the one being written, each with the best so far, and many a run begins dense
         working.append(2 * sum(checkpoint_bytes(config, 0.0)))
     at_once = int(base.hydra.launcher.get("n_jobs") or 1)
-    at_once = at_once if at_once > 0 else os.cpu_count() or 1
+    at_once = at_once if at_once > 0 else usable_cores()
     wanted = sum(kept) + sum(sorted(working, reverse=True)[:at_once])
     done = "" if left else "; all of it is done already"
     yield Finding(True, f"runs to make: {len(left)}, with those needed first, {size(wanted)} of checkpoints{done}")
