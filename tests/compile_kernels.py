@@ -42,6 +42,7 @@ CALLS: dict[str, dict[str, str]] = {
     "conv_kernels": {
         "rows": "A1 A1 9i I1 i I1 I1 A1 A1 b D1 D1",
         "rows_weight": "A1 A1 9i I1 i I1 I1 D2",
+        "rows_weight_sliced": "A1 A1 9i I1 i I1 I1 D2",
         "taps": "A1 A1 10i I1 2i 2i 2i I1 I1 I1 I1 A1 A1 D1 D1",
         "taps_input": "A1 A1 10i I1 2i 2i 2i I1 I1 I1 I1 A1 b",
         "taps_weight": "A1 A1 10i I1 2i 2i 2i I1 I1 I1 I1 D2",

@@ -140,9 +140,9 @@ class _ConvStep:
         with timed("forward convolution"):
             if self.filter.by_rows(self.x.shape):
                 sizes, pad = self._rows_sizes(self.x.shape, z.shape), self.filter.pad[0]
-                conv_kernels.rows(
-                    x, z.buffer.array, sizes, channels, pad, *self._sliced("output", order), bias, False, *moments
-                )
+                order, offsets = self._sliced("output", order)
+                weights = order.first, offsets, self._values()[order.entries]
+                conv_kernels.rows(x, z.buffer.array, sizes, channels, pad, *weights, bias, False, *moments)
             else:
                 sizes, *geometry = self._taps_geometry()
                 taps = (*geometry, *self._taps(order))
@@ -249,9 +249,10 @@ class _ConvStep:
         with timed("weight gradient"):
             if self.filter.by_rows(self.x.shape):
                 sizes, pad = self._rows_sizes(self.x.shape, self.shape), self.filter.pad[0]
-                conv_kernels.rows_weight(
-                    x, g.array, sizes, channels, pad, order.first, self._offsets("output"), partial
-                )
+                order, offsets = self._sliced("output", order)
+                slices = (len(order.first) - 1) // (self.shape.channels * self.filter.shape[2])
+                kernel = conv_kernels.rows_weight_sliced if slices > 1 else conv_kernels.rows_weight
+                kernel(x, g.array, sizes, channels, pad, order.first, offsets, partial)
             else:
                 sizes, *geometry = self._taps_geometry()
                 conv_kernels.taps_weight(x, g.array, sizes, channels, *geometry, *self._taps(order), partial)
@@ -289,7 +290,8 @@ class _ConvStep:
             if self.filter.by_rows(self.x.shape):
                 sizes, pad = self._rows_sizes(self.shape, self.x.shape), self.filter.shape[2] - 1 - self.filter.pad[0]
                 none, nothing = self.tape.numbers(NOTHING), NOTHING
-                weights = self._sliced("input", order)
+                order, offsets = self._sliced("input", order)
+                weights = order.first, offsets, self._values()[order.entries]
                 conv_kernels.rows(g.array, y, sizes, order.channels, pad, *weights, none, adds, nothing, nothing)
             else:
                 sizes, *geometry = self._taps_geometry()
@@ -297,14 +299,14 @@ class _ConvStep:
                 values = self._values()[order.entries]
                 conv_kernels.taps_input(g.array, y, sizes, order.channels, *taps, values, adds)
 
-    def _sliced(self, side: str, order: Order) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray]:
-        """Where the entries of `order` begin, their offsets and values, in slices that lie in the cache."""
+    def _sliced(self, side: str, order: Order) -> tuple[Order, NDArray[np.int64]]:
+        """`order` in slices of the other channels that lie in the cache, and the offsets of its entries."""
         others = self.x.shape.channels if side == "output" else self.shape.channels
         wide = AT_A_TIME + (self.filter.shape[3] - 1) * self.x.shape.block * self.tape.dtype.itemsize
         each = len(order.entries) // max(1, len(order.channels))
         slices = max(1, min(-(-others * self.filter.shape[2] * wide // NEAREST), each // ENTRIES))
         order = self.live.order(side, self.filter.shape, self.filter.groups, self._maps, slices)
-        return order.first, self._offsets(side, slices), self._values()[order.entries]
+        return order, self._offsets(side, slices)
 
     def _order(self, side: str, among: NDArray[np.bool_] | None) -> Order:
         return self.live.order(side, self.filter.shape, self.filter.groups, among)

@@ -14,7 +14,7 @@ from numba import get_num_threads, njit, prange
 
 from sparse_lab.sparse_cpu.kernel import INLINED, KERNEL, kernel
 from sparse_lab.sparse_cpu.layout_kernels import SPARE
-from sparse_lab.sparse_cpu.simd import BYTES, FEW, FEWEST, few, fewest, gathered
+from sparse_lab.sparse_cpu.simd import BYTES, DOTTED, FEW, FEWEST, LANES, dotted, few, fewest, gathered
 
 NEAR = 256 * 1024  # bytes of maps that stay in the second cache
 LITTLE = 12  # entries of a channel from which on it pays to sum rows piece by piece
@@ -251,6 +251,57 @@ def rows_weight(x, g, sizes, channels, pad, first, offsets, partial):
                     t0 += _dot_1(g, x, start + row * pitch, run, source + row * pitch + offsets[e])
                 sums[e] = t0
                 e += 1
+
+
+@njit(**INLINED)
+def _put_together(sums, lanes, first, last, totals):
+    """Add the lanes of entries [first, last) to their totals, and begin again."""
+    for e in range(first, last):
+        own = sums[e * lanes : (e + 1) * lanes]
+        total = own[0] - own[0]
+        for i in range(lanes):
+            total += own[i]
+            own[i] = 0.0
+        totals[e] += total
+
+
+@kernel(parallel=True, **KERNEL)
+def rows_weight_sliced(x, g, sizes, channels, pad, first, offsets, partial):
+    """As `rows_weight`, slice by slice and piece by piece, so that what is read of x lies in the cache. partial: zeros.
+
+    What a piece gives an entry stays a vector until LONGEST_SUM numbers are added up.
+    """
+    x_guard, g_guard, blocks, inputs, outputs, height, width, block, kernel = sizes
+    pitch, run = (width + SPARE) * block, width * block
+    plane = height * pitch
+    slices, lanes, step = (first.size - 1) // (outputs * kernel), LANES // g.itemsize, DOTTED // g.itemsize
+    whole, piece = run // step * step, max(step, PIECE // g.itemsize)
+    together = max(1, LONGEST_SUM // run)
+    parts = min(channels.size, max(1, 2 * get_num_threads() // blocks))  # no sum depends on it
+    for item in prange(blocks * parts):
+        group, part = item // parts, item % parts
+        source, origin = x_guard + group * inputs * plane, g_guard + group * outputs * plane
+        begin, end = part * channels.size // parts, (part + 1) * channels.size // parts
+        sums, totals = np.zeros(offsets.size * lanes, g.dtype), partial[group]
+        for row in range(height):
+            base = source + row * pitch
+            top, bottom = max(0, pad - row), min(kernel, height + pad - row)
+            for left in range(0, run, piece):
+                for cut in range(slices):
+                    for index in range(begin, end):
+                        at = (cut * outputs + channels[index]) * kernel
+                        low, high = first[at + top], first[at + bottom]
+                        start = origin + channels[index] * plane + row * pitch
+                        for done in range(left, min(left + piece, whole), step):
+                            dotted(sums, g, start + done, x, base + done, offsets, low, high)
+                        if whole < run <= left + piece:
+                            last = max(left, whole)
+                            for e in range(low, high):
+                                totals[e] += _dot_1(g, x, start + last, run - last, base + last + offsets[e])
+            if (row + 1) % together == 0 or row + 1 == height:
+                for place in range(slices * (end - begin)):
+                    at = (place // (end - begin) * outputs + channels[begin + place % (end - begin)]) * kernel
+                    _put_together(sums, lanes, first[at], first[at + kernel], totals)
 
 
 @njit(**INLINED)

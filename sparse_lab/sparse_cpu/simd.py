@@ -167,6 +167,59 @@ def _walk(builder: ir.IRBuilder, first: Any, last: Any, totals: list[Any], added
 gathered, few, fewest = _gathers(BYTES), _gathers(FEW), _gathers(FEWEST)
 
 
+LANES = 32  # bytes of partial sums of an entry in `dotted`
+DOTTED = 256  # bytes of a run in `dotted`: as many registers as there are sums in `gathered`
+
+
+@intrinsic
+def dotted(typing, sums, g, start, x, base, offsets, first, last):  # type: ignore[no-untyped-def]
+    """sums[e * lanes : (e + 1) * lanes] += the products g[start + i] * x[base + offsets[e] + i], added up to that many
+    lanes, for as many i as fill DOTTED bytes and every e in [first, last); lanes: how many numbers LANES bytes hold.
+
+    sums, g, x: contiguous, float32 or float64; offsets: contiguous int64.
+    """
+    index = types.intp
+    return types.void(sums, g, index, x, index, offsets, index, index), _dotted
+
+
+def _dotted(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+    sums, g, start, x, base, offsets, first, last = arguments
+    real = context.get_value_type(signature.args[1].dtype)
+    itemsize = signature.args[1].dtype.bitwidth // 8
+    lanes, index = LANES // itemsize, first.type
+    whole, half = ir.VectorType(real, 2 * lanes), ir.VectorType(real, lanes)
+
+    def data(place: int, array: Any) -> Any:
+        return context.make_array(signature.args[place])(context, builder, array).data
+
+    def loaded(numbers: Any, place: int) -> Any:
+        at = builder.gep(numbers, [ir.Constant(index, place * whole.count)])
+        return builder.load(builder.bitcast(at, whole.as_pointer()), align=itemsize)
+
+    line = builder.gep(data(1, g), [start])
+    gradients = [loaded(line, place) for place in range(DOTTED // itemsize // whole.count)]
+    target, source, offset = data(0, sums), data(3, x), data(5, offsets)
+
+    def added(entry: Any, _: Any) -> Any:
+        pixels = builder.gep(source, [builder.add(base, builder.load(builder.gep(offset, [entry])))])
+        total = builder.fmul(gradients[0], loaded(pixels, 0), flags=("contract",))
+        for place, gradient in enumerate(gradients[1:], 1):
+            product = builder.fmul(gradient, loaded(pixels, place), flags=("contract",))
+            total = builder.fadd(product, total, flags=("contract",))
+        left, right = (
+            builder.shuffle_vector(total, total, ir.Constant(ir.VectorType(ir.IntType(32), lanes), list(places)))
+            for places in (range(lanes), range(lanes, 2 * lanes))
+        )
+        place = builder.gep(target, [builder.mul(entry, ir.Constant(index, lanes))])
+        place = builder.bitcast(place, half.as_pointer())
+        known = builder.load(place, align=itemsize)
+        builder.store(builder.fadd(known, builder.fadd(left, right)), place, align=itemsize)
+        return ir.Constant(index, 0)
+
+    _walk(builder, first, last, [ir.Constant(index, 0)], added)
+    return context.get_dummy_value()
+
+
 @intrinsic
 def pooled_run(typing, out, at, z, upper, lower, width):  # type: ignore[no-untyped-def]
     """The largest of each 2x2 of two rows [2 width][8] that begin at z[upper] and z[lower]: [width][8] from out[at] on.
