@@ -56,12 +56,12 @@ def test_images_in_another_memory_format_are_packed_alike() -> None:
 
 
 @given(st.integers(1, 3000))
-def test_the_block_divides_the_batch_and_no_divisor_is_nearer_to_16(images: int) -> None:
+def test_the_block_divides_the_batch_and_no_divisor_is_nearer_to_32(images: int) -> None:
     block = block_size(images)
     assert images % block == 0
 
     def distance(size: int) -> float:
-        return max(size / 16, 16 / size)
+        return max(size / 32, 32 / size)
 
     assert all(distance(block) <= distance(size) * (1 + 1e-12) for size in range(1, images + 1) if images % size == 0)
 
