@@ -107,8 +107,10 @@ def left_by(outputs: Path, name: str, own: tuple[str, ...]) -> dict[str, str]:
 
 
 def parts_of(place: Path) -> dict[str, Any]:
-    last = torch.load(place / "checkpoints" / "last.ckpt", weights_only=True)
-    best = torch.load(place / "checkpoints" / "best.ckpt", weights_only=True)
+    from sparse_lab.training.checkpoint_io import load_checkpoint
+
+    last = load_checkpoint(place / "checkpoints" / "last.ckpt")
+    best = load_checkpoint(place / "checkpoints" / "best.ckpt")
     lines = {
         path.stem: [plain(json.loads(line)) for line in path.read_text().splitlines()] for path in place.glob("*.jsonl")
     }

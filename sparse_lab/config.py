@@ -193,6 +193,7 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 LR_SCHEDULES = ("constant", "cosine", "step")
 SELECTIONS = ("validation_best", "last", "test_best")
 UNITS = ("share", "epochs")
+CLIP_OVER = ("all", "live", "all_estimated")
 GRADIENTS = ("after_clipping", "before_clipping")
 # the largest number of each kind that is more than a slip of the hand
 EPOCHS = 100_000
@@ -421,7 +422,10 @@ class RecipeConfig:
     )
     clip_norm: float | None = key(None, "largest norm of the whole gradient", low=0.0, open_low=True, high=FLOAT32)
     clip_over: str = key(
-        "all", "what clip_norm measures: all positions, pruned ones too, or live ones", choices=("all", "live")
+        "all",
+        "what clip_norm measures: all positions, pruned ones too, which needs dense gradients in every step; live "
+        "ones; or all, estimated from live ones between two steps with dense gradients",
+        choices=CLIP_OVER,
     )
 
 

@@ -29,18 +29,20 @@ SOURCES = TOP / "sparse_lab" / "sparse_cpu"
 SHARES = (
     ("conv_kernels",),
     ("norm_kernels",),
+    ("dyrelu_kernels", "image_kernels", "border_kernels"),
     ("op_kernels", "optimizer_kernels", "layout_kernels", "weight_kernels"),
     ("inference_kernels",),
 )
 MODULES = tuple(module for share in SHARES for module in share)
 # What Python calls, by the types that it calls it with. Arrays: A of the network's own type, D float64, F float32,
-# I int64, J int32, U uint8, each with its number of dimensions. N: a number of the network's type; i: int; b: bool; 3i:
-# a tuple of three; (..): a tuple of what stands in it.
+# I int64, J int32, U uint8, B bool, each with its number of dimensions. N: a number of the network's type; i: int; b:
+# bool; 3i: a tuple of three; (..): a tuple of what stands in it.
 AFFINE = "(A1 A1 A1 N N)"
 CALLS: dict[str, dict[str, str]] = {
     "conv_kernels": {
         "rows": "A1 A1 9i I1 i I1 I1 A1 A1 b D1 D1",
         "rows_weight": "A1 A1 9i I1 i I1 I1 D2",
+        "rows_weight_sliced": "A1 A1 9i I1 i I1 I1 D2",
         "taps": "A1 A1 10i I1 2i 2i 2i I1 I1 I1 I1 A1 A1 D1 D1",
         "taps_input": "A1 A1 10i I1 2i 2i 2i I1 I1 I1 I1 A1 b",
         "taps_weight": "A1 A1 10i I1 2i 2i 2i I1 I1 I1 I1 D2",
@@ -60,14 +62,26 @@ CALLS: dict[str, dict[str, str]] = {
         "layer_norm_input": "A1 A1 6i A1 A1 A1 A1 D3",
     },
     "op_kernels": {
-        "mean": "A1 A1 i i i i i i i",
-        "mean_input": "A1 A1 i i i i i i i i I1 b",
-        "max_pool": "A1 A1 U1 8i 2i 2i 2i",
-        "max_pool_input": "A1 A1 U1 8i 2i 2i 2i b",
-        "dynamic_relu": "A1 A1 i i i i i A3",
-        "dynamic_relu_input": "A1 A1 i i i i i A3 A3",
+        "max_pool": "A1 A1 U1 9i 2i 2i 2i I1",
+        "max_pool_input": "A1 A1 U1 9i 2i 2i 2i I1 b",
         "gate": "A1 A1 A1 i i i i i i i",
         "gate_input": "A1 A1 A1 A1 i i i i i i i",
+    },
+    "border_kernels": {
+        "border": "A1 6i I1 B1 (I1 I1 B2 B2) I1 I1 I1 I1 A1 A1 A3 D1 D1",
+        "border_weight": "A1 6i I1 B1 D3 (I1 I1 B2 B2) I1 I1 I1 I1 A3 D2 D3",
+        "border_input": "D3 I1 A1 D3",
+    },
+    "dyrelu_kernels": {
+        "dynamic_relu": "A1 A1 A1 6i I1 A1 A1 A3 A4 A3 D3",
+        "dynamic_relu_input": "A1 A1 A1 6i I1 A1 A1 A3 A4 D3 D3 D3 A4",
+    },
+    "image_kernels": {
+        "spread": "A1 6i I1 A3 b",
+        "away": "A1 6i I1 A1 D3",
+        "totals": "A1 6i I1 D3",
+        "products": "A1 A1 6i I1 A1 D3 D3",
+        "through": "A1 A1 6i I1 B1 A1 A1 A1 A3 b",
     },
     "optimizer_kernels": {
         "sgd": "A1 I1 A1 N N",
@@ -183,7 +197,15 @@ def read(words: str, number: Any) -> tuple[Any, ...]:
     from numba import types
 
     scalars = {"N": number, "i": types.int64, "b": types.boolean}
-    items = {"A": number, "D": types.float64, "F": types.float32, "I": types.int64, "J": types.int32, "U": types.uint8}
+    items = {
+        "A": number,
+        "D": types.float64,
+        "F": types.float32,
+        "I": types.int64,
+        "J": types.int32,
+        "U": types.uint8,
+        "B": types.boolean,
+    }
     stack: list[list[Any]] = [[]]
     for word in words.replace("(", "( ").replace(")", " )").split():
         if word == "(":

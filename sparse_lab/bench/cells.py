@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 TRAINING, INFERENCE = "training", "inference"
+FORWARD, BACKWARD = "layer forward", "layer forward and backward"
+LAYERS = "layers"  # what is asked for, of which each layer is measured in both ways
 MASKS = ("erk", "global", "synflow")
 SPARSITIES = (90.0, 95.0, 98.0, 99.0, 99.5, 99.9, 99.95, 99.99)  # percent
 DENSE, SPARSE = "dense", "sparse"
@@ -17,6 +19,13 @@ RIVALS = {
     "bf16": "dense bf16",
     "compile": "torch.compile",
     "onnxruntime": "onnxruntime",
+}
+OPPONENTS = {"sparselab": "sparselab (padded CSR)", "sparseprop": "sparseprop"}  # know single layers, and masks
+SAID = {
+    TRAINING: "training step",
+    INFERENCE: "inference",
+    FORWARD: "forward",
+    BACKWARD: "forward and backward",
 }
 IMAGE_SIZE = 32
 
@@ -44,8 +53,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Cell:
-    """One line: a candidate on a batch. mask and sparsity (percent) are of sparse arithmetic alone: what dense
-    arithmetic costs does not depend on them.
+    """One line: a candidate on a batch. model: a network, or a single layer. mask and sparsity (percent) are of sparse
+    arithmetic, ours and others': what dense arithmetic costs does not depend on them.
     """
 
     model: str
@@ -56,7 +65,9 @@ class Cell:
     sparsity: float = 0.0
 
     def rival(self, candidate: str) -> Cell:
-        """A dense candidate at the same work."""
+        """Another candidate at the same work, an opponent under the same masks."""
+        if candidate in OPPONENTS:
+            return replace(self, candidate=candidate)
         return Cell(self.model, self.what, self.batch, candidate)
 
     def __str__(self) -> str:
@@ -119,7 +130,7 @@ class Measured:
         return Spread.of(self.seconds.get(cell, {}).values())
 
     def ratio(self, cell: Cell, rival: str = DENSE) -> Spread | None:
-        """How many times faster the cell is than a dense candidate, from the rounds in which both were measured."""
+        """How many times faster the cell is than another candidate, from the rounds in which both were measured."""
         own, other = self.seconds.get(cell, {}), self.seconds.get(cell.rival(rival), {})
         return Spread.of(other[turn] / own[turn] for turn in own if turn in other)
 
@@ -132,11 +143,15 @@ class Measured:
         """(model, what, batch) of all sparse cells, in the order of measuring."""
         return list(dict.fromkeys((c.model, c.what, c.batch) for c in self.seconds if c.candidate == SPARSE))
 
-    def line(self, model: str, what: str, batch: int, mask: str) -> list[Cell]:
-        """The sparse cells of one kind of mask, by sparsity."""
-        wanted = (model, what, batch, SPARSE, mask)
+    def line(self, model: str, what: str, batch: int, mask: str, candidate: str = SPARSE) -> list[Cell]:
+        """The cells of sparse arithmetic under one kind of mask, by sparsity."""
+        wanted = (model, what, batch, candidate, mask)
         cells = [c for c in self.seconds if (c.model, c.what, c.batch, c.candidate, c.mask) == wanted]
         return sorted(cells, key=lambda cell: cell.sparsity)
+
+    def opponents(self) -> list[str]:
+        """Those that any layer was measured in."""
+        return [name for name in OPPONENTS if any(cell.candidate == name for cell in self.seconds)]
 
     def masks(self, model: str, what: str, batch: int) -> list[str]:
         return [mask for mask in MASKS if self.line(model, what, batch, mask)]

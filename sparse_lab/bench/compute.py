@@ -9,21 +9,33 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from sparse_lab.bench import inference, memory, picture, table, training
-from sparse_lab.bench.cells import DENSE, IMAGE_SIZE, INFERENCE, SPARSE, TRAINING, Cell, Entry, Measured, Say, Settings
+from sparse_lab.bench import inference, layers, memory, picture, table, training
+from sparse_lab.bench.cells import (
+    DENSE,
+    IMAGE_SIZE,
+    INFERENCE,
+    LAYERS,
+    SPARSE,
+    TRAINING,
+    Cell,
+    Entry,
+    Measured,
+    Say,
+    Settings,
+)
 from sparse_lab.bench.patterns import Patterns, build
 from sparse_lab.bench.roofline import Machine, machine
 from sparse_lab.bench.rounds import Budget, measure, too_slow, trial_batch
 from sparse_lab.errors import UserError
-from sparse_lab.sparsity.masks import count, layers, num_kept
+from sparse_lab.sparsity import masks
 
-WEIGHTS = {TRAINING: 2.0, INFERENCE: 1.0}  # shares of the time
+WEIGHTS = {LAYERS: 1.0, TRAINING: 2.0, INFERENCE: 1.0}  # shares of the time
 MEMORY_AT = 99.0  # percent: the sparsity, of those asked for, whose peak memory is measured is the nearest to it
 
 
 def run(settings: Settings, out: Path) -> int:
     """Measure, print, and write compute.csv and compute.png. Exit status 0, or 130 after Ctrl-C."""
-    for model in settings.models:
+    for model in settings.models if set(settings.what) != {LAYERS} else ():
         _check(model, settings)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -55,7 +67,7 @@ def _check(model: str, settings: Settings) -> None:
     with torch.device("meta"):
         network = models.build(model, 10, settings.width, IMAGE_SIZE)
     for sparsity in settings.sparsities:
-        kept, needed = num_kept(sparsity / 100.0, count(network)), len(layers(network))
+        kept, needed = masks.num_kept(sparsity / 100.0, masks.count(network)), len(masks.layers(network))
         if kept < needed:
             raise UserError(
                 f"bench: {model} has {needed} layers, and {sparsity:g}% leaves {kept} weights: "
@@ -64,14 +76,20 @@ def _check(model: str, settings: Settings) -> None:
 
 
 def collect(settings: Settings, measured: Measured, say: Say) -> None:
-    """All networks, training before inference: what says most comes first, for the time may be over before the end."""
-    work = [(what, model) for what in settings.what for model in settings.models]
-    budget = Budget(60.0 * settings.minutes, [WEIGHTS[what] for what, _ in work])
+    """Single layers, then all networks, training before inference: what says most comes first, for the time may be over
+    before the end.
+    """
+    work = [(what, model) for what in settings.what if what != LAYERS for model in settings.models]
+    kinds_of_layers = layers.kinds(settings.width) if LAYERS in settings.what else []
+    shares = [WEIGHTS[LAYERS] / len(kinds_of_layers) for _ in kinds_of_layers]
+    budget = Budget(60.0 * settings.minutes, shares + [WEIGHTS[what] for what, _ in work])
     patterns = {model: Patterns(model, settings.width, settings.sparsities) for model in settings.models}
     kinds: dict[str, Callable[[str, Settings, Patterns], Iterator[Entry]]] = {
         TRAINING: training.entries,
         INFERENCE: inference.entries,
     }
+    for kind in kinds_of_layers:
+        measure(list(layers.entries(kind, settings)), settings.repeats, budget.part(), measured, say)
     for what, model in work:
         over = budget.part()
         say(f"{model}, {what}", "making ready")

@@ -5,7 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_lab.bench.cells import DENSE, MASKS, RIVALS, SPARSE, TRAINING, Cell, Measured
+from sparse_lab.bench.cells import (
+    DENSE,
+    INFERENCE,
+    MASKS,
+    OPPONENTS,
+    RIVALS,
+    SAID,
+    SPARSE,
+    TRAINING,
+    Cell,
+    Measured,
+)
 from sparse_lab.records.atomic_io import atomic_write
 from sparse_lab.report.figures.accuracy import COLOURS
 from sparse_lab.report.figures.style import legend, legend_height, sheet
@@ -21,6 +32,10 @@ LOOKS: dict[str, dict[str, Any]] = {
     "global": {"marker": "s", "linestyle": "--"},
     "synflow": {"marker": "^", "linestyle": "-."},
 }
+OTHERS: dict[str, dict[str, Any]] = {
+    "sparselab": {"marker": "x", "linestyle": (0, (1, 1))},
+    "sparseprop": {"marker": "+", "linestyle": (0, (3, 1, 1, 1))},
+}
 TICKS = (90.0, 95.0, 98.0, 99.0, 99.5, 99.9, 99.95, 99.99)  # percent, if they lie within what was measured
 
 
@@ -32,8 +47,9 @@ def save(path: Path, measured: Measured, head: dict[str, str]) -> None:
 
 
 def draw(measured: Measured, below: str) -> Figure:
-    """A colour a network, a line a kind of masks with a band from the lowest to the highest ratio; hollow: nothing
-    leads from the image to a logit. The dotted line is the fastest dense candidate of the network.
+    """A colour a network or layer, a line a kind of masks with a band from the lowest to the highest ratio; hollow:
+    nothing leads from the image to a logit. The dotted line is the fastest dense candidate of the network. Other
+    libraries have lines of their own.
     """
     works = measured.works()
     panels = list(dict.fromkeys((what, batch) for _, what, batch in works))
@@ -46,17 +62,23 @@ def draw(measured: Measured, below: str) -> Figure:
         for mask in MASKS
         if any(measured.line(*work, mask) for work in works if work[0] == model)
     }
-    entries |= {f"{model}, best dense": _stroke(colour, linestyle=":") for model, colour in colours.items()}
+    networks = {model for model, what, _ in works if what in (TRAINING, INFERENCE)}
+    entries |= {
+        f"{model}, best dense": _stroke(colours[model], linestyle=":") for model in colours if model in networks
+    }
+    entries |= {OPPONENTS[name]: _stroke("#888888", **OTHERS[name]) for name in measured.opponents()}
     entries["no path to a logit"] = _stroke("#888888", linestyle="none", marker="o", markerfacecolor="white")
     page = sheet(1, len(panels), PANEL, INSET, beside=legend_height([*entries]))
     for number, (what, batch) in enumerate(panels):
         y = "" if number else "times faster than dense float32"
-        named = f"{'training step' if what == TRAINING else what}, batch {batch}"
+        named = f"{SAID[what]}, batch {batch}"
         axis = page.axis(0, number, x="zeros, % (logarithmic in what is kept)", y=y, title=named)
         for place, (model, colour) in enumerate(colours.items()):
             if (model, what, batch) in works:
                 _lines(axis, measured, (model, what, batch), colour)
-                _best_dense(axis, measured, Cell(model, what, batch, DENSE), colour, place)
+                _others(axis, measured, (model, what, batch), colour)
+                if model in networks:
+                    _best_dense(axis, measured, Cell(model, what, batch, DENSE), colour, place)
         _scales(axis, [c.sparsity for c in measured.seconds if (c.candidate, c.what, c.batch) == (SPARSE, what, batch)])
     page.figure.text(0.995, 0.005, below, ha="right", va="bottom", fontsize=6.5, color="#777777")
     legend(page.figure, entries)
@@ -72,6 +94,15 @@ def _lines(axis: Axes, measured: Measured, work: tuple[str, str, int], colour: s
         axis.plot(kept, [r.median for _, r in points], color=colour, markersize=4.5, linewidth=1.3, **LOOKS[mask])
         cut = [(100.0 - c.sparsity, r.median) for c, r in points if measured.about(c).connected is False]
         axis.plot(*zip(*cut, strict=True) if cut else ([], []), **_hollow(colour, mask))
+
+
+def _others(axis: Axes, measured: Measured, work: tuple[str, str, int], colour: str) -> None:
+    for name, look in OTHERS.items():
+        for mask in measured.masks(*work):
+            found = [(cell, measured.ratio(cell)) for cell in measured.line(*work, mask, name)]
+            points = [(100.0 - cell.sparsity, ratio.median) for cell, ratio in found if ratio is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), color=colour, markersize=5, linewidth=1.0, **look)
 
 
 def _best_dense(axis: Axes, measured: Measured, dense: Cell, colour: str, place: int) -> None:

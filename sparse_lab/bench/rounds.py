@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
-from sparse_lab.bench.cells import DENSE, SPARSE, Cell, Entry, Measured, Say, Unavailable
+from sparse_lab.bench.cells import DENSE, RIVALS, Cell, Entry, Measured, Say, Unavailable
 
 TURN = 0.2  # seconds: a fast call is repeated for so long in each turn
 MOST_CALLS = 50
@@ -78,9 +78,9 @@ def measure(
 
 
 def _hopeless(cell: Cell, measured: Measured) -> bool:
-    """Is this rival so slow that one round is enough?"""
+    """Is this dense rival so slow that one round is enough?"""
     ratio = measured.ratio(cell)
-    if cell.candidate in (DENSE, SPARSE) or ratio is None or ratio.median * TOO_SLOW >= 1.0:
+    if cell.candidate == DENSE or cell.candidate not in RIVALS or ratio is None or ratio.median * TOO_SLOW >= 1.0:
         return False
     measured.note(f"{cell} took {1.0 / ratio.median:.3g} times as long as dense float32: measured once")
     return True

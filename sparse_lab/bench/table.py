@@ -11,14 +11,28 @@ from pathlib import Path
 
 import torch
 
-from sparse_lab.bench.cells import DENSE, RIVALS, SPARSE, TRAINING, Cell, Facts, Measured, Settings, Spread
+from sparse_lab.bench.cells import (
+    BACKWARD,
+    DENSE,
+    FORWARD,
+    OPPONENTS,
+    RIVALS,
+    SAID,
+    SPARSE,
+    TRAINING,
+    Cell,
+    Facts,
+    Measured,
+    Settings,
+    Spread,
+)
 from sparse_lab.bench.roofline import Machine, Work
 from sparse_lab.bench.rounds import trial_batch
 from sparse_lab.host.machine import version
 from sparse_lab.records.atomic_io import write_text_atomic
 from sparse_lab.records.system import commit, device_name
 
-COLUMN = 10  # characters of a number
+COLUMN = 12  # characters of a number
 LABEL = 34
 CUT = "*"  # behind a sparsity whose masks let no path through
 
@@ -34,13 +48,16 @@ def heading(settings: Settings) -> dict[str, str]:
         "torch": torch.__version__,
         "numba": version("numba") or "",
         "onnxruntime": version("onnxruntime") or "",
+        **{name: version(name) or "" for name in OPPONENTS if name in settings.against},
         "width": f"{settings.width:g}",
     }
 
 
 def title(head: dict[str, str]) -> list[str]:
     width = "" if head["width"] == "1" else f", width {head['width']}"
-    versions = ", ".join(f"{name} {head[name]}" for name in ("python", "torch", "numba", "onnxruntime") if head[name])
+    versions = ", ".join(
+        f"{name} {head[name]}" for name in ("python", "torch", "numba", "onnxruntime", *OPPONENTS) if head.get(name)
+    )
     first = f"sparse-lab bench compute, {head['date']}, commit {head['commit'] or 'unknown'}{width}"
     return [first, head["machine"], versions]
 
@@ -69,7 +86,7 @@ def lines(measured: Measured, peaks: Machine | None, settings: Settings) -> Iter
 
 def _work(measured: Measured, work: tuple[str, str, int]) -> Iterator[str]:
     model, what, batch = work
-    yield f"{model}, {'training step' if what == TRAINING else 'inference'}, batch {batch}"
+    yield f"{model}, {SAID[what]}, batch {batch}"
     for name, said in RIVALS.items():
         cell = Cell(model, what, batch, name)
         if measured.time(cell) is None and name == "bf16":
@@ -98,7 +115,13 @@ def _mask(measured: Measured, work: tuple[str, str, int], mask: str, peaks: Mach
         yield _row(f"    {said}", ["" if ratio is None else _number(ratio.median) for ratio in ratios])
         if name == DENSE:
             yield _row("      lowest-highest", ["" if ratio is None else _range(ratio) for ratio in ratios])
-    if peaks is None:
+    for name in measured.opponents() if work[1] in (FORWARD, BACKWARD) else ():
+        ratios = [measured.ratio(cell, name) for cell in cells]
+        # one that does not know the layer has none
+        yield _row(
+            f"    times {OPPONENTS[name]}", ["-" if ratio is None else _number(ratio.median) for ratio in ratios]
+        )
+    if peaks is None or facts[0].macs is None:
         return
     reached = [roof(known, time, peaks) for known, time in zip(facts, times, strict=True)]
     for number, said in enumerate(("GFLOP/s", "GB/s", "bound / measured time, %")):
@@ -149,7 +172,7 @@ def _grouped(cells: Sequence[Cell]) -> Iterator[str]:
     """Sparse cells of one kind of mask in one line."""
     groups: dict[str, list[str]] = {}
     for cell in cells:
-        how = RIVALS.get(cell.candidate, f"sparse, {cell.mask}")
+        how = RIVALS.get(cell.candidate, f"{cell.candidate}, {cell.mask}")
         groups.setdefault(f"{cell.model}, {cell.what}, batch {cell.batch}: {how}", []).append(
             f"{cell.sparsity:g}%" if cell.mask else ""
         )
@@ -201,7 +224,7 @@ def _record(measured: Measured, cell: Cell, peaks: Machine | None, head: dict[st
         "rounds": time.rounds,
         **_columns(time, "{}_ms", lambda seconds: 1000 * seconds),
     }
-    for name in RIVALS:
+    for name in (*RIVALS, *OPPONENTS):
         row |= _columns(measured.ratio(cell, name), f"times_{name}_{{}}")
     row |= _columns(measured.ratio(cell, measured.best_dense(cell)), "times_best_dense_{}")
     reached = None if peaks is None else roof(known, time, peaks)

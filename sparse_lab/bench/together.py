@@ -8,22 +8,64 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sparse_lab.bench.train import Settings, Stopwatch, request, run
+from sparse_lab.sweep.launchers import THREADS, WAITING, threads_of
 
 
-def throughput(settings: Settings, method: str) -> float | None:
-    """Images a second of all `settings.together` processes, while all of them train; None where one fails."""
+@dataclass(frozen=True)
+class Together:
+    """Images a second of `runs` processes at once with so many threads each, and of a single one with one thread, each
+    as often as it was measured, in turn.
+    """
+
+    runs: int
+    threads: int
+    rates: list[float]
+    alone: list[float]
+
+    def __str__(self) -> str:
+        ratio = statistics.median(one / other for one, other in zip(self.rates, self.alone, strict=True))
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''} each"
+        return (
+            f"{self.runs} runs at once, {threads}: {statistics.median(self.rates):.0f} images/s in all, {ratio:.2f} "
+            f"times one run with 1 thread ({statistics.median(self.alone):.0f}), {ratio / self.runs:.2f} a run"
+        )
+
+
+def measure(settings: Settings, method: str, say: Callable[[str], None]) -> Together | None:
+    """`settings.together` runs against one, each `settings.repeats` times, in turn; None where a process fails. They
+    share the processors out as jobs of a launcher do, unless OMP_NUM_THREADS says otherwise.
+    """
+    threads = int(threads_of(settings.together).get(THREADS[0]) or os.environ[THREADS[0]])
+    found = Together(settings.together, threads, [], [])
+    for repeat in range(settings.repeats):
+        for runs, each, rates in ((1, 1, found.alone), (settings.together, threads, found.rates)):
+            say(f"{runs} of {method} at once, {repeat + 1} of {settings.repeats}")
+            rate = throughput(settings, method, runs, each)
+            if rate is None:
+                return None
+            rates.append(rate)
+    return found
+
+
+def throughput(settings: Settings, method: str, runs: int, threads: int) -> float | None:
+    """Images a second of all processes, while all of them train; None where one fails."""
     words = [sys.executable, "-m", "sparse_lab.bench.together", json.dumps(dataclasses.asdict(settings)), method]
+    environment = {**WAITING, **os.environ, **dict.fromkeys(THREADS, str(threads))}
     jobs = [
-        subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(settings.together)
+        subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(runs)
     ]
     try:
         if not all(_line(job) == "ready" for job in jobs):
@@ -70,7 +112,7 @@ def main(argv: list[str]) -> int:
 
     offset = time.time() - time.perf_counter()  # one clock for all processes
     with tempfile.TemporaryDirectory() as folder:
-        watch = Stopwatch(settings.steps * settings.batch, before=wait)
+        watch = Stopwatch(settings.steps * settings.batch, settings.epochs, before=wait)
         run(request(settings, argv[1], Path(folder)), watch, lambda line: None)
     print("bench: " + json.dumps([[start + offset, end + offset] for start, end in watch.spans]), flush=True)
     return 0

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from sparse_lab import data
+from sparse_lab.bench.phases import phases
 from sparse_lab.config import Config
 from sparse_lab.errors import UserError
 from sparse_lab.experiment.backend import resolve_backend
@@ -79,8 +81,11 @@ class Pace:
         return statistics.median(self.steps)
 
 
-def request(settings: Settings, method: str, outputs: Path) -> Config:
-    """The run that the command would make of this. Raises UserError for a method that starts from another run."""
+def request(settings: Settings, method: str, outputs: Path, phase: tuple[str, ...] = ()) -> Config:
+    """The run that the command would make of this; with `phase`, the words of one of its phases, an epoch longer.
+
+    Raises UserError for a method that starts from another run.
+    """
     words = [
         f"model={settings.model}",
         f"model.width={settings.width:g}",
@@ -89,12 +94,13 @@ def request(settings: Settings, method: str, outputs: Path) -> Config:
         f"method={method}",
         f"sparsity.target={settings.sparsity / 100:.10g}",
         f"training.batch_size={settings.batch}",
-        f"training.epochs={WARM + settings.epochs}",
+        f"training.epochs={WARM + settings.epochs + bool(phase)}",
         f"trainer={settings.device}",
         f"trainer.compile={settings.compile}",
         f"trainer.deterministic={str(settings.deterministic).lower()}",
         f"paths.outputs={outputs}",
         *settings.options,
+        *phase,
     ]
     config = Request.read(words).compose([]).config()
     if config.method.init_from is not None:
@@ -103,10 +109,11 @@ def request(settings: Settings, method: str, outputs: Path) -> Config:
 
 
 class Stopwatch(pl.Callback):
-    """Times every epoch but the first ones. before: called when those are over."""
+    """Times `epochs` epochs after the first ones. before: called when those are over."""
 
-    def __init__(self, images: int, before: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, images: int, epochs: int, before: Callable[[], None] = lambda: None) -> None:
         self.images = images
+        self.epochs = epochs
         self.before = before
         self.pace = Pace()
         self.spans: list[tuple[float, float]] = []  # of whole epochs
@@ -116,7 +123,7 @@ class Stopwatch(pl.Callback):
         self._end()
         if trainer.current_epoch == WARM:
             self.before()
-        if trainer.current_epoch >= WARM:
+        if WARM <= trainer.current_epoch < WARM + self.epochs:
             self._start = _now(pl_module.device)
 
     def on_train_batch_end(
@@ -132,6 +139,7 @@ class Stopwatch(pl.Callback):
         if self._start is not None:
             self.spans.append((self._start, time.perf_counter()))
             self.pace.whole.append(self.images / (self.spans[-1][1] - self._start))
+            self._start = None
 
 
 def run(config: Config, watch: Stopwatch, say: Callable[[str], None]) -> Pace:
@@ -262,12 +270,13 @@ def _now(device: torch.device) -> float:
 
 
 def candidates(settings: Settings, say: Callable[[str], None]) -> Iterator[tuple[str, Callable[[], Pace]]]:
-    """What is measured, in turn. Every call starts anew."""
+    """What is measured, in turn: of a method with phases each of them. Every call starts anew."""
     images = settings.steps * settings.batch
 
-    def fresh(method: str) -> Pace:
+    def fresh(method: str, phase: tuple[str, ...]) -> Pace:
         with tempfile.TemporaryDirectory() as folder:
-            return run(request(settings, method, Path(folder)), Stopwatch(images), say)
+            config = request(settings, method, Path(folder), phase)
+            return run(config, Stopwatch(images, settings.epochs), say)
 
     def loop(kind: str) -> Pace:
         with tempfile.TemporaryDirectory() as folder:
@@ -275,16 +284,20 @@ def candidates(settings: Settings, say: Callable[[str], None]) -> Iterator[tuple
             return bare(config, settings, say) if kind == BARE else plain(config, settings)
 
     for method in settings.methods:
-        yield method, lambda method=method: fresh(method)  # type: ignore[misc]
+        found = phases(request(settings, method, Path("unused")))
+        for name, words in (found or {"": ()}).items():
+            yield f"{method}: {name}" if name else method, partial(fresh, method, words)
     yield BARE, lambda: loop(BARE)
     yield PLAIN, lambda: loop(PLAIN)
 
 
 def measure(settings: Settings, say: Callable[[str], None]) -> dict[str, list[Pace]]:
     """Every candidate once a repeat. Raises UserError for what cannot be asked of a run."""
+    turns = list(candidates(settings, say))
     found: dict[str, list[Pace]] = {}
     for repeat in range(settings.repeats):
-        for name, call in candidates(settings, say):
-            say(f"{name}, {repeat + 1} of {settings.repeats}")
-            found.setdefault(name, []).append(call())
+        for name, call in turns:
+            pace = call()
+            found.setdefault(name, []).append(pace)
+            say(f"{name}, {repeat + 1} of {settings.repeats}: {pace.rate:.0f} images/s")
     return found

@@ -32,14 +32,16 @@ def title(settings: Settings) -> str:
     )
 
 
-def rows(found: dict[str, list[Pace]], methods: tuple[str, ...]) -> Iterator[list[str]]:
-    """One row a candidate: medians over epochs and repeats; ratios are medians of those within a repeat."""
-    first = methods[0]
+def rows(found: dict[str, list[Pace]]) -> Iterator[list[str]]:
+    """One row a candidate: medians over epochs and repeats; ratios are medians of those within a repeat, the overhead
+    that over the first candidate.
+    """
+    first = next(iter(found))
     for name, paces in found.items():
         steps = [rate for pace in paces for rate in pace.steps]
         whole = [rate for pace in paces for rate in pace.whole]
         beside = [_ratio(paces, found.get(other)) for other in (BARE, PLAIN)]
-        overhead = _ratio(found[first], paces) if name in methods and name != first else None
+        overhead = _ratio(found[first], paces) if name not in (first, BARE, PLAIN) else None
         yield [
             name,
             f"{statistics.median(steps):.0f}",
@@ -58,8 +60,8 @@ def _ratio(paces: list[Pace], others: list[Pace] | None) -> float | None:
     return statistics.median(one.rate / other.rate for one, other in zip(paces, others, strict=False))
 
 
-def text(found: dict[str, list[Pace]], methods: tuple[str, ...]) -> str:
-    table = [list(HEAD), *rows(found, methods)]
+def text(found: dict[str, list[Pace]]) -> str:
+    table = [list(HEAD), *rows(found)]
     widths = [max(len(row[column]) for row in table) for column in range(len(HEAD))]
     return "\n".join(
         "  ".join(
@@ -87,7 +89,7 @@ def save(path: Path, settings: Settings, found: dict[str, list[Pace]]) -> None:
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")
     writer.writerow([*HEAD, *about])
-    for row in rows(found, settings.methods):
+    for row in rows(found):
         writer.writerow([*row, *about.values()])
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomic(path, target.getvalue())

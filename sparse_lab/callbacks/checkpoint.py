@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from sparse_lab.coding.packed_state import packed, unpacked
 from sparse_lab.errors import SparseLabError
 from sparse_lab.records.lock import Moved
 from sparse_lab.records.run_dir import RunDir
@@ -185,12 +186,15 @@ class CheckpointOnExit(pl.Callback):
 
 class Straight(TorchCheckpointIO):
     """Writes where it is told to: Lightning's own writes among the temporary files and copies that, and where the disk
-    is full there it looks as if it were here.
+    is full there it looks as if it were here. What is masked takes no room.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         with open(path, "wb") as file:
-            torch.save(checkpoint, file)
+            torch.save(packed(checkpoint), file)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return unpacked(super().load_checkpoint(path, *args, **kwargs), path)
 
 
 class InMemory(TorchCheckpointIO):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sparse_lab.bench.cells import INFERENCE, MASKS, RIVALS, SPARSITIES, TRAINING, Settings
+from sparse_lab.bench.cells import INFERENCE, LAYERS, MASKS, OPPONENTS, RIVALS, SPARSITIES, TRAINING, Settings
 from sparse_lab.errors import UserError
 from sparse_lab.models import LIBRARIES, names
 
@@ -26,16 +26,19 @@ with a table of what there is.
   sparse-lab bench                                     VGG16 and ResNet-34, about 10 minutes each
   sparse-lab bench --model vgg16 --sparsity 99 99.9    one network, two sparsities
   sparse-lab bench --width 0.25 --repeats 3            narrow networks: a first look
+  sparse-lab bench --what layers --against sparselab sparseprop   single layers, beside other libraries
 """
 
 TRAIN_AFTER = """\
 `images/s`: median over timed epochs of the steps alone; `whole epochs`: with validation, records and checkpoints;
 `x bare`, `x plain`: against a bare loop over the same tensors and the same compiled step, and against a plain PyTorch
 loop with torchvision's transforms in a DataLoader, both in the runs' precision; `overhead`: of masks and what changes
-them, against the first method.
+them, against the first line. A method with DyReLU or cycles has a line for each phase in which steps cost otherwise.
 
   sparse-lab bench train                                          VGG16 on what is here
   sparse-lab bench train --model resnet34 --method dense rigl east --sparsity 99.9 training=east
+  sparse-lab bench train --model resnet34 --method east --sparsity 99.99 --device cpu training=east compute=sparse
+    training.clip_over=all_estimated                              each phase of EAST, sparse, on a CPU
   sparse-lab bench train --method static --together 4             how much four runs at once get through
 """
 
@@ -74,21 +77,23 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--model", choices=NETWORKS, default=["vgg16", "resnet34"], help=_of(NETWORKS, "vgg16 resnet34"), **many
     )
-    what = (TRAINING, INFERENCE)
-    one.add_argument("--what", choices=what, default=list(what), help=_of(what, "both"), **many)
+    what = (TRAINING, INFERENCE, LAYERS)
+    said = _of(what, "training and inference, and layers where a library is asked for that knows nothing else")
+    one.add_argument("--what", choices=what, default=None, help=said, **many)
     one.add_argument("--masks", choices=MASKS, default=list(MASKS), help=_of(MASKS, "all"), **many)
     percent = (
         "percent of the weights that are zero, in [0, 100) (default " + " ".join(f"{s:g}" for s in SPARSITIES) + ")"
     )
     one.add_argument("--sparsity", type=float, nargs="+", default=list(SPARSITIES), metavar="PERCENT", help=percent)
     rivals = [name for name in RIVALS if name != "dense"]
+    others = f"; {' and '.join(OPPONENTS)} (pip install NAME) know single layers"
     one.add_argument(
         "--against",
-        choices=rivals,
+        choices=[*rivals, *OPPONENTS],
         nargs="*",
         default=rivals,
         metavar="NAME",
-        help=_of(rivals, "all") + "; dense float32 is always measured",
+        help=_of([*rivals, *OPPONENTS], " ".join(rivals)) + f"; dense float32 is always measured{others}",
     )
     one.add_argument("--batch", type=int, default=128, help="images of a training step and of inference (default 128)")
     one.add_argument("--width", type=float, default=1.0, help="factor on every channel count (default 1)")
@@ -123,7 +128,7 @@ def _train_words(one: argparse.ArgumentParser) -> None:
     one.add_argument("--epochs", type=int, default=3, metavar="N", help="timed ones, after one that is not (default 3)")
     one.add_argument("--repeats", type=int, default=2, metavar="N", help="of everything, in turn (default 2)")
     one.add_argument("--workers", type=int, default=4, metavar="N", help="of the plain loop's DataLoader (default 4)")
-    text = "then N runs of the last method at once, each a process: their total throughput (default 0: none)"
+    text = "then N runs of the last method at once, each a process, against one with a single thread (default 0: none)"
     one.add_argument("--together", type=int, default=0, metavar="N", help=text)
     one.add_argument("--csv", type=Path, default=None, metavar="FILE", help="write the table there too")
     one.add_argument("option", nargs="*", metavar="KEY=VALUE", help="further settings of the runs, as for sparse-lab")
@@ -161,14 +166,16 @@ def _train(args: argparse.Namespace) -> int:
         options=tuple(args.option),
     )
     print(train_table.title(settings), flush=True)
-    found = train.measure(settings, lambda line: print(f"  {line}", flush=True))
-    print(train_table.text(found, settings.methods), flush=True)
+
+    def say(line: str) -> None:
+        print(f"  {line}", flush=True)
+
+    found = train.measure(settings, say)
+    print(train_table.text(found), flush=True)
     if args.csv is not None:
         train_table.save(args.csv, settings, found)
     if settings.together:
-        total = together.throughput(settings, settings.methods[-1])
-        rate = "failed" if total is None else f"{total:.0f} images/s"
-        print(f"{settings.together} runs of {settings.methods[-1]} at once: {rate} in all")
+        print(together.measure(settings, settings.methods[-1], say) or f"{settings.together} runs at once: one failed")
     return 0
 
 
@@ -188,9 +195,13 @@ def _settings(args: argparse.Namespace) -> Settings:
         if not fits:
             allowed = "in [0, 100)" if name == "sparsity" else "at least 1" if name != "minutes" else "above 0"
             raise UserError(f"bench: --{name} must be {allowed}, not {value}")
+    others = [name for name in args.against if name in OPPONENTS]
+    what = tuple(dict.fromkeys(args.what or [*([LAYERS] if others else []), TRAINING, INFERENCE]))
+    if others and LAYERS not in what:
+        raise UserError(f"bench: {others[0]} knows single layers alone: add {LAYERS} to --what")
     return Settings(
         models=tuple(dict.fromkeys(args.model)),
-        what=tuple(dict.fromkeys(args.what)),
+        what=what,
         masks=tuple(dict.fromkeys(args.masks)),
         sparsities=tuple(sorted(set(args.sparsity))),
         against=tuple(dict.fromkeys(args.against)),

@@ -158,7 +158,7 @@ def _against(config: Config) -> str | None:
         return f"sparse is faster from {100 * least:g}% of zeros on, and this run ends at {100 * sparsity:.6g}%"
     recipe = recipe_of(config)
     if recipe.clip_norm is not None and recipe.clip_over == "all":
-        return "training.clip_over=all needs dense gradients in every step; training.clip_over=live does not"
+        return "training.clip_over=all needs dense gradients in every step; all_estimated and live do not"
     return None
 
 

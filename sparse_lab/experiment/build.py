@@ -44,6 +44,7 @@ from sparse_lab.sparsity.schedules import EpochEnds
 from sparse_lab.sparsity.scores import Probe
 from sparse_lab.training.accumulation import steps_of
 from sparse_lab.training.checkpoint_io import load_into, load_network, load_start
+from sparse_lab.training.clipping import NormRatio
 from sparse_lab.training.device import layout_of
 from sparse_lab.training.lightning_module import Classifier
 from sparse_lab.training.signals import StopRequest
@@ -87,7 +88,8 @@ def assemble(
     masks = Masks(model) if config.method.prune else None
     clock = clock_of(config, steps_of(len(data.train), config.training.accumulate))
     arithmetic, step = _arithmetic(config, model, say), _step(config, model, device, say)
-    module = Classifier(model, recipe_of(config), clock, config.training.label_smoothing, arithmetic, step)
+    ratio = _norm_ratio(config, model, masks)
+    module = Classifier(model, recipe_of(config), clock, config.training.label_smoothing, arithmetic, step, ratio)
     log = _log(config, model, masks, module, folder, device, say)
     recompile = (lambda: None) if step is None else step.renew
     schedule, begins = table.sparsity(config, clock), table.begins(config, clock)
@@ -110,6 +112,7 @@ def assemble(
         recompile,
     )
     algorithms = [*([] if masks is None else [EnforceMasks(masks)]), *table.build(site)]
+    algorithms += [] if ratio is None else [ratio]
     rounds = Rounds(
         model,
         module.figures,
@@ -244,9 +247,15 @@ def _arithmetic(config: Config, model: nn.Module, say: Callable[[str], None]) ->
     if recipe.clip_norm is not None and recipe.clip_over == "all":
         say(
             "WARNING: training.clip_over=all measures the gradients of pruned weights in every step, which costs most "
-            "of what compute=sparse saves: training.clip_over=live does not"
+            "of what compute=sparse saves: training.clip_over=all_estimated and live do not"
         )
     return SparseArithmetic(model, say)
+
+
+def _norm_ratio(config: Config, model: nn.Module, masks: Masks | None) -> NormRatio | None:
+    recipe = recipe_of(config)
+    estimated = masks is not None and recipe.clip_norm is not None and recipe.clip_over == "all_estimated"
+    return NormRatio(model) if estimated else None
 
 
 def _rewinding(config: Config, model: nn.Module, starts: dict[str, Path]) -> dict[str, Tensor] | None:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from sparse_lab.export.graph import Conv, Graph, Map, Node, activated, dense, pooled, rows_of, shape, whole_bias
+from sparse_lab.export.dense_graph import activated, pooled
+from sparse_lab.export.graph import Conv, Graph, Map, Node, dense, rows_of, shape, whole_bias
 
 SAME = 1e-13  # a bias map whose values differ by less than this share of their size is one number: float64 rounds
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from sparse_lab.errors import UserError
 from sparse_lab.export import lowering
 from sparse_lab.export.dead_channels import reduced
 from sparse_lab.export.lowering import Layout, NoPlace
-from sparse_lab.export.runtime import compiled, fitting
+from sparse_lab.export.runtime import Images, compiled, fitting
 from sparse_lab.records.atomic_io import printable
 from sparse_lab.sparse_cpu.program import Executor
 from sparse_lab.trace.trace import Step, Trace, last_reads, names, prepared, reads, shapes, weight_names
@@ -40,7 +41,8 @@ class Part:
 
 
 class MixedNetwork:
-    """Logits (N, classes) of normalised images (N, C, H, W), N from 0 up: float32 on the CPU, without gradients.
+    """Logits (N, classes) of normalised images (N, C, H, W), N from 0 up: float32 on the CPU, without gradients; an
+    array of an array, a tensor of a tensor.
 
     `about`: what the file says of the network. One network answers one caller at a time.
     """
@@ -64,9 +66,12 @@ class MixedNetwork:
         """Weights of convolutions and linear layers that are not zero."""
         return self._weights
 
+    def __call__(self, images: Images) -> Images:
+        logits = self._logits(torch.from_numpy(fitting(images, self.trace.images)))
+        return logits.numpy() if isinstance(images, np.ndarray) else logits
+
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        images = fitting(images, self.trace.images)
+    def _logits(self, images: Tensor) -> Tensor:
         if not len(images):
             return torch.empty(0, self.classes)
         values: dict[int, Any] = {0: images}
@@ -108,7 +113,8 @@ def _computed(part: Part, source: Tensor) -> Tensor:
     if part.taken == "last":
         rows = source.shape[1:-1]
         source = source.reshape(len(source), height * width, channels).transpose(1, 2)
-    made = part.run(source.reshape(len(source), channels, height, width).contiguous())
+    pixels = source.reshape(len(source), channels, height, width).contiguous()
+    made = torch.from_numpy(part.run(pixels.numpy()))
     if part.given == "last":
         return made.flatten(2).transpose(1, 2).reshape(len(made), *rows, -1)
     return made.flatten(1) if part.given == "flat" else made

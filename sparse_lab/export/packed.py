@@ -18,21 +18,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-from torch import Tensor
 
+from sparse_lab.coding import head, rice_coding
+from sparse_lab.coding.rice_coding import MOST_BITS
 from sparse_lab.errors import UserError
-from sparse_lab.export import head, packed_trace, rice_coding
 from sparse_lab.export.graph import Activation, AveragePool, Conv, Graph, Map, MaxPool, Node, check
-from sparse_lab.export.mixed import MixedNetwork
-from sparse_lab.export.rice_coding import MOST_BITS
-from sparse_lab.export.runtime import SparseNetwork
 from sparse_lab.export.streams import DTYPES, Precision, Streams, scale_of
 from sparse_lab.host import regular_file
 from sparse_lab.records.atomic_io import atomic_write, printable
-from sparse_lab.trace.trace import Trace
+
+if TYPE_CHECKING:  # a graph is read and computed without torch
+    from torch import Tensor
+
+    from sparse_lab.export.mixed import MixedNetwork
+    from sparse_lab.export.runtime import SparseNetwork
+    from sparse_lab.trace.trace import Trace
 
 KEY = "sparse_lab"
 FORMAT = 2  # the newest
@@ -67,6 +70,8 @@ def save_trace(
     trace: Trace, tensors: Mapping[str, Tensor], about: Mapping[str, Any], path: Path, values: Precision = "fp32"
 ) -> None:
     """The same of a network that is no graph, with its tensors."""
+    from sparse_lab.export import packed_trace
+
     streams = Streams(values)
     _write(2, packed_trace.put(trace, tensors, streams), streams, about, path)
 
@@ -83,16 +88,35 @@ def _write(number: int, structure: dict[str, Any], streams: Streams, about: Mapp
 
 
 def load(path: str | Path) -> SparseNetwork | MixedNetwork:
-    """The network in a packed file, ready to be called: float32 images (N, C, H, W) to logits (N, classes).
+    """The network in a packed file, ready to be called: float32 images (N, C, H, W) to logits (N, classes), numpy
+    arrays or torch tensors. torch is imported for a file of format 2 alone.
 
-    Raises UserError, in one line, for a file that is missing, truncated, altered, of a newer version, or another kind.
+    Raises UserError, in one line, for a file that is missing, truncated, altered, of a newer version, or another kind,
+    and where a package is missing that it needs.
     """
     path = Path(path)
+    with _needing("numba", path):
+        from sparse_lab.export.runtime import SparseNetwork
     given = _opened(path)
-    with _contradicting(path):
-        if given.said["format"] == 1:
+    if given.said["format"] == 1:
+        with _contradicting(path):
             return SparseNetwork(*_graph(given))
+    with _needing("torch", path):
+        from sparse_lab.export import packed_trace
+        from sparse_lab.export.mixed import MixedNetwork
+    with _contradicting(path):
         return MixedNetwork(*packed_trace.take(given.said, given.streams(), given.allowance), given.said["about"])
+
+
+@contextmanager
+def _needing(package: str, path: Path) -> Iterator[None]:
+    """What is imported here needs a package that a device may lack."""
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        raise UserError(f"the network in {path} needs the package {package}, which is not here: install it") from None
 
 
 def read(path: Path) -> tuple[Graph, dict[str, Any]]:
@@ -136,7 +160,8 @@ def _opened(path: Path) -> _Given:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     found = _checked(content, path)
-    from safetensors.numpy import load as parse
+    with _needing("safetensors", path):
+        from safetensors.numpy import load as parse
 
     with _contradicting(path):
         head.choice(found, "values", tuple(DTYPES))

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparse_lab.export import head, rice_coding
-from sparse_lab.export.rice_coding import MOST_BITS
+from sparse_lab.coding import head, rice_coding
+from sparse_lab.coding.rice_coding import MOST_BITS
 from sparse_lab.export.streams import Streams
 from sparse_lab.trace.plain import LONGEST, as_plain, from_plain
 from sparse_lab.trace.trace import TYPES, Trace, check, numbers_of

@@ -1,20 +1,27 @@
-"""A graph that can be called: torch tensors in and out, the sparse kernels between."""
+"""A graph that can be called: numpy arrays or torch tensors in and out, the sparse kernels between. Imports no torch:
+who has a tensor has it.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from sparse_lab.export.graph import Conv, Graph, Map, MaxPool, rows_of, shape
 from sparse_lab.sparse_cpu.program import Program, Window
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Images = TypeVar("Images", np.ndarray, "Tensor")
+
 
 class SparseNetwork:
-    """Logits (N, classes) of normalised images (N, 3, H, W), N from 0 up: float32 on the CPU, without gradients.
+    """Logits (N, classes) of normalised images (N, 3, H, W), N from 0 up: float32 on the CPU, without gradients; an
+    array of an array, a tensor of a tensor.
 
     `about`: what the file says of the network (`normalise`, `image_size`, `num_classes`, ...). One network answers one
     caller at a time: its memory is kept between calls.
@@ -25,8 +32,10 @@ class SparseNetwork:
         self.about = dict(about)
         self._execute = compiled(graph).finish()
 
-    def __call__(self, images: Tensor) -> Tensor:
-        return self._execute(fitting(images, self._execute.shape)).flatten(1)
+    def __call__(self, images: Images) -> Images:
+        made = self._execute(fitting(images, self._execute.shape))
+        logits = made.reshape(len(made), math.prod(made.shape[1:]))
+        return logits if isinstance(images, np.ndarray) else _as_tensor(logits)
 
     def weights(self) -> int:
         """Weights that lie on a path from the image to a logit."""
@@ -36,13 +45,19 @@ class SparseNetwork:
         return f"SparseNetwork({self.about.get('name', '')}, {self.graph.weights():,} weights)"
 
 
-def fitting(images: Tensor, wanted: tuple[int, ...]) -> Tensor:
+def fitting(images: np.ndarray | Tensor, wanted: tuple[int, ...]) -> np.ndarray:
     """The images as the kernels take them. Raises ValueError where they have another shape than (N, *wanted)."""
-    if images.dim() != 1 + len(wanted) or tuple(images.shape[1:]) != tuple(wanted):
+    if len(images.shape) != 1 + len(wanted) or tuple(images.shape[1:]) != tuple(wanted):
         raise ValueError(f"images must have shape (N, {', '.join(map(str, wanted))}), not {tuple(images.shape)}")
-    if images.dtype != torch.float32 or images.device.type != "cpu" or not images.is_contiguous():
-        images = images.to("cpu", torch.float32).contiguous()
-    return images.detach()
+    if not isinstance(images, np.ndarray):
+        images = images.detach().cpu().float().numpy()
+    return np.require(images, np.float32, ["C", "A", "W", "E"])  # of one type: kernels are compiled for each
+
+
+def _as_tensor(numbers: np.ndarray) -> Tensor:
+    import torch
+
+    return torch.from_numpy(numbers)
 
 
 def compiled(graph: Graph) -> Program:

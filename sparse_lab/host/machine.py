@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +13,10 @@ from pathlib import Path
 CGROUPS = (  # version 2, version 1
     ("/sys/fs/cgroup", "memory.max", "memory.current"),
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+QUOTAS = (  # version 2 (quota and period in one file), version 1; microseconds
+    ("/sys/fs/cgroup", ("cpu.max",)),
+    ("/sys/fs/cgroup/cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us")),
 )
 
 
@@ -36,18 +42,27 @@ def instructions() -> frozenset[str]:
     return frozenset(next(flags, ()))
 
 
+def usable_cores() -> int:
+    """Return how many processors this process may keep busy: those that it may run on, and no more than the time that
+    the control groups (containers, jobs of a cluster) give it; 1 at least.
+    """
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for top, files in QUOTAS:
+        for folder in _groups(top):
+            said = " ".join(line for file in files for line in _lines(folder / file)).split()
+            if len(said) == 2 and all(word.isdecimal() and int(word) for word in said):
+                found = min(found, math.ceil(int(said[0]) / int(said[1])))
+    return max(1, found)
+
+
 def available_memory() -> int:
     """Return the bytes that this process may still take: what the machine has free, and what the control groups
     (containers, jobs of a cluster) allow. What files are cached in counts as free.
     """
     found = [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable:")]
-    groups = [line.rpartition(":")[2].strip("/") for line in _lines("/proc/self/cgroup")]
-    for top, limit, used in CGROUPS:
-        for group in dict.fromkeys(("", *groups)):  # in a container the group's own name may not be there
-            for folder in (Path(top, group), *Path(top, group).parents):
-                if folder == Path(top).parent:
-                    break
-                found += _left(folder / limit, folder / used)
+    found += [
+        left for top, limit, used in CGROUPS for folder in _groups(top) for left in _left(folder / limit, folder / used)
+    ]
     return min(found, default=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
@@ -55,6 +70,16 @@ def size(count: int) -> str:
     """Return a number of bytes as a person would say it."""
     unit, name = next((one for one in ((2**30, "GiB"), (2**20, "MiB")) if count >= one[0]), (2**10, "KiB"))
     return f"{count / unit:,.1f} {name}"
+
+
+def _groups(top: str) -> Iterator[Path]:
+    """The folders of this process's control groups below `top`, each with those that it lies in."""
+    groups = [line.rpartition(":")[2].strip("/") for line in _lines("/proc/self/cgroup")]
+    for group in dict.fromkeys(("", *groups)):  # in a container the group's own name may not be there
+        for folder in (Path(top, group), *Path(top, group).parents):
+            if folder == Path(top).parent:
+                break
+            yield folder
 
 
 def _left(limit: Path, used: Path) -> list[int]:

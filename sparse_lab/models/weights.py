@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparse_lab.coding.packed_state import unpacked
 from sparse_lab.errors import UserError
 from sparse_lab.host.regular_file import TENSORS, check_tensors
 from sparse_lab.models.pruned_state import MasksLeft, has_offsets, is_plain, masks_of, plain_of
@@ -96,7 +97,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is a folder, and no run's: name a file, or the folder of a finished run") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give 'torchvision', or a file of tensors") from None
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else unpacked(_read_torch(path), path)
     for inner in ("state_dict", "network"):
         if isinstance(content, dict) and isinstance(content.get(inner), dict):
             content = _own(content[inner]) if "pytorch-lightning_version" in content else content[inner]

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sparse_lab.sparse_cpu import norm_kernels
-from sparse_lab.sparse_cpu.layout import Buffer, Pool, Shape, fill, pack, unpack
+from sparse_lab.sparse_cpu import image_kernels, norm_kernels
+from sparse_lab.sparse_cpu.layout import Buffer, Pool, Shape, fill, pack, spread, unpack
 from sparse_lab.sparse_cpu.reading import MAP, Reading, reread
 from sparse_lab.sparse_cpu.sparse_weights import SparseWeight
 from sparse_lab.sparse_cpu.timers import timed
@@ -39,12 +39,21 @@ class Node(Protocol):
 
 
 class Gradient:
-    """Of a map: a buffer, and the channels of it that are written; all others are zero, their memory holds anything."""
+    """Of a map: a part that differs from position to position, and one that is even over the positions of an image.
+
+    buffer: of the first part; the channels of it that are written, all others are zero, their memory holds anything.
+    totals: [blocks, C, block] float64, the second part added up over positions; `even` are the channels that have one.
+    A channel that is one number an image has no other gradient than such a total. sums: what is known of the first
+    part, by whoever wrote it and for whoever goes on with it.
+    """
 
     def __init__(self, shape: Shape, buffer: Buffer, written: NDArray[np.bool_]) -> None:
         self.shape = shape
         self.buffer = buffer
         self.written = written
+        self.even = np.zeros(shape.channels, np.bool_)
+        self.totals: NDArray[np.float64] | None = None
+        self.sums: Any = None
 
     @property
     def array(self) -> NDArray:
@@ -67,12 +76,45 @@ class Gradient:
         self.write(np.arange(self.shape.channels))
         return self.array
 
+    def add_totals(self, channels: NDArray[np.bool_], totals: NDArray[np.float64]) -> None:
+        """totals: [blocks, C, block], read where `channels` are."""
+        if self.totals is None:
+            self.totals = np.zeros((self.shape.blocks, self.shape.channels, self.shape.block))
+        np.add(self.totals, totals, out=self.totals, where=channels[:, None])
+        self.even |= channels
+
+    def spread(self, among: NDArray[np.bool_]) -> None:
+        """Of these channels, make the even part one of the other."""
+        channels = np.flatnonzero(self.even & among)
+        if not channels.size or self.totals is None:
+            return
+        shape = self.shape
+        numbers = (self.totals / (shape.height * shape.width)).astype(self.array.dtype)
+        for some, adds in ((channels[self.written[channels]], True), (channels[~self.written[channels]], False)):
+            spread(self.array, shape, some, numbers, adds)
+        self.written[channels] = True
+        self.even[channels] = False
+        self.totals[:, channels] = 0.0
+        self.sums = None
+
+    def collect(self, among: NDArray[np.bool_]) -> None:
+        """Of these channels, make the part that differs an even one: nobody asks where it was."""
+        found = self.written & among
+        channels = np.flatnonzero(found)
+        if channels.size:
+            totals = np.zeros((self.shape.blocks, self.shape.channels, self.shape.block))
+            image_kernels.totals(self.array, self.shape.map_sizes, channels, totals)
+            self.add_totals(found, totals)
+            self.written[channels] = False
+
 
 class Value:
     """A map in the blocked layout, and while going back its gradient.
 
-    A channel that does not vary is one number everywhere, `constant`, for nothing feeds it; it is written only when
-    somebody reads it. At extreme sparsity most channels are so.
+    A channel is of one of three kinds, by the masks and the network alone: `varying`, a map; one number everywhere,
+    `constant`, for nothing feeds it; or, where it is `per_image`, one number for each image, `images`. The latter two
+    are written only when somebody reads them, and so is a map that has a `writer`. At extreme sparsity most channels
+    are no maps.
 
     edge: where the map stands in torch's graph; None where no gradient is asked for, and for the step that made the
     map: torch's graph holds the step, and nobody would ever let go of a ring.
@@ -80,15 +122,27 @@ class Value:
 
     __slots__ = ("__dict__", "edge")
 
-    def __init__(self, shape: Shape, buffer: Buffer) -> None:
+    def __init__(self, shape: Shape, take: Callable[[], Buffer]) -> None:
         self.shape = shape
-        self.buffer = buffer
+        self._take = take
+        self._buffer: Buffer | None = None
         self.edge: Tensor | None = None
         self.gradient: Gradient | None = None
         self.readers = 0  # steps that will look at the map itself on the way back
         self.varying = np.ones(shape.channels, np.bool_)
         self.constant = np.zeros(shape.channels)
+        self.per_image = np.zeros(shape.channels, np.bool_)
+        self.images: NDArray | None = None  # [blocks, C, block], in the dtype of the maps
+        self.means: NDArray[np.float64] | None = None  # [blocks, C, block] over positions, where somebody knows them
+        self.sum: Any = None  # the `AffineSum` that it is, which may be read in its place
+        self.writer: Callable[[NDArray[np.int64], NDArray], None] | None = None  # of channels that vary, into an array
         self._written = self.varying
+
+    @property
+    def buffer(self) -> Buffer:
+        if self._buffer is None:
+            self._buffer = self._take()
+        return self._buffer
 
     def at(self, edge: Tensor | None) -> Value:
         """The same map, which stands there in torch's graph."""
@@ -100,54 +154,112 @@ class Value:
     def needs_gradient(self) -> bool:
         return self.edge is not None
 
-    def hold(self, varying: NDArray[np.bool_], constant: NDArray) -> None:
-        """Say which channels vary, and what the others are, before anything is written."""
+    def hold(
+        self,
+        varying: NDArray[np.bool_],
+        constant: NDArray,
+        per_image: NDArray[np.bool_] | None = None,
+        images: NDArray | None = None,
+    ) -> None:
+        """Say of which kind channels are, and what those that do not vary hold, before anything is written."""
         self.varying, self.constant, self._written = varying, constant, varying.copy()
+        if per_image is not None and per_image.any():
+            self.per_image, self.images = per_image, images
+
+    def write_by(self, writer: Callable[[NDArray[np.int64], NDArray], None]) -> None:
+        """Of channels that vary, nothing is written before somebody reads them."""
+        self.writer, self._written = writer, np.zeros_like(self.varying)
 
     def read(self, channels: NDArray[np.int64]) -> NDArray:
         """The map, with these channels written."""
         missing = channels[~self._written[channels]]
         if missing.size:
             array = self.buffer.array
-            fill(array, self.shape, missing, self.constant[missing].astype(array.dtype))
+            varying, per_image = self.varying[missing], self.per_image[missing]
+            constant = missing[~varying & ~per_image]
+            if constant.size:
+                fill(array, self.shape, constant, self.constant[constant].astype(array.dtype))
+            if per_image.any() and self.images is not None:
+                spread(array, self.shape, missing[per_image], self.images, adds=False)
+            if varying.any():
+                if self.writer is None:
+                    raise RuntimeError("compute=sparse has used this map's memory again: read it before going backward")
+                self.writer(missing[varying], array)
             self._written[missing] = True
         return self.buffer.array
+
+    def numbers(self, dtype: np.dtype) -> NDArray:
+        """[blocks, C, block] what channels hold that do not vary; zero where they do."""
+        shape = self.shape
+        numbers = np.empty((shape.blocks, shape.channels, shape.block), dtype)
+        numbers[:] = np.where(self.varying, 0.0, self.constant)[:, None]
+        if self.images is not None:
+            np.copyto(numbers, self.images, where=self.per_image[:, None])
+        return numbers
 
     def whole(self) -> NDArray:
         """The map with every channel written."""
         return self.read(np.arange(self.shape.channels))
+
+    def widen(self) -> None:
+        """Make every channel one that varies."""
+        self.whole()
+        self.hold(np.ones_like(self.varying), self.constant)
+        self.per_image, self.images = np.zeros_like(self.varying), None
+
+    def maps(self) -> NDArray:
+        """The map with every channel written that varies."""
+        return self.read(np.flatnonzero(self.varying))
 
     def tensor(self) -> torch.Tensor:
         """(N, C, H, W), a copy."""
         with timed("pack"):
             return unpack(self.whole(), self.shape)
 
-    def give(self, buffer: Buffer, written: NDArray[np.bool_] | None = None) -> None:
+    def give(self, buffer: Buffer, written: NDArray[np.bool_] | None = None, sums: Any = None) -> None:
         """Add a gradient, of which these channels are written (all by default); its buffer is this value's then."""
         number = self.shape.channels
         new = Gradient(self.shape, buffer, np.ones(number, np.bool_) if written is None else written.copy())
         if self.gradient is None:
             self.gradient = new
-            return
-        with timed("other"):
-            norm_kernels.add(self.gradient.whole(), new.whole())
+        elif not self.gradient.written.any():
+            self.gradient.buffer, self.gradient.written = new.buffer, new.written
+        else:
+            with timed("other"):
+                norm_kernels.add(self.gradient.whole(), new.whole())
+            sums = None
+        self.gradient.sums = sums
+
+    def give_totals(self, tape: Tape, channels: NDArray[np.bool_], totals: NDArray[np.float64]) -> None:
+        """Add a gradient that is even over positions: [blocks, C, block], added up over them."""
+        if channels.any():
+            self._receives(tape).add_totals(channels, totals)
+
+    def _receives(self, tape: Tape) -> Gradient:
+        if self.gradient is None:
+            self.gradient = Gradient(self.shape, tape.take(self.shape), np.zeros(self.shape.channels, np.bool_))
+        return self.gradient
 
     def receiving(self, tape: Tape, channels: NDArray[np.int64]) -> tuple[NDArray, bool]:
         """Where to put the gradient of these channels, and whether it is to be added to what is there."""
-        if self.gradient is None:
-            buffer = tape.take(self.shape)
-            self.gradient = Gradient(self.shape, buffer, np.zeros(self.shape.channels, np.bool_))
-        adds = bool(self.gradient.written[channels].any())
+        gradient = self._receives(tape)
+        adds = bool(gradient.written[channels].any())
         if adds:
-            self.gradient.write(channels)
-        self.gradient.written[channels] = True
-        return self.gradient.array, adds
+            gradient.write(channels)
+        gradient.written[channels] = True
+        gradient.sums = None
+        return gradient.array, adds
 
     def taken(self, tape: Tape) -> Gradient:
-        """The gradient, which nobody adds to any more."""
-        gradient, self.gradient = self.gradient, None
-        if gradient is None:  # nothing that reaches the loss reads this map
-            return Gradient(self.shape, tape.take(self.shape), np.zeros(self.shape.channels, np.bool_))
+        """The gradient, which nobody adds to any more, as a map."""
+        gradient = self.parted(tape)
+        gradient.spread(gradient.even)
+        return gradient
+
+    def parted(self, tape: Tape) -> Gradient:
+        """The gradient, which nobody adds to any more, with its even part beside it."""
+        gradient = self._receives(tape)  # of zeros where nothing that reaches the loss reads this map
+        self.gradient = None
         return gradient
 
 
@@ -185,7 +297,7 @@ class Tape:
         return known is not None and known() is tensor
 
     def new(self, shape: Shape) -> Value:
-        return Value(shape, self.take(shape))
+        return Value(shape, lambda: self.take(shape))
 
     def take(self, shape: Shape) -> Buffer:
         return self.pool.take(shape, self.dtype)
@@ -227,7 +339,8 @@ class Entry:
     """A tensor of torch's that becomes a map: `reading` is how the tensor sees it."""
 
     def __init__(self, tape: Tape, tensor: Tensor, reading: Reading, shape: Shape) -> None:
-        self.out = Value(shape, tape.packed(reread(tensor.detach(), reading, MAP, shape.sizes), shape))
+        buffer = tape.packed(reread(tensor.detach(), reading, MAP, shape.sizes), shape)
+        self.out = Value(shape, lambda: buffer)
         self._tape, self._reading = tape, reading
         self._tensor: Tensor | None = tensor
 

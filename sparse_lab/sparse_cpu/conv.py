@@ -9,13 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparse_lab.sparse_cpu import conv_kernels
+from sparse_lab.sparse_cpu import border_kernels, conv_kernels
 from sparse_lab.sparse_cpu.autograd import DONE, Gradient, Tape, Value, gradient_of
-from sparse_lab.sparse_cpu.layout import SPARE, Shape, unpack
+from sparse_lab.sparse_cpu.border import Borders, classes
+from sparse_lab.sparse_cpu.layout import SPARE, Shape, pixels, unpack
 from sparse_lab.sparse_cpu.sparse_weights import Order, SparseWeight
 from sparse_lab.sparse_cpu.timers import timed
 
 NOTHING = np.empty(0)
+AT_A_TIME = 256  # bytes of a row that are summed
+NEAREST = 8 * 1024  # bytes of maps that stay in the nearest cache while all channels read them
+ENTRIES = 20  # of a channel in a slice, at least: less do not make up for adding slices up
 
 
 @dataclass(frozen=True)
@@ -97,66 +101,161 @@ class Conv:
 
 
 class _ConvStep:
+    """What reads maps, and what reads channels that are one number an image, are apart: `_live` and `_dead` entries."""
+
     def __init__(self, conv: Conv, with_moments: bool) -> None:
         self.tape, self.x, self.live, self.filter = conv.tape, conv.x, conv.live, conv.filter
         self.bias, self.factor, self.shape = conv.bias, conv.factor, conv.shape
         self.centred = True  # a BatchNorm takes the mean away again, so that the bias has no gradient
         self.moments: Moments | None = None
+        self._maps = None if self.tape.wants_dense or self.x.varying.all() else self.x.varying
+        self._dead = None if self._maps is None else self._order("output", ~self._maps)
         self.z = self.tape.new(self.shape)
         self._forward(self.z, with_moments)
 
     def _forward(self, z: Value, with_moments: bool) -> None:
         self.x.readers += 1
-        order = self._order("output")
+        order = self._order("output", self._maps)
         bias = self.tape.numbers(NOTHING if self.bias is None else self.bias)
         self._hold(z, order, bias)
         means = np.tile(z.constant.astype(np.float64), z.shape.blocks) if with_moments else np.empty(0)
         squares = np.zeros_like(means)
-        x = self.x.read(self._order("input").channels)
-        weights = order.first, self._offsets("output"), self._values()[order.entries]
-        with timed("forward convolution"):
-            if self.filter.by_rows(self.x.shape):
-                sizes, pad = self._rows_sizes(self.x.shape, z.shape), self.filter.pad[0]
-                conv_kernels.rows(x, z.buffer.array, sizes, order.channels, pad, *weights, bias, False, means, squares)
-            else:
-                sizes, *geometry = self._taps_geometry()
-                taps = (*geometry, *self._taps(order))
-                conv_kernels.taps(x, z.buffer.array, sizes, order.channels, *taps, weights[2], bias, means, squares)
+        if z.images is not None and with_moments:
+            _moments_of_images(z, means, squares)
+        mixed = np.zeros(z.shape.channels, np.bool_)
+        if self._dead is not None:
+            mixed[self._dead.channels] = True
+        channels = order.channels
+        self._sum_maps(z, order, channels[~mixed[channels]], bias, means, squares)
+        if self._dead is not None:
+            self._sum_maps(z, order, channels[mixed[channels]], bias, NOTHING, NOTHING)
+            self._sum_borders(z, order, bias, means, squares)
         if with_moments:
             self.moments = _merged(means, squares, z.shape)
 
+    def _sum_maps(self, z: Value, order: Order, channels: NDArray, bias: NDArray, *moments: NDArray) -> None:
+        if not channels.size:
+            return
+        x = self.x.read(self._order("input", self._maps).channels)
+        with timed("forward convolution"):
+            if self.filter.by_rows(self.x.shape):
+                sizes, pad = self._rows_sizes(self.x.shape, z.shape), self.filter.pad[0]
+                order, offsets = self._sliced("output", order)
+                weights = order.first, offsets, self._values()[order.entries]
+                conv_kernels.rows(x, z.buffer.array, sizes, channels, pad, *weights, bias, False, *moments)
+            else:
+                sizes, *geometry = self._taps_geometry()
+                taps = (*geometry, *self._taps(order))
+                values = self._values()[order.entries]
+                conv_kernels.taps(x, z.buffer.array, sizes, channels, *taps, values, bias, *moments)
+
+    def _sum_borders(self, z: Value, order: Order, bias: NDArray, *moments: NDArray) -> None:
+        assert self._dead is not None
+        channels, adds = self._dead.channels, np.zeros(z.shape.channels, np.bool_)
+        adds[order.channels] = True
+        entries = (*self._taps(self._dead), self._values()[self._dead.entries], bias, self.x.numbers(self.tape.dtype))
+        with timed("forward convolution"):
+            channels = channels[z.varying[channels]]
+            work = z.shape.map_sizes, channels, adds, self._borders()
+            border_kernels.border(z.buffer.array, *work, *entries, *moments)
+
     def _hold(self, z: Value, order: Order, bias: NDArray) -> None:
-        """A channel without a live weight is its bias everywhere."""
+        """A channel without a live weight is its bias everywhere, and one that reads numbers alone is a number where no
+        tap leaves the image.
+        """
         varying = np.zeros(z.shape.channels, np.bool_)
         varying[order.channels] = True
-        z.hold(varying, bias if bias.size else np.zeros(z.shape.channels, self.tape.dtype))
+        constant = bias if bias.size else np.zeros(z.shape.channels, self.tape.dtype)
+        if self._dead is None or not self._dead.channels.size:
+            z.hold(varying, constant)
+            return
+        per_image = np.zeros_like(varying)
+        if self._has_borders():
+            varying[self._dead.channels] = True
+        else:
+            per_image[self._dead.channels] = True
+            per_image &= ~varying
+        z.hold(varying, constant, per_image, self._images(constant) if per_image.any() else None)
+
+    def _images(self, bias: NDArray) -> NDArray:
+        """[blocks, C, block] what dead entries add up to, and the bias, in a map of one class of positions."""
+        assert self._dead is not None
+        shape = self.shape.like(self.shape.channels, 1, 1)
+        one = self.tape.take(shape)
+        entries = (*self._taps(self._dead), self._values()[self._dead.entries], bias, self.x.numbers(self.tape.dtype))
+        place, *inside = np.zeros(1, np.int64), *self._borders()[2:]
+        borders = (place, place, *inside)
+        nothing = np.zeros(shape.channels, np.bool_)
+        work = shape.map_sizes, self._dead.channels, nothing, borders
+        border_kernels.border(one.array, *work, *entries, NOTHING, NOTHING)
+        return pixels(one.array, shape)[:, :, 0, 0].numpy().copy()
+
+    def _has_borders(self) -> bool:
+        return any(len(inside) > 1 for inside in self._borders()[2:])
+
+    def _borders(self) -> Borders:
+        x, z, filter = self.x.shape, self.shape, self.filter
+        sides = zip(filter.shape[2:], filter.stride, filter.pad, filter.dilation, strict=True)
+        rows, columns = (
+            classes(*side, inside, outside)
+            for side, inside, outside in zip(sides, (x.height, x.width), (z.height, z.width), strict=True)
+        )
+        return rows[0], columns[0], rows[1], columns[1]
 
     def backward(self) -> tuple[Tensor | None, ...]:
-        g = self.z.taken(self.tape)
+        g = self.z.parted(self.tape)
+        g.spread(self.z.varying | self.tape.wants_dense)
+        if not self.tape.wants_dense:
+            g.collect(~self.z.varying)
         weight = self.live.weight
-        factor = self._weight_gradient(g) if weight.requires_grad or self.factor is not None else None
+        gradient = np.zeros(len(self.live.positions))
+        self._border_gradients(g, gradient)
+        factor = self._weight_gradient(g, gradient) if weight.requires_grad or self.factor is not None else None
         dense = self._dense_gradient(g) if self.tape.wants_dense and weight.requires_grad else None
         bias = None if self.bias is None else gradient_of(self.bias, self._bias_gradient(g))
         if self.x.needs_gradient:
             self._input_gradient(g)
         return DONE, dense, bias, factor
 
-    def _weight_gradient(self, g: Gradient) -> Tensor | None:
-        """Leaves that of the live weights with them; returns that of the factor."""
-        order = self._order("output")
+    def _border_gradients(self, g: Gradient, gradient: NDArray[np.float64]) -> None:
+        """Of the entries that read numbers, into `gradient`; and of those numbers."""
+        dead = self._dead
+        if dead is None or not dead.channels.size:
+            return
+        touched = g.written | g.even
+        channels = dead.channels[touched[dead.channels]]
+        shape, inputs = self.shape, self.x.shape.channels
+        room = shape.blocks, len(dead.entries)
+        partial, sums = np.zeros(room), np.zeros((*room, shape.block))
+        totals = np.zeros((shape.blocks, shape.channels, shape.block)) if g.totals is None else g.totals
+        work = shape.map_sizes, channels, g.written, totals, self._borders()
+        entries = (*self._taps(dead), self.x.numbers(self.tape.dtype))
+        with timed("weight gradient"):
+            border_kernels.border_weight(g.array, *work, *entries, partial, sums)
+            gradient[dead.entries] = partial.sum(0)
+        if self.x.needs_gradient:
+            into, read = np.zeros((shape.blocks, inputs, shape.block)), np.zeros(inputs, np.bool_)
+            with timed("input gradient"):
+                border_kernels.border_input(sums, dead.inner, self._values()[dead.entries], into)
+            read[dead.inner] = True
+            self.x.give_totals(self.tape, read, into)
+
+    def _weight_gradient(self, g: Gradient, gradient: NDArray[np.float64]) -> Tensor | None:
+        """Leaves that of the live weights with them; returns that of the factor. gradient: what is known of it."""
+        order = self._order("output", self._maps)
         channels = order.channels[g.written[order.channels]]
         partial = np.zeros((self.shape.blocks, len(order.entries)))
         x = self.x.buffer.array
         with timed("weight gradient"):
             if self.filter.by_rows(self.x.shape):
                 sizes, pad = self._rows_sizes(self.x.shape, self.shape), self.filter.pad[0]
-                conv_kernels.rows_weight(
-                    x, g.array, sizes, channels, pad, order.first, self._offsets("output"), partial
-                )
+                order, offsets = self._sliced("output", order)
+                slices = (len(order.first) - 1) // (self.shape.channels * self.filter.shape[2])
+                kernel = conv_kernels.rows_weight_sliced if slices > 1 else conv_kernels.rows_weight
+                kernel(x, g.array, sizes, channels, pad, order.first, offsets, partial)
             else:
                 sizes, *geometry = self._taps_geometry()
                 conv_kernels.taps_weight(x, g.array, sizes, channels, *geometry, *self._taps(order), partial)
-        gradient = np.empty(len(order.entries))
         gradient[order.entries] = partial.sum(0)
         factor = None
         if self.factor is not None:
@@ -179,35 +278,47 @@ class _ConvStep:
             return gradient if self.factor is None else gradient * self.factor
 
     def _bias_gradient(self, g: Gradient) -> NDArray:
-        return np.zeros(self.shape.channels) if self.centred else sums(g)
+        if self.centred:
+            return np.zeros(self.shape.channels)
+        return sums(g) if g.totals is None else sums(g) + g.totals.sum((0, 2))
 
     def _input_gradient(self, g: Gradient) -> None:
-        order = self._order("input")
-        g.write(self._order("output").channels)
+        order = self._order("input", self._maps)
+        g.write(self._order("output", self._maps).channels)
         y, adds = self.x.receiving(self.tape, order.channels)
-        weights = order.first, self._offsets("input"), self._values()[order.entries]
         with timed("input gradient"):
             if self.filter.by_rows(self.x.shape):
                 sizes, pad = self._rows_sizes(self.shape, self.x.shape), self.filter.shape[2] - 1 - self.filter.pad[0]
                 none, nothing = self.tape.numbers(NOTHING), NOTHING
+                order, offsets = self._sliced("input", order)
+                weights = order.first, offsets, self._values()[order.entries]
                 conv_kernels.rows(g.array, y, sizes, order.channels, pad, *weights, none, adds, nothing, nothing)
             else:
                 sizes, *geometry = self._taps_geometry()
                 taps = (*geometry, *self._taps(order))
-                conv_kernels.taps_input(g.array, y, sizes, order.channels, *taps, weights[2], adds)
+                values = self._values()[order.entries]
+                conv_kernels.taps_input(g.array, y, sizes, order.channels, *taps, values, adds)
 
-    def _order(self, side: str) -> Order:
-        return self.live.order(side, self.filter.shape, self.filter.groups)
+    def _sliced(self, side: str, order: Order) -> tuple[Order, NDArray[np.int64]]:
+        """`order` in slices of the other channels that lie in the cache, and the offsets of its entries."""
+        others = self.x.shape.channels if side == "output" else self.shape.channels
+        wide = AT_A_TIME + (self.filter.shape[3] - 1) * self.x.shape.block * self.tape.dtype.itemsize
+        each = len(order.entries) // max(1, len(order.channels))
+        slices = max(1, min(-(-others * self.filter.shape[2] * wide // NEAREST), each // ENTRIES))
+        order = self.live.order(side, self.filter.shape, self.filter.groups, self._maps, slices)
+        return order, self._offsets(side, slices)
+
+    def _order(self, side: str, among: NDArray[np.bool_] | None) -> Order:
+        return self.live.order(side, self.filter.shape, self.filter.groups, among)
 
     def _values(self) -> NDArray:
         values = self.live.values
         return values if self.factor is None else values * values.dtype.type(self.factor.item())
 
-    def _offsets(self, side: str) -> NDArray[np.int64]:
+    def _offsets(self, side: str, slices: int = 1) -> NDArray[np.int64]:
         shape, pad = self.x.shape, self.filter.pad
-        return self.live.offsets(
-            side, self.filter.shape, self.filter.groups, shape.height, shape.pitch, shape.block, pad
-        )
+        lies = shape.height, shape.pitch, shape.block, pad
+        return self.live.offsets(side, self.filter.shape, self.filter.groups, *lies, self._maps, slices)
 
     def _rows_sizes(self, source: Shape, target: Shape) -> tuple[int, ...]:
         sizes = (source.guard, target.guard, source.blocks, source.channels, target.channels)
@@ -242,6 +353,17 @@ def moments_of(x: Value) -> Moments:
     with timed("normalisation, activation, pooling"):
         conv_kernels.moments(x.whole(), shape.guard, planes, shape.height, shape.width, shape.block, means, squares)
     return _merged(means, squares, shape)
+
+
+def _moments_of_images(z: Value, means: NDArray[np.float64], squares: NDArray[np.float64]) -> None:
+    """Of planes that are one number an image, where they are: into means and squares of all planes."""
+    assert z.images is not None
+    shape, channels = z.shape, z.per_image
+    images = z.images[:, channels].astype(np.float64)
+    mean = images.mean(2)
+    means.reshape(shape.blocks, -1)[:, channels] = mean
+    spread = np.square(images - mean[:, :, None]).sum(2)
+    squares.reshape(shape.blocks, -1)[:, channels] = shape.height * shape.width * spread
 
 
 def _merged(means: NDArray[np.float64], squares: NDArray[np.float64], shape: Shape) -> Moments:

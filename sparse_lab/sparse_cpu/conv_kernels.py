@@ -10,12 +10,15 @@ All arrays are flat (`layout`). Work is shared out over (block, channel); every 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import get_num_threads, njit, prange
 
 from sparse_lab.sparse_cpu.kernel import INLINED, KERNEL, kernel
 from sparse_lab.sparse_cpu.layout_kernels import SPARE
-from sparse_lab.sparse_cpu.simd import BYTES, gathered
+from sparse_lab.sparse_cpu.simd import BYTES, DOTTED, FEW, FEWEST, LANES, dotted, few, fewest, gathered
 
+NEAR = 256 * 1024  # bytes of maps that stay in the second cache
+LITTLE = 12  # entries of a channel from which on it pays to sum rows piece by piece
+PIECE = 512  # bytes of a row that all channels sum before the next
 LONGEST_SUM = 4096  # numbers that are added up in their own precision before float64 takes over
 
 
@@ -93,45 +96,103 @@ def _row_moments(z, start, run):
 
 
 @njit(**INLINED)
+def _merged(row, run, mean, squares, mean_here, squares_here):
+    """Moments of `row` rows of `run` numbers and of one more (Chan et al. 1983)."""
+    if row == 0:
+        return mean_here, squares_here
+    step = mean_here - mean
+    return mean + step / (row + 1), squares + squares_here + run * step * step * row / (row + 1)
+
+
+@njit(**INLINED)
 def plane_moments(z, start, height, run, pitch):
-    """Mean and sum of squared deviations of one plane: rows are merged in float64 (Chan et al. 1983)."""
-    mean, squares = _row_moments(z, start, run)
-    for row in range(1, height):
+    """Mean and sum of squared deviations of one plane: rows are merged in float64."""
+    mean = squares = 0.0
+    for row in range(height):
         mean_here, squares_here = _row_moments(z, start + row * pitch, run)
-        step = mean_here - mean
-        mean += step / (row + 1)
-        squares += squares_here + run * step * step * row / (row + 1)
+        mean, squares = _merged(row, run, mean, squares, mean_here, squares_here)
     return mean, squares
+
+
+@njit(**INLINED)
+def _rest(z, out, run, x, base, offsets, values, low, high, start, adds):
+    """z[out : out + run] = start, or what is there, and the sum of the rows of x that entries [low, high) ask for."""
+    done = 0
+    while done + FEW // z.itemsize <= run:
+        few(z, out + done, x, base + done, offsets, values, low, high, start, adds)
+        done += FEW // z.itemsize
+    while done + FEWEST // z.itemsize <= run:
+        fewest(z, out + done, x, base + done, offsets, values, low, high, start, adds)
+        done += FEWEST // z.itemsize
+    if done < run:
+        sum_of_rows(z, out + done, run - done, x, base + done, offsets, values, low, high, start, adds)
 
 
 @kernel(parallel=True, **KERNEL)
 def rows(x, z, sizes, channels, pad, first, offsets, values, bias, adds, means, squares):
     """Output rows as sums of input rows, for these channels of z. Backward: the same over gradients, by input channel.
 
-    sizes: (x's guard, z's guard, blocks, channels of x, of z, H, W, block, rows of the kernel). bias: [outputs] or
-    empty. means, squares: [blocks * outputs] float64 for the moments of each output plane, or empty.
+    sizes: (x's guard, z's guard, blocks, channels of x, of z, H, W, block, rows of the kernel). first: as in `Order`,
+    of any number of slices. bias: [outputs] or empty. means, squares: [blocks * outputs] float64 for the moments of
+    each output plane, or empty. Where channels read little, or all of x lies in the cache, a plane at a time; otherwise
+    a piece of a row of all channels at a time, slice by slice, so that what they read of x lies in the cache.
     """
     x_guard, z_guard, blocks, inputs, outputs, height, width, block, kernel = sizes
     pitch, run = (width + SPARE) * block, width * block
     plane = height * pitch
+    slices = (first.size - 1) // (outputs * kernel)
+    each = offsets.size // max(1, channels.size * slices)  # entries
+    nothing = z[0] - z[0]
     step = BYTES // z.itemsize
     whole = run // step * step
-    for item in prange(blocks * channels.size):
-        group, channel = item // channels.size, channels[item % channels.size]
-        source = x_guard + group * inputs * plane
-        target = z_guard + (group * outputs + channel) * plane
-        start = z[0] - z[0] if bias.size == 0 else bias[channel]
+    if slices == 1 and (each < LITTLE or inputs * plane * x.itemsize <= NEAR):
+        for item in prange(blocks * channels.size):
+            group, channel = item // channels.size, channels[item % channels.size]
+            source = x_guard + group * inputs * plane
+            target = z_guard + (group * outputs + channel) * plane
+            start = nothing if bias.size == 0 else bias[channel]
+            for row in range(height):
+                low = first[channel * kernel + max(0, pad - row)]
+                high = first[channel * kernel + min(kernel, height + pad - row)]
+                base, out = source + row * pitch, target + row * pitch
+                for done in range(0, whole, step):
+                    gathered(z, out + done, x, base + done, offsets, values, low, high, start, adds)
+                if whole < run:
+                    _rest(z, out + whole, run - whole, x, base + whole, offsets, values, low, high, start, adds)
+            if means.size:
+                place = group * outputs + channel
+                means[place], squares[place] = plane_moments(z, target, height, run, pitch)
+        return
+    parts = min(channels.size, max(1, 2 * get_num_threads() // blocks))  # no sum depends on it
+    piece = max(step, PIECE // z.itemsize)
+    for item in prange(blocks * parts):
+        group, part = item // parts, item % parts
+        source, target = x_guard + group * inputs * plane, z_guard + group * outputs * plane
+        begin, end = part * channels.size // parts, (part + 1) * channels.size // parts
         for row in range(height):
-            low = first[channel * kernel + max(0, pad - row)]
-            high = first[channel * kernel + min(kernel, height + pad - row)]
-            out, base = target + row * pitch, source + row * pitch
-            for done in range(0, whole, step):
-                gathered(z, out + done, x, base + done, offsets, values, low, high, start, adds)
-            if whole < run:
-                sum_of_rows(z, out + whole, run - whole, x, base + whole, offsets, values, low, high, start, adds)
-        if means.size:
-            place = group * outputs + channel
-            means[place], squares[place] = plane_moments(z, target, height, run, pitch)
+            top, bottom = max(0, pad - row), min(kernel, height + pad - row)
+            for left in range(0, run, piece):
+                base, right = source + row * pitch, min(left + piece, whole)
+                for cut in range(slices):
+                    for index in range(begin, end):
+                        channel = channels[index]
+                        at = (cut * outputs + channel) * kernel
+                        low, high = first[at + top], first[at + bottom]
+                        if cut == 0 or low < high:
+                            start = nothing if bias.size == 0 else bias[channel]
+                            out, more = target + channel * plane + row * pitch, adds or cut > 0
+                            for done in range(left, right, step):
+                                gathered(z, out + done, x, base + done, offsets, values, low, high, start, more)
+                            if whole < run <= left + piece:
+                                last = max(left, whole)
+                                _rest(
+                                    z, out + last, run - last, x, base + last, offsets, values, low, high, start, more
+                                )
+            if means.size:
+                for index in range(begin, end):
+                    place = group * outputs + channels[index]
+                    found = _row_moments(z, target + channels[index] * plane + row * pitch, run)
+                    means[place], squares[place] = _merged(row, run, means[place], squares[place], *found)
 
 
 @njit(**INLINED)
@@ -190,6 +251,57 @@ def rows_weight(x, g, sizes, channels, pad, first, offsets, partial):
                     t0 += _dot_1(g, x, start + row * pitch, run, source + row * pitch + offsets[e])
                 sums[e] = t0
                 e += 1
+
+
+@njit(**INLINED)
+def _put_together(sums, lanes, first, last, totals):
+    """Add the lanes of entries [first, last) to their totals, and begin again."""
+    for e in range(first, last):
+        own = sums[e * lanes : (e + 1) * lanes]
+        total = own[0] - own[0]
+        for i in range(lanes):
+            total += own[i]
+            own[i] = 0.0
+        totals[e] += total
+
+
+@kernel(parallel=True, **KERNEL)
+def rows_weight_sliced(x, g, sizes, channels, pad, first, offsets, partial):
+    """As `rows_weight`, slice by slice and piece by piece, so that what is read of x lies in the cache. partial: zeros.
+
+    What a piece gives an entry stays a vector until LONGEST_SUM numbers are added up.
+    """
+    x_guard, g_guard, blocks, inputs, outputs, height, width, block, kernel = sizes
+    pitch, run = (width + SPARE) * block, width * block
+    plane = height * pitch
+    slices, lanes, step = (first.size - 1) // (outputs * kernel), LANES // g.itemsize, DOTTED // g.itemsize
+    whole, piece = run // step * step, max(step, PIECE // g.itemsize)
+    together = max(1, LONGEST_SUM // run)
+    parts = min(channels.size, max(1, 2 * get_num_threads() // blocks))  # no sum depends on it
+    for item in prange(blocks * parts):
+        group, part = item // parts, item % parts
+        source, origin = x_guard + group * inputs * plane, g_guard + group * outputs * plane
+        begin, end = part * channels.size // parts, (part + 1) * channels.size // parts
+        sums, totals = np.zeros(offsets.size * lanes, g.dtype), partial[group]
+        for row in range(height):
+            base = source + row * pitch
+            top, bottom = max(0, pad - row), min(kernel, height + pad - row)
+            for left in range(0, run, piece):
+                for cut in range(slices):
+                    for index in range(begin, end):
+                        at = (cut * outputs + channels[index]) * kernel
+                        low, high = first[at + top], first[at + bottom]
+                        start = origin + channels[index] * plane + row * pitch
+                        for done in range(left, min(left + piece, whole), step):
+                            dotted(sums, g, start + done, x, base + done, offsets, low, high)
+                        if whole < run <= left + piece:
+                            last = max(left, whole)
+                            for e in range(low, high):
+                                totals[e] += _dot_1(g, x, start + last, run - last, base + last + offsets[e])
+            if (row + 1) % together == 0 or row + 1 == height:
+                for place in range(slices * (end - begin)):
+                    at = (place // (end - begin) * outputs + channels[begin + place % (end - begin)]) * kernel
+                    _put_together(sums, lanes, first[at], first[at + kernel], totals)
 
 
 @njit(**INLINED)

@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparse_lab.models.dyrelu import dynamic_relu
+from sparse_lab.sparse_cpu.affine_sum import Affine
 from sparse_lab.sparse_cpu.autograd import Tape, Value
 from sparse_lab.sparse_cpu.conv import Conv, Filter, Moments, moments_of
+from sparse_lab.sparse_cpu.dynamic_relu import DynamicReLU
 from sparse_lab.sparse_cpu.layout import Shape
 from sparse_lab.sparse_cpu.maps import BatchInnermost, Map, Pending, entry
 from sparse_lab.sparse_cpu.ops import (
-    Affine,
     Concatenation,
-    DynamicReLU,
     Gate,
     LayerNorm,
     MaxPool,

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 import sparse_lab.sparse_cpu.threads  # noqa: F401  first of all
-from sparse_lab.sparse_cpu import layout_kernels
+from sparse_lab.sparse_cpu import image_kernels, layout_kernels
 from sparse_lab.sparse_cpu.layout_kernels import SPARE
 
 ALIGNED = 64  # bytes: a cache line
@@ -59,6 +59,11 @@ class Shape:
     def guard(self) -> int:
         """Zeros in front and behind: the pixel to the left of the first one, to the right of the last spare one."""
         return -(-SPARE * self.block // ALIGNED) * ALIGNED
+
+    @property
+    def map_sizes(self) -> tuple[int, int, int, int, int, int]:
+        """What kernels are told of a map: (guard, blocks, channels, H, W, block)."""
+        return self.guard, self.blocks, self.channels, self.height, self.width, self.block
 
     @property
     def numbers(self) -> int:
@@ -134,6 +139,12 @@ def fill(array: NDArray, shape: Shape, channels: NDArray[np.int64], values: NDAr
     layout_kernels.fill(
         array, shape.guard, shape.blocks, shape.channels, shape.height, shape.width, shape.block, channels, values
     )
+
+
+def spread(array: NDArray, shape: Shape, channels: NDArray[np.int64], numbers: NDArray, adds: bool) -> None:
+    """One number of `numbers` [blocks, C, block] in every pixel of each image of these channels, or added there."""
+    if channels.size:
+        image_kernels.spread(array, shape.map_sizes, channels, numbers, adds)
 
 
 def _torch_dtype(array: NDArray) -> torch.dtype:

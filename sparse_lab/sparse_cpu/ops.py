@@ -14,29 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparse_lab.sparse_cpu import norm_kernels, op_kernels
+from sparse_lab.sparse_cpu.affine_sum import Affine, AffineStep, AffineSum, Learned, identity, means_of
 from sparse_lab.sparse_cpu.autograd import DONE, Gradient, Tape, Value, gradient_of
-from sparse_lab.sparse_cpu.conv import sums
 from sparse_lab.sparse_cpu.layout import Buffer, Shape, pixels
 from sparse_lab.sparse_cpu.timers import timed
-
-Learned = tuple[Tensor | None, Tensor | None]  # the gradients of a norm's weight and bias
-
-
-@dataclass(frozen=True)
-class Affine:
-    """(z - mean) * scale + shift, one number a channel in the maps' dtype.
-
-    deviation: 1 / sqrt(variance + eps) in float64, or None where there is no BatchNorm. of_batch: the statistics are
-    those of the batch itself, so that gradients go through them.
-    """
-
-    mean: NDArray
-    scale: NDArray
-    shift: NDArray
-    deviation: NDArray[np.float64] | None = None
-    of_batch: bool = False
-    weight: Tensor | None = None
-    bias: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +42,8 @@ class Norm:
         return self.residual is None and self.ends is None and not self.pools
 
     def value(self) -> Value:
+        if self.ends is None and not self.pools and not self.tape.wants_dense:
+            return AffineStep(AffineSum(self.tape, self.z, self.affine, self.residual)).value()
         step = _NormStep(self, self.tape.new(self.shape))
         step.hold()
         step.forward()
@@ -85,9 +68,12 @@ class _NormStep:
     def hold(self) -> None:
         """What is constant in everything that is added up is constant afterwards."""
         norm, (mean, scale, shift, low, high) = self.norm, self._affine
-        varying, constant = norm.z.varying.copy(), (norm.z.constant.astype(norm.tape.dtype) - mean) * scale + shift
+        varying, constant = (
+            norm.z.varying | norm.z.per_image,
+            (norm.z.constant.astype(norm.tape.dtype) - mean) * scale + shift,
+        )
         if norm.residual is not None:
-            varying |= norm.residual.varying
+            varying |= norm.residual.varying | norm.residual.per_image
             constant = constant + norm.residual.constant.astype(norm.tape.dtype)
         self.out.hold(varying, np.clip(constant, low, high))
 
@@ -103,21 +89,34 @@ class _NormStep:
                 norm_kernels.norm(z, residual, out.buffer.array, self._sizes, channels, self._affine)
 
     def backward(self) -> tuple[Tensor | None, ...]:
-        norm, g = self.norm, self.out.taken(self.norm.tape)
-        # a constant channel's gradient of z adds up to nothing; only pruned weights that would feed it can tell
-        skips = norm.affine.of_batch and not norm.tape.wants_dense
-        live = g.written & self.out.varying if skips else g.written.copy()
+        norm, g = self.norm, self.out.parted(self.norm.tape)
+        # only pruned weights that would feed a channel that does not vary ask where its gradient is
+        maps = self.out.varying | norm.tape.wants_dense
+        g.spread(maps)
+        g.collect(~maps)
         low, high = self._affine[3:]
-        passes = (low < self.out.constant) & (self.out.constant < high) if norm.ends else np.ones_like(live)
-        constant = g.written & ~live & passes
-        total = np.where(constant, sums(g), 0.0) if constant.any() else np.zeros(live.size)
+        passes = (low < self.out.constant) & (self.out.constant < high) if norm.ends else np.ones_like(maps)
+        even = g.even & passes
+        total = np.zeros(maps.size) if g.totals is None else np.where(even, g.totals.sum((0, 2)), 0.0)
+        live = g.written.copy()
         with timed("gradient of normalisation"):
             channels = np.flatnonzero(live)
             dz, learned = self._through_pool(g, channels, total) if norm.pools else self._through(g, channels, total)
         norm.z.give(dz, live)
         if norm.residual is not None:
-            norm.residual.give(g.buffer, live | constant)
+            norm.residual.give(g.buffer, live)
+        self._give_numbers(g, even)
         return DONE, DONE, *learned
+
+    def _give_numbers(self, g: Gradient, even: NDArray[np.bool_]) -> None:
+        """Of channels that do not vary: through the statistics of a batch it adds up to nothing."""
+        norm = self.norm
+        if g.totals is None:
+            return
+        if not norm.affine.of_batch:
+            norm.z.give_totals(norm.tape, even, norm.affine.scale[:, None] * g.totals)
+        if norm.residual is not None:
+            norm.residual.give_totals(norm.tape, even, g.totals)
 
     def _through(self, g: Gradient, channels: NDArray[np.int64], total: NDArray) -> tuple[Buffer, Learned]:
         norm, partial = self.norm, np.zeros((self._sizes[1] * self._sizes[2], 2))
@@ -155,27 +154,17 @@ class _NormStep:
     def _statistics(self, partial: NDArray[np.float64], constant: NDArray) -> tuple[tuple[NDArray, NDArray], Learned]:
         """What goes back through the statistics of the batch; gradients of BatchNorm's parameters.
 
-        constant: [C] the summed gradient of channels that do not vary, which reaches the shift alone.
+        constant: [C] the summed gradient of channels that do not vary.
         """
-        norm, affine = self.norm, self.norm.affine
-        total, product = partial.reshape(norm.z.shape.blocks, -1, 2).sum(0).T
-        if affine.deviation is None:
-            nothing = np.zeros_like(affine.scale)
-            return (nothing, nothing), (None, None)
-        weight = gradient_of(affine.weight, product * affine.deviation)
-        total = total + constant
-        bias = gradient_of(affine.bias, total)
-        shape = norm.z.shape
-        share = affine.of_batch * affine.scale / (shape.images * shape.height * shape.width)
-        numbers = norm.tape.numbers
-        return (numbers(share * total), numbers(share * np.square(affine.deviation) * product)), (weight, bias)
+        shape, affine = self.norm.z.shape, self.norm.affine
+        total, product = partial.reshape(shape.blocks, -1, 2).sum(0).T
+        product = product + constant * (self.norm.z.constant - affine.mean)
+        return affine.through(total + constant, product, shape.images * shape.height * shape.width)
 
 
 def plain(tape: Tape, z: Value) -> Norm:
     """No normalisation: a place where an activation or a residual can join in."""
-    ones = np.ones(z.shape.channels, tape.dtype)
-    zeros = np.zeros_like(ones)
-    return Norm(tape, z, Affine(zeros, ones, zeros))
+    return Norm(tape, z, identity(z.shape.channels, tape.dtype))
 
 
 def joined(norm: Norm, **changes: object) -> Norm:
@@ -190,23 +179,19 @@ class Mean:
         self.tape = tape
         self.x = x
         self.out = tape.new(x.shape.like(x.shape.channels, 1, 1))
-        with timed("normalisation, activation, pooling"):
-            op_kernels.mean(x.whole(), self.out.buffer.array, x.shape.guard, *self._sizes(False))
+        self._pixel(self.out.buffer.array)[:] = means_of(x)
 
     def value(self) -> Value:
         return self.tape.made(self, self.out, self.x.edge)
 
     def backward(self) -> tuple[Tensor]:
         g = self.out.taken(self.tape)
-        y, adds = self.x.receiving(self.tape, g.channels)
-        with timed("gradient of normalisation"):
-            op_kernels.mean_input(g.array, y, self.x.shape.guard, *self._sizes(True), g.channels, adds)
+        self.x.give_totals(self.tape, g.written, self._pixel(g.array).astype(np.float64))
         return (DONE,)
 
-    def _sizes(self, apart: bool) -> tuple[int, ...]:
-        x, out = self.x.shape, self.out.shape
-        planes = (x.blocks, x.channels) if apart else (x.blocks * x.channels,)
-        return out.guard, out.pitch, *planes, x.height, x.width, x.block
+    def _pixel(self, array: NDArray) -> NDArray:
+        """[blocks, C, block] of a map of one pixel, where it lies."""
+        return pixels(array, self.out.shape)[:, :, 0, 0].numpy()
 
 
 class MaxPool:
@@ -223,53 +208,30 @@ class MaxPool:
         ]
         self.out = tape.new(x.shape.like(x.shape.channels, *size))
         self._winners = np.empty(self.out.shape.numbers, np.uint8)
-        planes = x.shape.blocks * x.shape.channels
-        inputs = (planes, x.shape.block, x.shape.height, x.shape.width, x.shape.guard)
+        self.out.hold(x.varying, x.constant, x.per_image, x.images)
+        inputs = (x.shape.blocks, x.shape.channels, x.shape.block, x.shape.height, x.shape.width, x.shape.guard)
         sizes = (*inputs, self.out.shape.height, self.out.shape.width, self.out.shape.guard)
         self._windows = (sizes, kernel, stride, pad)
         with timed("normalisation, activation, pooling"):
-            op_kernels.max_pool(x.whole(), self.out.buffer.array, self._winners, *self._windows)
+            op_kernels.max_pool(
+                x.maps(), self.out.buffer.array, self._winners, *self._windows, np.flatnonzero(x.varying)
+            )
 
     def value(self) -> Value:
         return self.tape.made(self, self.out, self.x.edge)
 
     def backward(self) -> tuple[Tensor]:
-        g = self.out.taken(self.tape)  # held to the end, or its memory would be y's
-        y, adds = self.x.receiving(self.tape, np.arange(self.x.shape.channels))
+        g = self.out.parted(self.tape)  # held to the end, or its memory would be y's
+        varying = self.x.varying
+        g.spread(varying)
+        g.collect(~varying)
+        if g.totals is not None:
+            self.x.give_totals(self.tape, g.even, g.totals)
+        channels = np.flatnonzero(g.written)
+        y, adds = self.x.receiving(self.tape, channels)
         with timed("gradient of normalisation"):
-            op_kernels.max_pool_input(g.whole(), y, self._winners, *self._windows, adds)
+            op_kernels.max_pool_input(g.array, y, self._winners, *self._windows, channels, adds)
         return (DONE,)
-
-
-class DynamicReLU:
-    """max_k (a_k x + b_k) with coefficients (N, 4, C) that torch computes and differentiates."""
-
-    def __init__(self, tape: Tape, x: Value, coefficients: Tensor) -> None:
-        self.tape = tape
-        self.x = x
-        x.readers += 1
-        self.coefficients = coefficients
-        shape = x.shape
-        # (N, 4, C) -> [blocks * C, 4, block]
-        blocked = coefficients.detach().view(shape.blocks, shape.block, 4, shape.channels).permute(0, 3, 2, 1)
-        self._blocked = np.ascontiguousarray(blocked.numpy(), tape.dtype).reshape(-1, 4, shape.block)
-        self.out = tape.new(shape)
-        self._sizes = (shape.guard, shape.blocks * shape.channels, shape.height, shape.width, shape.block)
-        with timed("normalisation, activation, pooling"):
-            op_kernels.dynamic_relu(x.whole(), self.out.buffer.array, *self._sizes, self._blocked)
-
-    def value(self) -> Value:
-        return self.tape.made(self, self.out, self.x.edge, self.coefficients)
-
-    def backward(self) -> tuple[Tensor, Tensor | None]:
-        g = self.out.taken(self.tape)
-        slopes = np.empty_like(self._blocked)
-        with timed("gradient of normalisation"):
-            op_kernels.dynamic_relu_input(g.whole(), self.x.buffer.array, *self._sizes, self._blocked, slopes)
-        self.x.give(g.buffer)
-        shape = self.x.shape
-        gradient = torch.from_numpy(slopes).view(shape.blocks, shape.channels, 4, shape.block)
-        return DONE, gradient_of(self.coefficients, gradient.permute(0, 3, 2, 1).numpy())
 
 
 class Gate:
@@ -358,11 +320,15 @@ class PointwiseStep:
         self.out = tape.new(x.shape)
         constant = torch.from_numpy(x.constant.astype(tape.dtype))
         function.forward(constant, constant)
-        self.out.hold(x.varying, constant.numpy())
+        images = x.images
+        if images is not None:
+            images = np.empty_like(images)
+            function.forward(torch.from_numpy(x.images), torch.from_numpy(images))
+        self.out.hold(x.varying, constant.numpy(), x.per_image, images)
         self._read = self.out if function.reads_output else x
         self._read.readers += 1
         with timed("normalisation, activation, pooling"), torch.no_grad():
-            function.forward(pixels(x.buffer.array, x.shape), pixels(self.out.buffer.array, x.shape))
+            function.forward(pixels(x.maps(), x.shape), pixels(self.out.buffer.array, x.shape))
 
     def value(self) -> Value:
         return self.tape.made(self, self.out, self.x.edge)
@@ -385,10 +351,11 @@ class Concatenation:
         self.maps = maps
         shape = maps[0].shape
         self.out = tape.new(shape.like(sum(one.shape.channels for one in maps), shape.height, shape.width))
-        self.out.hold(np.concatenate([one.varying for one in maps]), np.concatenate([one.constant for one in maps]))
+        varying = [one.varying | one.per_image for one in maps]
+        self.out.hold(np.concatenate(varying), np.concatenate([one.constant for one in maps]))
         with timed("other"):
-            for target, one in self._places(self.out.buffer.array):
-                target.copy_(pixels(one.buffer.array, one.shape))
+            for (target, one), found in zip(self._places(self.out.buffer.array), varying, strict=True):
+                target.copy_(pixels(one.read(np.flatnonzero(found)), one.shape))
 
     def value(self) -> Value:
         return self.tape.made(self, self.out, *(one.edge for one in self.maps))
@@ -415,9 +382,10 @@ class Slice:
         self.x = x
         self.kept = kept
         self.out = tape.new(x.shape.like(kept.stop - kept.start, x.shape.height, x.shape.width))
-        self.out.hold(x.varying[self.kept], x.constant[self.kept])
+        images = None if x.images is None else x.images[:, self.kept]
+        self.out.hold(x.varying[self.kept], x.constant[self.kept], x.per_image[self.kept], images)
         with timed("other"):
-            pixels(self.out.buffer.array, self.out.shape).copy_(pixels(x.buffer.array, x.shape)[:, self.kept])
+            pixels(self.out.buffer.array, self.out.shape).copy_(pixels(x.maps(), x.shape)[:, self.kept])
 
     def value(self) -> Value:
         return self.tape.made(self, self.out, self.x.edge)

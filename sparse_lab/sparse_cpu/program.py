@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 import numba
 import numpy as np
-import torch
-from torch import Tensor
 
 import sparse_lab.sparse_cpu.threads  # noqa: F401  first of all
 from sparse_lab.sparse_cpu import inference_kernels as kernels
@@ -287,7 +285,9 @@ def _place(features: list[Feature], steps: list[Step]) -> int:
 
 
 class Executor:
-    """The finished program: float32 images (N, channels, height, width) to its last map, which has as many sides."""
+    """The finished program: float32 images (N, channels, height, width), contiguous and not read-only, to its last map,
+    which has as many sides.
+    """
 
     def __init__(
         self,
@@ -310,16 +310,15 @@ class Executor:
         self._arenas: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         self._shares: dict[int, np.ndarray] = {}
 
-    def __call__(self, images: Tensor) -> Tensor:
-        count = images.shape[0]
-        pixels = images.numpy()
-        made = torch.empty(count, *self.made)
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        count = len(images)
+        made = np.empty((count, *self.made), dtype=np.float32)
         if not count:
             return made
         threads = numba.get_num_threads()
         lanes = 1 if count <= FEW * threads else kernels.LANES
         arenas, sums = self._memory(lanes, threads)
-        data = pixels, made.numpy(), arenas, sums, lanes, self._place, self._end
+        data = images, made, arenas, sums, lanes, self._place, self._end
         program = self._ops, self._table, *self._weights[lanes]
         if count <= lanes:
             kernels.run_layers(*data, *program, self._shared(threads), ALONE)

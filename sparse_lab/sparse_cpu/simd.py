@@ -10,12 +10,16 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 VECTOR = 8  # numbers; where a register holds fewer, LLVM takes several for it
-BYTES = 256  # of sums at a time in `gathered`: 8 registers of AVX2, 4 of AVX-512, 16 of NEON
+# of sums at a time: 8 registers of AVX-512 or AVX2, 16 of NEON. Fewer would wait for each other; where there are no
+# more, `few` and `fewest` take several weights at a time, each with sums of its own
+BYTES = 512 if get_host_cpu_features().get("avx512f") else 256
+FEW, FEWEST = 128, 64
 TILES = (8, 4, 2, 1)  # vectors of sums at a time
 FLAGS = ("contract", "nsz", "reassoc")
 
@@ -91,23 +95,24 @@ def _generate_copy(context: Any, builder: ir.IRBuilder, signature: Any, argument
     return context.get_dummy_value()
 
 
-@intrinsic
-def gathered(typing, z, start, x, base, offsets, values, first, last, bias, adds):  # type: ignore[no-untyped-def]
-    """z[start + i] = bias + sum over e in [first, last) of values[e] * x[base + offsets[e] + i], for as many i as fill
-    BYTES exactly. adds: add to what is there instead of to bias. NaN passes through.
+def _gathers(size: int) -> Any:
+    @intrinsic
+    def gathers(typing, z, start, x, base, offsets, values, first, last, bias, adds):  # type: ignore[no-untyped-def]
+        """z[start + i] = bias + sum over e in [first, last) of values[e] * x[base + offsets[e] + i], for as many i as
+        fill `size` bytes exactly. adds: add to what is there instead of to bias. NaN passes through.
 
-    z, x, values: contiguous, float32 or float64; offsets: contiguous int64.
-    """
-    signature = types.void(
-        z, types.intp, x, types.intp, offsets, values, types.intp, types.intp, z.dtype, types.boolean
-    )
-    return signature, _gathered
+        z, x, values: contiguous, float32 or float64; offsets: contiguous int64.
+        """
+        places = z, types.intp, x, types.intp, offsets, values, types.intp, types.intp, z.dtype, types.boolean
+        return types.void(*places), lambda *how: _gathered(size, *how)
+
+    return gathers
 
 
-def _gathered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+def _gathered(size: int, context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
     z, start, x, base, offsets, values, first, last, bias, adds = arguments
     itemsize = signature.args[0].dtype.bitwidth // 8
-    vector = ir.VectorType(context.get_value_type(signature.args[0].dtype), BYTES // itemsize)
+    vector = ir.VectorType(context.get_value_type(signature.args[0].dtype), size // itemsize)
 
     def data(place: int, array: Any) -> Any:
         return context.make_array(signature.args[place])(context, builder, array).data
@@ -117,27 +122,101 @@ def _gathered(context: Any, builder: ir.IRBuilder, signature: Any, arguments: An
 
     target = wide(builder.gep(data(0, z), [start]))
     source, offset, value = data(2, x), data(4, offsets), data(5, values)
+
+    def added(entry: Any, total: Any) -> Any:
+        place = builder.add(base, builder.load(builder.gep(offset, [entry])))
+        weight = _spread(builder, builder.load(builder.gep(value, [entry])), vector)
+        pixels = builder.load(wide(builder.gep(source, [place])), align=itemsize)
+        return builder.fadd(builder.fmul(weight, pixels, flags=("contract",)), total, flags=("contract",))
+
     initial = cgutils.alloca_once_value(builder, _spread(builder, bias, vector))
     with builder.if_then(cgutils.as_bool_bit(builder, adds)):
         builder.store(builder.load(target, align=itemsize), initial)
-    begin, before = builder.load(initial), builder.block
-    head, body, end = (builder.append_basic_block(name) for name in ("more", "weight", "summed"))
+    begin, chains = builder.load(initial), max(1, BYTES // size)
+    if chains > 1:
+        totals = [begin, *[ir.Constant(vector, [0.0] * vector.count)] * (chains - 1)]
+        first, totals = _walk(builder, first, last, totals, added)
+        begin = totals[0]
+        for total in totals[1:]:
+            begin = builder.fadd(begin, total)
+    _, (total,) = _walk(builder, first, last, [begin], added)
+    builder.store(total, target, align=itemsize)
+    return context.get_dummy_value()
+
+
+def _walk(builder: ir.IRBuilder, first: Any, last: Any, totals: list[Any], added: Any) -> tuple[Any, list[Any]]:
+    """Entries of [first, last), as many at a time as there are totals, each added to its own; where it ended."""
+    before = builder.block
+    head, body, end = (builder.append_basic_block(name) for name in ("more", "weights", "summed"))
     builder.branch(head)
     builder.position_at_end(head)
-    entry, total = builder.phi(first.type), builder.phi(vector)
-    entry.add_incoming(first, before)
-    total.add_incoming(begin, before)
-    builder.cbranch(builder.icmp_signed("<", entry, last), body, end)
+    entry, sums = builder.phi(first.type), [builder.phi(total.type) for total in totals]
+    for phi, start in zip((entry, *sums), (first, *totals), strict=True):
+        phi.add_incoming(start, before)
+    following = builder.add(entry, ir.Constant(entry.type, len(totals)))
+    builder.cbranch(builder.icmp_signed("<=", following, last), body, end)
     builder.position_at_end(body)
-    place = builder.add(base, builder.load(builder.gep(offset, [entry])))
-    weight = _spread(builder, builder.load(builder.gep(value, [entry])), vector)
-    pixels = builder.load(wide(builder.gep(source, [place])), align=itemsize)
-    entry.add_incoming(builder.add(entry, ir.Constant(entry.type, 1)), body)
-    product = builder.fmul(weight, pixels, flags=("contract",))
-    total.add_incoming(builder.fadd(product, total, flags=("contract",)), body)
+    new = [added(builder.add(entry, ir.Constant(entry.type, place)), total) for place, total in enumerate(sums)]
+    for phi, value in zip((entry, *sums), (following, *new), strict=True):
+        phi.add_incoming(value, body)
     builder.branch(head)
     builder.position_at_end(end)
-    builder.store(total, target, align=itemsize)
+    return entry, sums
+
+
+gathered, few, fewest = _gathers(BYTES), _gathers(FEW), _gathers(FEWEST)
+
+
+LANES = 32  # bytes of partial sums of an entry in `dotted`
+DOTTED = 256  # bytes of a run in `dotted`: as many registers as there are sums in `gathered`
+
+
+@intrinsic
+def dotted(typing, sums, g, start, x, base, offsets, first, last):  # type: ignore[no-untyped-def]
+    """sums[e * lanes : (e + 1) * lanes] += the products g[start + i] * x[base + offsets[e] + i], added up to that many
+    lanes, for as many i as fill DOTTED bytes and every e in [first, last); lanes: how many numbers LANES bytes hold.
+
+    sums, g, x: contiguous, float32 or float64; offsets: contiguous int64.
+    """
+    index = types.intp
+    return types.void(sums, g, index, x, index, offsets, index, index), _dotted
+
+
+def _dotted(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+    sums, g, start, x, base, offsets, first, last = arguments
+    real = context.get_value_type(signature.args[1].dtype)
+    itemsize = signature.args[1].dtype.bitwidth // 8
+    lanes, index = LANES // itemsize, first.type
+    whole, half = ir.VectorType(real, 2 * lanes), ir.VectorType(real, lanes)
+
+    def data(place: int, array: Any) -> Any:
+        return context.make_array(signature.args[place])(context, builder, array).data
+
+    def loaded(numbers: Any, place: int) -> Any:
+        at = builder.gep(numbers, [ir.Constant(index, place * whole.count)])
+        return builder.load(builder.bitcast(at, whole.as_pointer()), align=itemsize)
+
+    line = builder.gep(data(1, g), [start])
+    gradients = [loaded(line, place) for place in range(DOTTED // itemsize // whole.count)]
+    target, source, offset = data(0, sums), data(3, x), data(5, offsets)
+
+    def added(entry: Any, _: Any) -> Any:
+        pixels = builder.gep(source, [builder.add(base, builder.load(builder.gep(offset, [entry])))])
+        total = builder.fmul(gradients[0], loaded(pixels, 0), flags=("contract",))
+        for place, gradient in enumerate(gradients[1:], 1):
+            product = builder.fmul(gradient, loaded(pixels, place), flags=("contract",))
+            total = builder.fadd(product, total, flags=("contract",))
+        left, right = (
+            builder.shuffle_vector(total, total, ir.Constant(ir.VectorType(ir.IntType(32), lanes), list(places)))
+            for places in (range(lanes), range(lanes, 2 * lanes))
+        )
+        place = builder.gep(target, [builder.mul(entry, ir.Constant(index, lanes))])
+        place = builder.bitcast(place, half.as_pointer())
+        known = builder.load(place, align=itemsize)
+        builder.store(builder.fadd(known, builder.fadd(left, right)), place, align=itemsize)
+        return ir.Constant(index, 0)
+
+    _walk(builder, first, last, [ir.Constant(index, 0)], added)
     return context.get_dummy_value()
 
 

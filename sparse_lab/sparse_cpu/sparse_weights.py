@@ -13,7 +13,8 @@ from sparse_lab.sparse_cpu.weight_kernels import buckets
 
 @dataclass(frozen=True)
 class Order:
-    """Kept weights sorted by (channel, kernel row); those of channel c and row r begin at first[c * rows + r].
+    """Kept weights sorted by (slice of the other channels, channel, kernel row); those of slice s, channel c and row r
+    begin at first[(s * number of channels + c) * rows + r].
 
     entries: [kept] index into `Live.positions`; inner, row, column: [kept] the other channel and the tap. Only
     `channels` have entries.
@@ -39,7 +40,7 @@ class SparseWeight:
         self.gradient: NDArray | None = None
         self._positions = np.empty(0, np.int64)
         self._seen: tuple[Tensor, int] | None = None  # the mask itself, for an id may soon be another's
-        self._orders: dict[tuple[str, tuple[int, ...]], Order] = {}
+        self._orders: dict[tuple[object, ...], Order] = {}
         self._offsets: dict[tuple[object, ...], NDArray[np.int64]] = {}
 
     @property
@@ -67,28 +68,70 @@ class SparseWeight:
         """One more use of this weight."""
         self.gradient = gradient if self.gradient is None else self.gradient + gradient
 
-    def order(self, side: str, shape: tuple[int, ...], groups: int) -> Order:
+    def order(
+        self,
+        side: str,
+        shape: tuple[int, ...],
+        groups: int,
+        among: NDArray[np.bool_] | None = None,
+        slices: int = 1,
+    ) -> Order:
         """Entries of a filter of `shape` (outputs, inputs / groups, rows, columns).
 
         side: 'output' sorts by output channel and kernel row, for the forward pass and the weight's gradient; 'input'
-        by input channel and kernel row from the last to the first, for the input's gradient.
+        by input channel and kernel row from the last to the first, for the input's gradient. among: [inputs] entries
+        that read other channels are left out. slices: of the other channels.
         """
         positions = self.positions
-        if (side, shape) not in self._orders:
-            self._orders[side, shape] = _sorted(positions, shape, groups, side)
-        return self._orders[side, shape]
+        key = side, shape, b"" if among is None else among.tobytes(), slices
+        if key not in self._orders:
+            if slices > 1:
+                others = shape[1] * groups if side == "output" else shape[0]
+                self._orders[key] = _sliced(self.order(side, shape, groups, among), others, slices)
+            else:
+                whole = _sorted(positions, shape, groups, side)
+                self._orders[key] = whole if among is None else _among(whole, among, shape[2], side)
+        return self._orders[key]
 
     def offsets(
-        self, side: str, shape: tuple[int, ...], groups: int, height: int, pitch: int, block: int, pad: tuple[int, int]
+        self,
+        side: str,
+        shape: tuple[int, ...],
+        groups: int,
+        height: int,
+        pitch: int,
+        block: int,
+        pad: tuple[int, int],
+        among: NDArray[np.bool_] | None = None,
+        slices: int = 1,
     ) -> NDArray[np.int64]:
         """[kept] how far each entry's row lies from the row that it is added to, for `conv_kernels.rows`."""
-        order = self.order(side, shape, groups)
-        key = (side, shape, height, pitch, block, pad)
+        order = self.order(side, shape, groups, among, slices)
+        key = (side, shape, height, pitch, block, pad, b"" if among is None else among.tobytes(), slices)
         if key not in self._offsets:
             sign = 1 if side == "output" else -1
             down, right = sign * (order.row - pad[0]), sign * (order.column - pad[1])
             self._offsets[key] = (order.inner * height + down) * pitch + right * block
         return self._offsets[key]
+
+
+def _among(order: Order, among: NDArray[np.bool_], rows: int, side: str) -> Order:
+    """Without the entries that read other input channels."""
+    counts = np.diff(order.first)
+    bucket = np.repeat(np.arange(counts.size), counts)
+    kept = among[order.inner if side == "output" else bucket // rows]
+    first = np.concatenate([[0], np.cumsum(np.bincount(bucket[kept], minlength=counts.size))]).astype(np.int64)
+    entries, inner, row, column = (one[kept] for one in (order.entries, order.inner, order.row, order.column))
+    return Order(first, entries, inner, row, column, np.flatnonzero(np.diff(first[::rows])))
+
+
+def _sliced(order: Order, others: int, slices: int) -> Order:
+    """The same entries, those of the first slice of the other channels first."""
+    counts = np.diff(order.first)
+    bucket = order.inner * slices // others * counts.size + np.repeat(np.arange(counts.size), counts)
+    first, place = buckets(bucket, slices * counts.size)
+    entries, inner, row, column = (one[place] for one in (order.entries, order.inner, order.row, order.column))
+    return Order(first, entries, inner, row, column, order.channels)
 
 
 def _sorted(positions: NDArray[np.int64], shape: tuple[int, ...], groups: int, side: str) -> Order:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+
 import numba
-import torch
 
 
 def _start() -> None:
-    """numba starts its threads at the first parallel loop, and that tells OpenMP, torch's too, to use as many: torch
-    would sum in another order from then on. They are started here, and torch keeps its own number.
+    """numba starts its threads at the first parallel loop, and tells OpenMP to use as many in the thread that is there:
+    torch, which asks OpenMP, would sum in another order from then on, be it imported before or after. They are started
+    in a thread that does nothing else, and torch keeps its own number.
     """
-    before = torch.get_num_threads()
-    numba.get_num_threads()
-    torch.set_num_threads(before)
+    starter = threading.Thread(target=numba.get_num_threads)
+    starter.start()
+    starter.join()
 
 
 _start()

@@ -293,7 +293,7 @@ class Masks:
         pairs = zip(self.layers.values(), self._factors, strict=True)
         there = [(module.weight.grad, factor) for module, factor in pairs if module.weight.grad is not None]
         if there:
-            torch._foreach_mul_([gradient for gradient, _ in there], [factor for _, factor in there])
+            _multiply([gradient for gradient, _ in there], [factor for _, factor in there])
 
     @torch.no_grad()
     def enforce(self, optimizer: torch.optim.Optimizer | None = None, but: AbstractSet[Tensor] = frozenset()) -> None:
@@ -316,7 +316,7 @@ class Masks:
                 values.append(tensor.data)
                 factors.append(factor if factor.dtype == tensor.dtype else factor.to(tensor.dtype))
         if values:
-            torch._foreach_mul_(values, factors)
+            _multiply(values, factors)
 
 
 def check_maskable(model: nn.Module) -> None:
@@ -349,6 +349,14 @@ def check_built(model: nn.Module) -> None:
 
 def _warn(line: str) -> None:
     warnings.warn(line, stacklevel=4)  # whoever makes the masks
+
+
+def _multiply(values: list[Tensor], factors: list[Tensor]) -> None:
+    """In place. What becomes zero has no sign: a checkpoint keeps none where a mask is, and a weight that grows there
+    later starts from the same bits, whether its run was stopped in between or not.
+    """
+    torch._foreach_mul_(values, factors)
+    torch._foreach_add_(values, 0)
 
 
 def state_like(optimizer: torch.optim.Optimizer | None, weight: Tensor) -> Iterable[Tensor]:

@@ -177,10 +177,12 @@ class Request:
             settings = base.hydra[name]
             check_extra(str(settings.get("_target_")))
             try:
-                Plugins.instance()._instantiate(settings)  # as Hydra does once the sweep is planned
+                made = Plugins.instance()._instantiate(settings)  # as Hydra does once the sweep is planned
             except InstantiationException as error:
                 cause = error.__cause__ or error
                 raise UserError(f"hydra.{name}: {type(cause).__name__}: {first_line(cause)}") from None
+            if about := getattr(made, "about", ""):
+                self._say(about)
 
     def composer(self) -> Composer:
         """What composes the jobs, once `read_experiment_axes` has been called."""

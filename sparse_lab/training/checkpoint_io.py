@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sparse_lab.coding.packed_state import packed, unpacked
 from sparse_lab.errors import UserError
 from sparse_lab.host.full_disk import naming
 from sparse_lab.host.regular_file import TENSORS, check_tensors
@@ -56,7 +57,9 @@ def replacing(last: Path, previous: Path, *, writes: bool) -> Iterator[Path]:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint as a dict, with weights_only. Raises UserError when it is missing, corrupt or foreign."""
+    """A checkpoint as a dict, with weights_only, its sparse tensors as they were. Raises UserError when it is missing,
+    corrupt or foreign.
+    """
     path = Path(path)
     try:
         check_tensors(path, TENSORS)
@@ -82,13 +85,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from None
     if not isinstance(payload, dict):
         raise UserError(f"{path} is not a sparse_lab checkpoint (it holds a {type(payload).__name__})")
-    return payload
+    return unpacked(payload, path)
 
 
 def save_network(model: torch.nn.Module, path: Path, about: dict[str, Any]) -> None:
-    """The network alone: weights, buffers and masks, with plain facts about it."""
+    """The network alone: weights, buffers and masks, with plain facts about it. What is masked takes no room."""
     state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-    save_checkpoint({"format": FORMAT, "about": about, "network": state}, path)
+    save_checkpoint(packed({"format": FORMAT, "about": about, "network": state}), path)
 
 
 def load_network(path: str | Path) -> dict[str, torch.Tensor]:

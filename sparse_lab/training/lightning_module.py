@@ -14,7 +14,7 @@ from sparse_lab.config import RecipeConfig
 from sparse_lab.models.surgery import rebuild_structure
 from sparse_lab.sparsity.clock import Clock
 from sparse_lab.training.accumulation import group_size
-from sparse_lab.training.clipping import clip, masks_of
+from sparse_lab.training.clipping import NormRatio, clip, masks_of
 from sparse_lab.training.figures import Figures
 from sparse_lab.training.optimizers import learning_rate, make_optimizer, parameter_groups
 from sparse_lab.training.step import TrainingStep, compute
@@ -28,7 +28,8 @@ class Classifier(pl.LightningModule):
     """Cross-entropy training of `model`.
 
     arithmetic: computes the model with its live weights alone; None where the model computes itself, densely.
-    step: what torch has compiled of a dense training step; None: eager.
+    step: what torch has compiled of a dense training step; None: eager. norm_ratio: of clip_over=all_estimated, on the
+    optimizer like other algorithms.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Classifier(pl.LightningModule):
         label_smoothing: float = 0.0,
         arithmetic: SparseArithmetic | None = None,
         step: TrainingStep | None = None,
+        norm_ratio: NormRatio | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -47,6 +49,7 @@ class Classifier(pl.LightningModule):
         self.label_smoothing = label_smoothing
         self.arithmetic = arithmetic
         self.step = step
+        self.norm_ratio = norm_ratio
         self.figures = Figures(self._over_ranks)
         self._group = 1  # batches that step together with the one that trains
 
@@ -75,9 +78,10 @@ class Classifier(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         if gradient_clip_val is not None:
-            masks = masks_of(self.model) if self.recipe.clip_over == "live" else {}
+            ratio = None if self.norm_ratio is None or self._needs_dense_gradients() else self.norm_ratio.ratio
+            masks = masks_of(self.model) if self.recipe.clip_over == "live" or ratio is not None else {}
             parameters = [one for group in optimizer.param_groups for one in group["params"]]
-            clip(parameters, self.live, gradient_clip_val, masks or None)
+            clip(parameters, self.live, gradient_clip_val, masks or None, ratio)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["sums"] = self.figures.state_dict()
@@ -105,11 +109,15 @@ class Classifier(pl.LightningModule):
         # shares of a training batch are equal, see data/plan: no process has to ask the others
         self.figures.trained += len(batch[1]) * self.trainer.world_size
         if self.arithmetic is not None:
-            clips_all = self.recipe.clip_norm is not None and self.recipe.clip_over == "all"
-            self.arithmetic.dense_gradients = clips_all or StepHooks.of(self.trainer.optimizers[0]).gradients_are_read()
+            self.arithmetic.dense_gradients = self._needs_dense_gradients()
         elif self.step is not None:
             return self._counted("train", *self.step(*batch))
         return self._counted("train", *compute(self.forward, *batch, self.label_smoothing))
+
+    def _needs_dense_gradients(self) -> bool:
+        """Does anything look at the gradients of pruned weights in this step?"""
+        clips_all = self.recipe.clip_norm is not None and self.recipe.clip_over == "all"
+        return clips_all or StepHooks.of(self.trainer.optimizers[0]).gradients_are_read()
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if self.step is None:

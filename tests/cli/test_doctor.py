@@ -146,13 +146,13 @@ def test_checkpoints_are_as_large_as_it_says(tmp_path):
     folders = {json.loads(path.read_text())["method"]: path.parent for path in tmp_path.rglob("result.json")}
     for method in ("dense", "oneshot"):
         config = Request.read([]).compose([f"method={method}", *words]).config()
-        last, best = command_checks.checkpoint_bytes(config)
+        last, best = command_checks.checkpoint_bytes(config, config.sparsity.target)
         checkpoints = folders[method] / "checkpoints"
         assert last == pytest.approx((checkpoints / "last.ckpt").stat().st_size, rel=0.05)
         assert best == pytest.approx((checkpoints / "best.ckpt").stat().st_size, rel=0.05)
         frugal = replace(config, training=replace(config.training, optimizer="sgd", momentum=0.0))
         # oneshot ends with finetune's
-        assert (command_checks.checkpoint_bytes(frugal)[0] < last) is (method == "dense")
+        assert (command_checks.checkpoint_bytes(frugal, config.sparsity.target)[0] < last) is (method == "dense")
 
 
 class Terminal(io.StringIO):

@@ -17,6 +17,7 @@ from sklearn.metrics import confusion_matrix, log_loss, recall_score
 from sparse_lab import models
 from sparse_lab.cli.main import main
 from sparse_lab.export import latency
+from sparse_lab.training.checkpoint_io import load_network
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +62,7 @@ def answers(run: Path, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Softmax and labels of all photos below a folder, by torch and PIL alone."""
     result = json.loads((run / "result.json").read_text())
     model = models.build("vgg16", num_classes=3, width=0.0625).eval()
-    state = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["network"]
+    state = load_network(run / "checkpoints" / "best.ckpt")
     model.load_state_dict({name: value for name, value in state.items() if not name.endswith(".mask")})
     paths = sorted(folder.glob("*/*.png"))
     pixels = np.stack([np.asarray(Image.open(path)) for path in paths]).transpose(0, 3, 1, 2)

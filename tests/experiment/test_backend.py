@@ -43,7 +43,7 @@ def test_sparse_networks_on_a_cpu(model, asked, used, bfloat16):
     [
         (("sparsity.target=0.85",), "% of zeros on, and this run ends at 85%"),
         (("method=dense",), "nothing is pruned here"),
-        (("training.clip_norm=1.0",), "training.clip_over=live does not"),
+        (("training.clip_norm=1.0",), "all_estimated and live do not"),
         (("method=dctps",), "method dctps adds a dense matrix"),
     ],
 )
@@ -66,7 +66,11 @@ def test_a_gpu_keeps_its_precision(bfloat16, monkeypatch):
 
 
 def test_live_clipping_and_break_even_are_within(bfloat16):
-    for asked in (("training.clip_norm=1.0", "training.clip_over=live"), ("sparsity=s95",)):
+    for asked in (
+        ("training.clip_norm=1.0", "training.clip_over=live"),
+        ("training.clip_norm=1.0", "training.clip_over=all_estimated"),
+        ("sparsity=s95",),
+    ):
         assert backend.choose(config(*asked, "compute=auto")).compute == "sparse"
 
 

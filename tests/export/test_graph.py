@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from sparse_lab.errors import UserError
 from sparse_lab.export.dead_channels import reduced
-from sparse_lab.export.graph import Conv, Graph, check, evaluate
+from sparse_lab.export.dense_graph import evaluate
+from sparse_lab.export.graph import Conv, Graph, check
 from sparse_lab.export.lowering import traced
 from sparse_lab.sparsity.connectivity import on_paths
 from sparse_lab.sparsity.masks import layers

@@ -14,7 +14,8 @@ from torch import nn
 import sparse_lab
 from sparse_lab.errors import UserError
 from sparse_lab.export.dead_channels import reduced
-from sparse_lab.export.graph import Conv, Graph, evaluate
+from sparse_lab.export.dense_graph import evaluate
+from sparse_lab.export.graph import Conv, Graph
 from sparse_lab.export.lowering import traced
 from sparse_lab.export.packed import UNKNOWN, read, save
 from sparse_lab.export.runtime import SparseNetwork

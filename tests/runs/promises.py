@@ -32,6 +32,8 @@ def check_zeros(optimizer, masks) -> None:
         same_shape = [v for v in optimizer.state[module.weight].values() if v.shape == mask.shape]
         assert same_shape, "this optimizer keeps no state of the weight's shape"
         assert not any(value[~mask].any() for value in same_shape), name
+        # nor has a zero a sign there: a checkpoint does not keep it
+        assert not any(torch.signbit(value[~mask]).any() for value in (module.weight, *same_shape)), name
 
 
 def tensors(part, path="") -> Iterator[tuple[str, torch.Tensor]]:

@@ -21,6 +21,7 @@ from sparse_lab.registering import REGISTERED, take_out
 from sparse_lab.sparse_cpu.optimizer import LiveOptimizer
 from sparse_lab.sparsity.masks import Masks
 from sparse_lab.sweep.plan import Request
+from sparse_lab.training import clipping
 from sparse_lab.training.checkpoint_io import load_checkpoint, load_network
 
 OFTEN = ("method.drop_and_grow.update_every=2",)
@@ -122,25 +123,38 @@ def tensors(part, path="") -> Iterator[tuple[str, torch.Tensor]]:
     ("over", "gradients"),
     [
         ("all", "after_clipping"),
+        ("all_estimated", "after_clipping"),
         pytest.param("live", "before_clipping", marks=pytest.mark.full),
         pytest.param("all", "before_clipping", marks=pytest.mark.full),
         pytest.param("live", "after_clipping", marks=pytest.mark.full),
     ],
 )
 def test_clipping_is_that_of_dense_arithmetic(over, gradients, compose, quiet):
-    """A norm so small that every step is clipped; RigL reads the gradients before it, MEST's score those after it."""
+    """A norm so small that every step is clipped; MEST's score reads the gradients before it or after it."""
     clipped = (
         "training.clip_norm=0.05",
         f"training.clip_over={over}",
         f"method.elastic_mutation.gradients={gradients}",
     )
-    dense = compose("method=mest", "method.elastic_mutation.update_every=1", *COMMON, *clipped, EXACT)
+    often = f"method.elastic_mutation.update_every={3 if over == 'all_estimated' else 1}"
+    dense = compose("method=mest", often, *COMMON, *clipped, EXACT)
     sparse = replace(dense, compute="sparse")
     for config in (dense, sparse):
         run(config, "x", quiet)
     same(*(load_network(run_dir(config).best) for config in (dense, sparse)))
     other = replace(dense, training=replace(dense.training, clip_over="live" if over == "all" else "all"))
     assert run_name(other) != run_name(dense)
+
+
+def test_an_estimate_measured_in_every_step_is_the_norm_itself(compose, quiet, monkeypatch):
+    """The very bits of a run that clips over all positions."""
+    words = (*COMMON, "method=rigl", "method.drop_and_grow.update_every=3", "training.clip_norm=0.05", "compute=sparse")
+    exact, estimated = compose(*words), compose(*words, "training.clip_over=all_estimated")
+    run(exact, "x", quiet)
+    monkeypatch.setattr(clipping, "MEASURE_EVERY", 1)
+    run(estimated, "x", quiet)
+    first, second = (load_network(run_dir(config).best) for config in (exact, estimated))
+    assert run_name(exact) != run_name(estimated) and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.every(2)
@@ -152,6 +166,7 @@ def test_clipping_is_that_of_dense_arithmetic(over, gradients, compose, quiet):
         (("method=static", "training.epochs=2"), []),
         (("method=static", "training.epochs=2", "training.clip_norm=1"), list(range(4))),
         (("method=static", "training.epochs=2", "training.clip_norm=1", "training.clip_over=live"), []),
+        (("method=static", "training.epochs=2", "training.clip_norm=1", "training.clip_over=all_estimated"), [0]),
     ],
 )
 def test_dense_gradients_are_computed_in_the_steps_that_need_them_alone(asked, steps, compose, quiet, monkeypatch):

@@ -255,9 +255,11 @@ def test_a_process_leaves_at_once_from_within(what, tmp_path, capsys):
 
 def test_within_a_step_of_several_batches(compose, quiet, tmp_path, monkeypatch):
     """Two steps an epoch, of two batches and of one. The signal comes after the first batch of the third step: it is
-    finished and saved. Killed in the next epoch within a step, the run does that step again.
+    finished and saved. Killed in the next epoch within a step, the run does that step again. The norm that it clips by
+    is estimated by a ratio measured in the third step, before the checkpoint.
     """
-    words = (*COMMON, "method=rigl", "method.drop_and_grow.update_every=2", "training.accumulate=2")
+    words = (*COMMON, "method=rigl", "method.drop_and_grow.update_every=3", "training.accumulate=2")
+    words = (*words, "training.clip_norm=0.05", "training.clip_over=all_estimated")
     whole, left = (compose(*words, f"paths.outputs={tmp_path / name}") for name in ("whole", "left"))
     run(whole, "x", quiet)
     rows = (run_dir(whole).path / "metrics.csv").read_text().splitlines()

@@ -71,9 +71,12 @@ def test_with_nothing_changed_nothing_is_done(elsewhere):
 @pytest.mark.parametrize(
     ("source", "gone"),
     [
-        ("simd.py", {"conv_kernels", "inference_kernels"}),
+        ("simd.py", {"conv_kernels", "inference_kernels", "border_kernels"}),
         ("norm_kernels.py", {"norm_kernels"}),
-        ("layout_kernels.py", {"layout_kernels", "conv_kernels", "norm_kernels", "op_kernels"}),
+        (
+            "layout_kernels.py",
+            {f"{name}_kernels" for name in ("layout", "conv", "norm", "op", "image", "dyrelu", "border")},
+        ),
         ("ops.py", set()),
     ],
 )

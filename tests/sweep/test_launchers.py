@@ -39,7 +39,7 @@ def check_one_failed(done: subprocess.CompletedProcess[str], outcomes: list[dict
 def test_a_sweep_with_a_failing_job(launcher, tmp_path, small, command, outcomes, results):
     pytest.importorskip({"submitit_local": "submitit"}.get(launcher, launcher))
     argv = ["-m", f"hydra/launcher={launcher}", "training.lr=0.01,1e30,0.02", *small]
-    argv += ["hydra.launcher.ray.init.num_cpus=2"] if launcher == "ray" else []
+    argv += {"ray": ["hydra.launcher.ray.init.num_cpus=2"], "joblib": ["hydra.launcher.n_jobs=2"]}.get(launcher, [])
     done = command(*argv)
     check_one_failed(done, outcomes(), tmp_path / "out")
     [path] = (tmp_path / "out" / "sweeps").glob("*/plan.json")

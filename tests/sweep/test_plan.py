@@ -13,6 +13,7 @@ import yaml
 
 from sparse_lab.cli.main import main
 from sparse_lab.errors import SparseLabError, UserError
+from sparse_lab.experiment.compose import places
 from sparse_lab.experiment.validate import check
 from sparse_lab.sweep.plan import Request
 
@@ -587,7 +588,7 @@ def test_a_missing_extra_is_named(group, extra, monkeypatch, capsys):
 
 
 def test_our_launchers_win_over_the_plugins_own():
-    for launcher, key, value in (("joblib", "n_jobs", 2), ("submitit_slurm", "max_num_timeout", 10)):
+    for launcher, key, value in (("joblib", "n_jobs", places("cpu")), ("submitit_slurm", "max_num_timeout", 10)):
         request = Request.read(["-m", f"hydra/launcher={launcher}"])
         assert request.compose([]).cfg.hydra.launcher[key] == value
     request = Request.read(["-m", "hydra/launcher=ray", "trainer=cpu"])

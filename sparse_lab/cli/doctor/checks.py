@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from sparse_lab.config import CHOICES, DatasetConfig, conf_dir
 from sparse_lab.errors import SparseLabError
-from sparse_lab.host.machine import available_memory, processor, size, version
+from sparse_lab.host.machine import available_memory, processor, size, usable_cores, version
 
 GIB = 2**30
 EXTRAS = {  # distribution -> what it is for, and how to get it
@@ -53,7 +53,7 @@ def machine() -> Iterator[Finding]:
 def threads() -> Iterator[Finding]:
     import torch
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = usable_cores()
     asked = f", OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}" if "OMP_NUM_THREADS" in os.environ else ""
     computing = torch.get_num_threads()
     line = f"processors: {os.cpu_count()}, usable here {usable}; torch computes with {computing} threads{asked}"

@@ -13,12 +13,13 @@ from omegaconf import DictConfig
 
 from sparse_lab import data, loggers
 from sparse_lab.cli.doctor.checks import Finding, room, sparse_arithmetic
+from sparse_lab.coding.rice_coding import entropy
 from sparse_lab.config import Config
 from sparse_lab.errors import SparseLabError
 from sparse_lab.experiment import backend
 from sparse_lab.experiment.identity import run_dir
 from sparse_lab.experiment.validate import check_request
-from sparse_lab.host.machine import size
+from sparse_lab.host.machine import size, usable_cores
 from sparse_lab.methods import table
 from sparse_lab.methods.recipes import recipe_of
 from sparse_lab.sparsity.masks import layers
@@ -172,11 +173,11 @@ def _room(configs: list[Config], base: DictConfig) -> Iterator[Finding]:
         _still_to_make(config, left)
     kept, working = [], []
     for config in left.values():
-        last, best = checkpoint_bytes(config)
-        kept.append(last + best)
-        working.append(2 * (last + best))  # the one before and the one being written, each with the best so far
+        kept.append(sum(checkpoint_bytes(config, config.sparsity.target)))
+        # the one before and the one being written, each with the best so far, and many a run begins dense
+        working.append(2 * sum(checkpoint_bytes(config, 0.0)))
     at_once = int(base.hydra.launcher.get("n_jobs") or 1)
-    at_once = at_once if at_once > 0 else os.cpu_count() or 1
+    at_once = at_once if at_once > 0 else usable_cores()
     wanted = sum(kept) + sum(sorted(working, reverse=True)[:at_once])
     done = "" if left else "; all of it is done already"
     yield Finding(True, f"runs to make: {len(left)}, with those needed first, {size(wanted)} of checkpoints{done}")
@@ -195,15 +196,22 @@ def _still_to_make(config: Config, left: dict[str, Config]) -> None:
         _still_to_make(first, left)
 
 
-def checkpoint_bytes(config: Config) -> tuple[int, int]:
-    """(last.ckpt, best.ckpt) of a finished run in bytes, about: the network and its masks, with the optimizer's state
-    and without.
+def checkpoint_bytes(config: Config, sparsity: float) -> tuple[int, int]:
+    """(last.ckpt, best.ckpt) in bytes, about, at a sparsity: the network and its masks, with the optimizer's state and
+    without. What is masked takes no room once half of the weights are.
     """
     model = table.altered_meta_network(config)
     network = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     trained = sum(value.numel() * value.element_size() for value in model.parameters())
     if config.method.prune is not None:
-        network += sum(module.weight.numel() for module in layers(model).values())
+        weights = [module.weight for module in layers(model).values()]
+        counted = sum(weight.numel() for weight in weights)
+        if sparsity < 0.5:
+            network += counted
+        else:
+            left_out = sparsity * sum(weight.numel() * weight.element_size() for weight in weights)
+            network += round(entropy(1.0 - sparsity) * counted / 8 - left_out)
+            trained -= round(left_out)
     recipe = recipe_of(config)
     state = 2 if recipe.optimizer != "sgd" else int(recipe.momentum > 0)
     return network + state * trained, network

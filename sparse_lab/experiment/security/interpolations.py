@@ -11,7 +11,7 @@ from sparse_lab.errors import UserError
 RESOLVERS = frozenset(
     {
         *("oc.env", "oc.select", "oc.dict.keys", "oc.dict.values"),
-        *("hydra", "now", "python_version", "gpus_a_job", "ray_store"),
+        *("hydra", "now", "python_version", "gpus_a_job", "places", "ray_store"),
     }
 )
 # what `oc.env` may read: names of folders and of a job's place, which are no secrets anywhere

@@ -25,6 +25,7 @@ def notes(runs: Sequence[Finished]) -> list[str]:
         *_subsets(counted),
         *_other_data(counted),
         *_computed(counted),
+        *_estimated(counted),
         *_not_counted(counted),
         *_not_followed(counted),
         *_missed(counted),
@@ -94,6 +95,18 @@ def _computed(runs: Sequence[Finished]) -> list[str]:
             count = "1 cell was" if len(mixed) == 1 else f"{len(mixed)} cells were"
             lines.append(f"{count} computed with more than one {kind}: {', '.join(found)}")
     return lines
+
+
+def _estimated(runs: Sequence[Finished]) -> list[str]:
+    """Runs that did not know the norm that their gradients were clipped by."""
+    count = sum("all_estimated" in _clipped_over(run) for run in runs)
+    how = "clipped by an estimate of their norm over all positions (clip_over=all_estimated)"
+    return [f"gradients were {how} in {_runs(count)}"] if count else []
+
+
+def _clipped_over(run: Finished) -> list[object]:
+    training = section(run.config, "training")
+    return [one.get("clip_over") for one in (training, section(training, "finetune"), section(training, "regrow"))]
 
 
 def _not_counted(runs: Sequence[Finished]) -> list[str]:

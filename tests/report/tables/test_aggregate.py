@@ -344,6 +344,16 @@ def test_seeds_that_were_computed_in_different_ways_are_named(make_run: Make, tm
     assert said == ["1 cell was computed with more than one version of torch: 2.15.0, 2.16.0"]
 
 
+def test_runs_that_clipped_by_an_estimate_are_named(make_run: Make, tmp_path: Path) -> None:
+    for seed, key in enumerate(("training.clip_over", "training.finetune.clip_over")):
+        make_run(method="rigl", seed=seed, settings={key: "all_estimated"})
+    make_run(method="set", settings={"training.clip_over": "all"})
+    found = [line for line in notes(read(tmp_path).results) if line.startswith("gradients")]
+    assert found == [
+        "gradients were clipped by an estimate of their norm over all positions (clip_over=all_estimated) in 2 runs"
+    ]
+
+
 def test_rows_that_differ_in_their_data_or_processes_say_so(make_run: Make, tmp_path: Path) -> None:
     for cell, data, ranks in (("a", "0123456789ab", 0), ("b", "fedcba987654", 0), ("c", "0123456789ab", 2)):
         make_run(folder=cell, cell=cell, data={"md5": {}, "official": True, "fingerprint": data}, ranks=ranks)

@@ -6,9 +6,17 @@ whole byte. Within 2% of the entropy of positions at random.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 MOST_BITS = 40
+
+
+def entropy(density: float) -> float:
+    """Bits that any code needs for each place, where a share of them is taken at random."""
+    shares = density, 1.0 - density
+    return -sum(share * math.log2(share) for share in shares if share > 0.0)
 
 
 def encode(positions: np.ndarray) -> tuple[int, bytes]:
@@ -16,12 +24,23 @@ def encode(positions: np.ndarray) -> tuple[int, bytes]:
     gaps = np.diff(positions, prepend=-1) - 1
     if len(gaps) and gaps.min() < 0:
         raise ValueError("positions must ascend from 0 up")
-    bits = min(range(MOST_BITS + 1), key=lambda low: len(gaps) * (low + 1) + int((gaps >> low).sum()))
+    bits = _bits(gaps)
     low = (gaps[:, None] >> np.arange(bits)) & 1
     upper = np.cumsum((gaps >> bits) + 1)
     ones = np.zeros(int(upper[-1]) if len(upper) else 0, dtype=np.uint8)
     ones[upper - 1] = 1
     return bits, np.packbits(low.astype(np.uint8).ravel()).tobytes() + np.packbits(ones).tobytes()
+
+
+def _bits(gaps: np.ndarray) -> int:
+    """How many lower bits make the code shortest: its length falls with each more, then rises for good."""
+    length = int(gaps.sum())
+    for bits in range(MOST_BITS):
+        shorter = len(gaps) * (bits + 1) + int((gaps >> (bits + 1)).sum())
+        if shorter >= length:
+            return bits
+        length = shorter
+    return MOST_BITS
 
 
 def decode(code: bytes, bits: int, count: int) -> np.ndarray:

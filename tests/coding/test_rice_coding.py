@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_lab.export.rice_coding import decode, encode
+from sparse_lab.coding.rice_coding import decode, encode
 
 
 @settings(deadline=None, max_examples=200, derandomize=True, database=None)
