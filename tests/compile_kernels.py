@@ -19,6 +19,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,9 @@ MODULES = tuple(module for share in SHARES for module in share)
 AFFINE = "(A1 A1 A1 N N)"
 CALLS: dict[str, dict[str, str]] = {
     "conv_kernels": {
-        "rows": "A1 A1 9i I1 i I1 I1 A1 A1 b D1 D1",
-        "rows_weight": "A1 A1 9i I1 i I1 I1 D2",
-        "rows_weight_sliced": "A1 A1 9i I1 i I1 I1 D2",
+        "rows": "A1 A1 10i I1 i I1 I1 A1 A1 b D1 D1",
+        "rows_weight": "A1 A1 10i I1 i I1 I1 D2",
+        "rows_weight_sliced": "A1 A1 10i I1 i I1 I1 D2",
         "taps": "A1 A1 10i I1 2i 2i 2i I1 I1 I1 I1 A1 A1 D1 D1",
         "taps_input": "A1 A1 10i I1 2i 2i 2i I1 I1 I1 I1 A1 b",
         "taps_weight": "A1 A1 10i I1 2i 2i 2i I1 I1 I1 I1 D2",
@@ -170,9 +171,12 @@ def compile_all(modules: list[str]) -> None:
 
 
 def compile_here(modules: list[str]) -> None:
+    from numba.core.errors import NumbaWarning
+
     from sparse_lab.sparse_cpu.kernel import COMPILES
 
     os.environ[COMPILES] = "1"
+    warnings.simplefilter("error", NumbaWarning)  # a kernel that cannot be kept is one
     for name in modules:
         module = importlib.import_module(f"sparse_lab.sparse_cpu.{name}")
         for kernel, signature in signatures(name):

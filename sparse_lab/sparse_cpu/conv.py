@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -322,7 +323,7 @@ class _ConvStep:
 
     def _rows_sizes(self, source: Shape, target: Shape) -> tuple[int, ...]:
         sizes = (source.guard, target.guard, source.blocks, source.channels, target.channels)
-        return (*sizes, source.height, source.width, source.block, self.filter.shape[2])
+        return (*sizes, source.height, source.width, source.block, self.filter.shape[2], numba.get_num_threads())
 
     def _taps_geometry(self) -> tuple[tuple[int, ...], ...]:
         x, z = self.x.shape, self.shape

@@ -10,7 +10,7 @@ All arrays are flat (`layout`). Work is shared out over (block, channel); every 
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads, njit, prange
+from numba import njit, prange
 
 from sparse_lab.sparse_cpu.kernel import INLINED, KERNEL, kernel
 from sparse_lab.sparse_cpu.layout_kernels import SPARE
@@ -132,12 +132,12 @@ def _rest(z, out, run, x, base, offsets, values, low, high, start, adds):
 def rows(x, z, sizes, channels, pad, first, offsets, values, bias, adds, means, squares):
     """Output rows as sums of input rows, for these channels of z. Backward: the same over gradients, by input channel.
 
-    sizes: (x's guard, z's guard, blocks, channels of x, of z, H, W, block, rows of the kernel). first: as in `Order`,
-    of any number of slices. bias: [outputs] or empty. means, squares: [blocks * outputs] float64 for the moments of
+    sizes: (x's guard, z's guard, blocks, channels of x, of z, H, W, block, rows of the kernel, threads). first: as in
+    `Order`, of any number of slices. bias: [outputs] or empty. means, squares: [blocks * outputs] float64 for the moments of
     each output plane, or empty. Where channels read little, or all of x lies in the cache, a plane at a time; otherwise
     a piece of a row of all channels at a time, slice by slice, so that what they read of x lies in the cache.
     """
-    x_guard, z_guard, blocks, inputs, outputs, height, width, block, kernel = sizes
+    x_guard, z_guard, blocks, inputs, outputs, height, width, block, kernel, threads = sizes
     pitch, run = (width + SPARE) * block, width * block
     plane = height * pitch
     slices = (first.size - 1) // (outputs * kernel)
@@ -163,7 +163,7 @@ def rows(x, z, sizes, channels, pad, first, offsets, values, bias, adds, means, 
                 place = group * outputs + channel
                 means[place], squares[place] = plane_moments(z, target, height, run, pitch)
         return
-    parts = min(channels.size, max(1, 2 * get_num_threads() // blocks))  # no sum depends on it
+    parts = min(channels.size, max(1, 2 * threads // blocks))  # no sum depends on it
     piece = max(step, PIECE // z.itemsize)
     for item in prange(blocks * parts):
         group, part = item // parts, item % parts
@@ -222,7 +222,7 @@ def rows_weight(x, g, sizes, channels, pad, first, offsets, partial):
 
     The spare pixels of g are zero, so that rows can be multiplied together with what lies between them.
     """
-    x_guard, g_guard, blocks, inputs, outputs, height, width, block, kernel = sizes
+    x_guard, g_guard, blocks, inputs, outputs, height, width, block, kernel, _ = sizes
     pitch = (width + SPARE) * block
     plane = height * pitch
     together = max(1, LONGEST_SUM // pitch)
@@ -271,13 +271,13 @@ def rows_weight_sliced(x, g, sizes, channels, pad, first, offsets, partial):
 
     What a piece gives an entry stays a vector until LONGEST_SUM numbers are added up.
     """
-    x_guard, g_guard, blocks, inputs, outputs, height, width, block, kernel = sizes
+    x_guard, g_guard, blocks, inputs, outputs, height, width, block, kernel, threads = sizes
     pitch, run = (width + SPARE) * block, width * block
     plane = height * pitch
     slices, lanes, step = (first.size - 1) // (outputs * kernel), LANES // g.itemsize, DOTTED // g.itemsize
     whole, piece = run // step * step, max(step, PIECE // g.itemsize)
     together = max(1, LONGEST_SUM // run)
-    parts = min(channels.size, max(1, 2 * get_num_threads() // blocks))  # no sum depends on it
+    parts = min(channels.size, max(1, 2 * threads // blocks))  # no sum depends on it
     for item in prange(blocks * parts):
         group, part = item // parts, item % parts
         source, origin = x_guard + group * inputs * plane, g_guard + group * outputs * plane
