@@ -133,9 +133,10 @@ def rows(x, z, sizes, channels, pad, first, offsets, values, bias, adds, means, 
     """Output rows as sums of input rows, for these channels of z. Backward: the same over gradients, by input channel.
 
     sizes: (x's guard, z's guard, blocks, channels of x, of z, H, W, block, rows of the kernel, threads). first: as in
-    `Order`, of any number of slices. bias: [outputs] or empty. means, squares: [blocks * outputs] float64 for the moments of
-    each output plane, or empty. Where channels read little, or all of x lies in the cache, a plane at a time; otherwise
-    a piece of a row of all channels at a time, slice by slice, so that what they read of x lies in the cache.
+    `Order`, of any number of slices. bias: [outputs] or empty. means, squares: [blocks * outputs] float64 for the
+    moments of each output plane, or empty. Where channels read little, or all of x lies in the cache, a plane at a
+    time; otherwise a piece of a row of all channels at a time, slice by slice, so that what they read of x lies in the
+    cache.
     """
     x_guard, z_guard, blocks, inputs, outputs, height, width, block, kernel, threads = sizes
     pitch, run = (width + SPARE) * block, width * block
