@@ -35,61 +35,62 @@ SHARES = (
     ("inference_kernels",),
 )
 MODULES = tuple(module for share in SHARES for module in share)
-# What Python calls, by the types that it calls it with. Arrays: A of the network's own type, D float64, F float32,
-# I int64, J int32, U uint8, B bool, each with its number of dimensions. N: a number of the network's type; i: int; b:
-# bool; 3i: a tuple of three; (..): a tuple of what stands in it.
+# What Python calls, by the types that it calls it with. Arrays: M a map, A of the network's own type, D float64,
+# F float32, I int64, J int32, U uint8, B bool, each with its number of dimensions. N: a number of the network's type;
+# i: int; b: bool; 3i: a tuple of three; (..): a tuple of what stands in it. Maps are of the network's type, or bfloat16
+# where that is float32.
 AFFINE = "(A1 A1 A1 N N)"
 CALLS: dict[str, dict[str, str]] = {
     "conv_kernels": {
-        "rows": "A1 A1 10i I1 i I1 I1 A1 A1 b D1 D1",
-        "rows_weight": "A1 A1 10i I1 i I1 I1 D2",
-        "rows_weight_sliced": "A1 A1 10i I1 i I1 I1 D2",
-        "taps": "A1 A1 10i I1 2i 2i 2i I1 I1 I1 I1 A1 A1 D1 D1",
-        "taps_input": "A1 A1 10i I1 2i 2i 2i I1 I1 I1 I1 A1 b",
-        "taps_weight": "A1 A1 10i I1 2i 2i 2i I1 I1 I1 I1 D2",
-        "channel_sums": "A1 i i i i i i I1 D2",
-        "moments": "A1 i i i i i D1 D1",
+        "rows": "M1 M1 10i I1 i I1 I1 A1 A1 b D1 D1",
+        "rows_weight": "M1 M1 10i I1 i I1 I1 D2",
+        "rows_weight_sliced": "M1 M1 10i I1 i I1 I1 D2",
+        "taps": "M1 M1 10i I1 2i 2i 2i I1 I1 I1 I1 A1 A1 D1 D1",
+        "taps_input": "M1 M1 10i I1 2i 2i 2i I1 I1 I1 I1 A1 b",
+        "taps_weight": "M1 M1 10i I1 2i 2i 2i I1 I1 I1 I1 D2",
+        "channel_sums": "M1 i i i i i i I1 D2",
+        "moments": "M1 i i i i i D1 D1",
     },
     "norm_kernels": {
-        "norm": f"A1 A1 A1 6i I1 {AFFINE}",
-        "norm_sums": f"A1 A1 A1 6i I1 {AFFINE} i D2",
-        "norm_input": f"A1 A1 6i I1 {AFFINE} b A1 A1",
-        "norm_input_over": f"A1 A1 6i I1 {AFFINE} A1 A1",
-        "norm_pool": f"A1 A1 i 6i I1 {AFFINE}",
-        "norm_pool_sums": f"A1 A1 i 6i I1 {AFFINE} D2",
-        "norm_pool_input": f"A1 A1 i 6i I1 {AFFINE} A1 A1",
-        "add": "A1 A1",
-        "layer_norm": "A1 A1 6i A1 A1 N A1 A1",
-        "layer_norm_input": "A1 A1 6i A1 A1 A1 A1 D3",
+        "norm": f"M1 M1 M1 6i I1 {AFFINE}",
+        "norm_sums": f"M1 M1 M1 6i I1 {AFFINE} i D2",
+        "norm_input": f"M1 M1 6i I1 {AFFINE} b A1 A1",
+        "norm_input_over": f"M1 M1 6i I1 {AFFINE} A1 A1",
+        "norm_pool": f"M1 M1 i 6i I1 {AFFINE}",
+        "norm_pool_sums": f"M1 M1 i 6i I1 {AFFINE} D2",
+        "norm_pool_input": f"M1 M1 i 6i I1 {AFFINE} A1 A1",
+        "add": "M1 M1",
+        "layer_norm": "M1 M1 6i A1 A1 N A1 A1",
+        "layer_norm_input": "M1 M1 6i A1 A1 A1 A1 D3",
     },
     "op_kernels": {
-        "max_pool": "A1 A1 U1 9i 2i 2i 2i I1",
-        "max_pool_input": "A1 A1 U1 9i 2i 2i 2i I1 b",
-        "gate": "A1 A1 A1 i i i i i i i",
-        "gate_input": "A1 A1 A1 A1 i i i i i i i",
+        "max_pool": "M1 M1 U1 9i 2i 2i 2i I1",
+        "max_pool_input": "M1 M1 U1 9i 2i 2i 2i I1 b",
+        "gate": "M1 M1 M1 i i i i i i i",
+        "gate_input": "M1 M1 M1 M1 i i i i i i i",
     },
     "border_kernels": {
-        "border": "A1 6i I1 B1 (I1 I1 B2 B2) I1 I1 I1 I1 A1 A1 A3 D1 D1",
-        "border_weight": "A1 6i I1 B1 D3 (I1 I1 B2 B2) I1 I1 I1 I1 A3 D2 D3",
+        "border": "M1 6i I1 B1 (I1 I1 B2 B2) I1 I1 I1 I1 A1 A1 A3 D1 D1",
+        "border_weight": "M1 6i I1 B1 D3 (I1 I1 B2 B2) I1 I1 I1 I1 A3 D2 D3",
         "border_input": "D3 I1 A1 D3",
     },
     "dyrelu_kernels": {
-        "dynamic_relu": "A1 A1 A1 6i I1 A1 A1 A3 A4 A3 D3",
-        "dynamic_relu_input": "A1 A1 A1 6i I1 A1 A1 A3 A4 D3 D3 D3 A4",
+        "dynamic_relu": "M1 M1 M1 6i I1 A1 A1 A3 A4 A3 D3",
+        "dynamic_relu_input": "M1 M1 M1 6i I1 A1 A1 A3 A4 D3 D3 D3 A4",
     },
     "image_kernels": {
-        "spread": "A1 6i I1 A3 b",
-        "away": "A1 6i I1 A1 D3",
-        "totals": "A1 6i I1 D3",
-        "products": "A1 A1 6i I1 A1 D3 D3",
-        "through": "A1 A1 6i I1 B1 A1 A1 A1 A3 b",
+        "spread": "M1 6i I1 A3 b",
+        "away": "M1 6i I1 A1 D3",
+        "totals": "M1 6i I1 D3",
+        "products": "M1 M1 6i I1 A1 D3 D3",
+        "through": "M1 M1 6i I1 B1 A1 A1 A1 A3 b",
     },
     "optimizer_kernels": {
         "sgd": "A1 I1 A1 N N",
         "sgd_momentum": "A1 A1 I1 A1 N N N b b",
         "adam": "A1 A1 A1 I1 A1 N N N N N N N N",
     },
-    "layout_kernels": {"pack": "A1 A1 i i i i i i", "unpack": "A1 A1 i i i i i i", "fill": "A1 i i i i i i I1 A1"},
+    "layout_kernels": {"pack": "A1 M1 i i i i i i", "unpack": "M1 A1 i i i i i i", "fill": "M1 i i i i i i I1 A1"},
     "weight_kernels": {"buckets": "I1 i"},
     "inference_kernels": {
         "run_blocks": "F4 F4 F2 F2 i 7i 3i I2 I1 J1 F1 F1",
@@ -184,25 +185,28 @@ def compile_here(modules: list[str]) -> None:
 
 
 def signatures(name: str) -> list[tuple[str, tuple[Any, ...]]]:
-    """(kernel, types) for every kernel of a module, in both precisions where it has them."""
+    """(kernel, types) for every kernel of a module, in all precisions that it has."""
     from numba import types
+
+    from sparse_lab.sparse_cpu.storage import bfloat16
 
     found = []
     for kernel, words in CALLS[name].items():
-        for number in (types.float32, types.float64):
-            signature = read(words, number)
+        for number, stored in ((types.float32, types.float32), (types.float64, types.float64), (types.float32, bfloat16)):
+            signature = read(words, number, stored)
             if (kernel, signature) not in found:
                 found.append((kernel, signature))
     return found
 
 
-def read(words: str, number: Any) -> tuple[Any, ...]:
+def read(words: str, number: Any, stored: Any) -> tuple[Any, ...]:
     """The types that a line of `CALLS` names."""
     from numba import types
 
     scalars = {"N": number, "i": types.int64, "b": types.boolean}
     items = {
         "A": number,
+        "M": stored,
         "D": types.float64,
         "F": types.float32,
         "I": types.int64,

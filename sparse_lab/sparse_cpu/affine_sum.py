@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparse_lab.sparse_cpu import image_kernels, norm_kernels
 from sparse_lab.sparse_cpu.autograd import DONE, Gradient, Tape, Value, gradient_of
-from sparse_lab.sparse_cpu.layout import Buffer
+from sparse_lab.sparse_cpu.layout import Buffer, number_dtype
 from sparse_lab.sparse_cpu.timers import timed
 
 Learned = tuple[Tensor | None, Tensor | None]  # the gradients of a norm's weight and bias
@@ -22,7 +22,7 @@ Learned = tuple[Tensor | None, Tensor | None]  # the gradients of a norm's weigh
 
 @dataclass(frozen=True)
 class Affine:
-    """(z - mean) * scale + shift, one number a channel in the maps' dtype.
+    """(z - mean) * scale + shift, one number a channel in the tape's dtype.
 
     deviation: 1 / sqrt(variance + eps) in float64, or None where there is no BatchNorm. of_batch: the statistics are
     those of the batch itself, so that gradients go through them.
@@ -145,7 +145,7 @@ def _means(x: Value, centre: NDArray) -> NDArray[np.float64]:
     channels = np.flatnonzero(x.varying)
     array = x.read(channels)
     with timed("normalisation, activation, pooling"):
-        image_kernels.away(array, x.shape.map_sizes, channels, centre.astype(array.dtype), means)
+        image_kernels.away(array, x.shape.map_sizes, channels, centre.astype(number_dtype(array)), means)
     return means
 
 

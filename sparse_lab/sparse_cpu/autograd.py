@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sparse_lab.sparse_cpu import image_kernels, norm_kernels
-from sparse_lab.sparse_cpu.layout import Buffer, Pool, Shape, fill, pack, spread, unpack
+from sparse_lab.sparse_cpu.layout import BFLOAT16, Buffer, Pool, Shape, fill, number_dtype, pack, spread, unpack
 from sparse_lab.sparse_cpu.reading import MAP, Reading, reread
 from sparse_lab.sparse_cpu.sparse_weights import SparseWeight
 from sparse_lab.sparse_cpu.timers import timed
@@ -68,7 +68,7 @@ class Gradient:
         """Make these channels memory that can be read: zeros where nothing is written yet."""
         missing = channels[~self.written[channels]]
         if missing.size:
-            fill(self.array, self.shape, missing, np.zeros(missing.size, self.array.dtype))
+            fill(self.array, self.shape, missing, np.zeros(missing.size, number_dtype(self.array)))
             self.written[missing] = True
 
     def whole(self) -> NDArray:
@@ -89,7 +89,7 @@ class Gradient:
         if not channels.size or self.totals is None:
             return
         shape = self.shape
-        numbers = (self.totals / (shape.height * shape.width)).astype(self.array.dtype)
+        numbers = (self.totals / (shape.height * shape.width)).astype(number_dtype(self.array))
         for some, adds in ((channels[self.written[channels]], True), (channels[~self.written[channels]], False)):
             spread(self.array, shape, some, numbers, adds)
         self.written[channels] = True
@@ -132,7 +132,7 @@ class Value:
         self.varying = np.ones(shape.channels, np.bool_)
         self.constant = np.zeros(shape.channels)
         self.per_image = np.zeros(shape.channels, np.bool_)
-        self.images: NDArray | None = None  # [blocks, C, block], in the dtype of the maps
+        self.images: NDArray | None = None  # [blocks, C, block], in the tape's dtype
         self.means: NDArray[np.float64] | None = None  # [blocks, C, block] over positions, where somebody knows them
         self.sum: Any = None  # the `AffineSum` that it is, which may be read in its place
         self.writer: Callable[[NDArray[np.int64], NDArray], None] | None = None  # of channels that vary, into an array
@@ -178,7 +178,7 @@ class Value:
             varying, per_image = self.varying[missing], self.per_image[missing]
             constant = missing[~varying & ~per_image]
             if constant.size:
-                fill(array, self.shape, constant, self.constant[constant].astype(array.dtype))
+                fill(array, self.shape, constant, self.constant[constant].astype(number_dtype(array)))
             if per_image.any() and self.images is not None:
                 spread(array, self.shape, missing[per_image], self.images, adds=False)
             if varying.any():
@@ -265,7 +265,8 @@ class Value:
 
 class Tape:
     """What the steps of one forward pass share. `recording`: gradients will be asked for. `wants_dense`: those of
-    pruned weights too. `answer`: what does a function of torch where a map is among its arguments.
+    pruned weights too. `dtype`: what kernels compute with, `stored`: how maps lie in memory. `answer`: what does a
+    function of torch where a map is among its arguments.
     """
 
     def __init__(
@@ -276,11 +277,13 @@ class Tape:
         wants_dense: bool,
         say_once: Callable[[str], None],
         answer: Callable[..., Any],
+        bfloat16: bool = False,
     ) -> None:
         self.pool = pool
         self.live = live
         self.kind = dtype
         self.dtype = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
+        self.stored = BFLOAT16 if bfloat16 and dtype == torch.float32 else self.dtype
         self.recording = torch.is_grad_enabled()
         self.wants_dense = wants_dense
         self.say_once = say_once
@@ -300,7 +303,7 @@ class Tape:
         return Value(shape, lambda: self.take(shape))
 
     def take(self, shape: Shape) -> Buffer:
-        return self.pool.take(shape, self.dtype)
+        return self.pool.take(shape, self.stored)
 
     def packed(self, tensor: Tensor, shape: Shape) -> Buffer:
         buffer = self.take(shape)
@@ -317,7 +320,7 @@ class Tape:
         return out.at(edge if edge.requires_grad else None)
 
     def numbers(self, values: NDArray | Tensor) -> NDArray:
-        """One number a channel in the dtype of the maps."""
+        """One number a channel in the dtype that kernels compute with."""
         array = values.detach().numpy() if isinstance(values, Tensor) else values
         return np.ascontiguousarray(array, self.dtype)
 

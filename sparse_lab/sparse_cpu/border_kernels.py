@@ -31,7 +31,7 @@ def border(
         group, channel = item // channels.size, channels[item % channels.size]
         target = guard + (group * number + channel) * height * pitch
         start = z[0] - z[0] if bias.size == 0 or adds[channel] else bias[channel]
-        table = np.full((down * right, block), start, z.dtype)
+        table = np.full((down * right, block), start, values.dtype)
         for e in range(first[channel], first[channel + 1]):
             line = images[group, inner[e]]
             for place in range(down * right):

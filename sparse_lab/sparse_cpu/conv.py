@@ -13,7 +13,7 @@ from torch import Tensor
 from sparse_lab.sparse_cpu import border_kernels, conv_kernels
 from sparse_lab.sparse_cpu.autograd import DONE, Gradient, Tape, Value, gradient_of
 from sparse_lab.sparse_cpu.border import Borders, classes
-from sparse_lab.sparse_cpu.layout import SPARE, Shape, pixels, unpack
+from sparse_lab.sparse_cpu.layout import BFLOAT16, SPARE, Shape, pixels, unpack
 from sparse_lab.sparse_cpu.sparse_weights import Order, SparseWeight
 from sparse_lab.sparse_cpu.timers import timed
 
@@ -182,14 +182,14 @@ class _ConvStep:
         """[blocks, C, block] what dead entries add up to, and the bias, in a map of one class of positions."""
         assert self._dead is not None
         shape = self.shape.like(self.shape.channels, 1, 1)
-        one = self.tape.take(shape)
+        one = np.zeros(shape.numbers, self.tape.dtype)
         entries = (*self._taps(self._dead), self._values()[self._dead.entries], bias, self.x.numbers(self.tape.dtype))
         place, *inside = np.zeros(1, np.int64), *self._borders()[2:]
         borders = (place, place, *inside)
         nothing = np.zeros(shape.channels, np.bool_)
         work = shape.map_sizes, self._dead.channels, nothing, borders
-        border_kernels.border(one.array, *work, *entries, NOTHING, NOTHING)
-        return pixels(one.array, shape)[:, :, 0, 0].numpy().copy()
+        border_kernels.border(one, *work, *entries, NOTHING, NOTHING)
+        return pixels(one, shape)[:, :, 0, 0].numpy().copy()
 
     def _has_borders(self) -> bool:
         return any(len(inside) > 1 for inside in self._borders()[2:])
@@ -306,6 +306,8 @@ class _ConvStep:
         wide = AT_A_TIME + (self.filter.shape[3] - 1) * self.x.shape.block * self.tape.dtype.itemsize
         each = len(order.entries) // max(1, len(order.channels))
         slices = max(1, min(-(-others * self.filter.shape[2] * wide // NEAREST), each // ENTRIES))
+        if self.tape.stored == BFLOAT16:
+            slices = 1  # what a slice leaves would be rounded before the next adds to it
         order = self.live.order(side, self.filter.shape, self.filter.groups, self._maps, slices)
         return order, self._offsets(side, slices)
 

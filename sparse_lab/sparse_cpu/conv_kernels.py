@@ -15,6 +15,7 @@ from numba import njit, prange
 from sparse_lab.sparse_cpu.kernel import INLINED, KERNEL, kernel
 from sparse_lab.sparse_cpu.layout_kernels import SPARE
 from sparse_lab.sparse_cpu.simd import BYTES, DOTTED, FEW, FEWEST, LANES, dotted, few, fewest, gathered
+from sparse_lab.sparse_cpu.storage import closed, opened, room
 
 NEAR = 256 * 1024  # bytes of maps that stay in the second cache
 LITTLE = 12  # entries of a channel from which on it pays to sum rows piece by piece
@@ -88,7 +89,7 @@ def _row_moments(z, start, run):
     total = row[0] - row[0]
     for i in range(run):
         total += row[i]
-    mean = total / row.dtype.type(run)
+    mean = total / (total - total + run)
     squares = total - total
     for i in range(run):
         squares += (row[i] - mean) * (row[i] - mean)
@@ -118,14 +119,16 @@ def plane_moments(z, start, height, run, pitch):
 def _rest(z, out, run, x, base, offsets, values, low, high, start, adds):
     """z[out : out + run] = start, or what is there, and the sum of the rows of x that entries [low, high) ask for."""
     done = 0
-    while done + FEW // z.itemsize <= run:
+    while done + FEW // values.itemsize <= run:
         few(z, out + done, x, base + done, offsets, values, low, high, start, adds)
-        done += FEW // z.itemsize
-    while done + FEWEST // z.itemsize <= run:
+        done += FEW // values.itemsize
+    while done + FEWEST // values.itemsize <= run:
         fewest(z, out + done, x, base + done, offsets, values, low, high, start, adds)
-        done += FEWEST // z.itemsize
+        done += FEWEST // values.itemsize
     if done < run:
-        sum_of_rows(z, out + done, run - done, x, base + done, offsets, values, low, high, start, adds)
+        sums = opened(z, out + done, run - done)
+        sum_of_rows(sums, 0, run - done, x, base + done, offsets, values, low, high, start, adds)
+        closed(z, out + done, sums)
 
 
 @kernel(parallel=True, **KERNEL)
@@ -144,7 +147,7 @@ def rows(x, z, sizes, channels, pad, first, offsets, values, bias, adds, means, 
     slices = (first.size - 1) // (outputs * kernel)
     each = offsets.size // max(1, channels.size * slices)  # entries
     nothing = z[0] - z[0]
-    step = BYTES // z.itemsize
+    step = BYTES // values.itemsize
     whole = run // step * step
     if slices == 1 and (each < LITTLE or inputs * plane * x.itemsize <= NEAR):
         for item in prange(blocks * channels.size):
@@ -165,7 +168,7 @@ def rows(x, z, sizes, channels, pad, first, offsets, values, bias, adds, means, 
                 means[place], squares[place] = plane_moments(z, target, height, run, pitch)
         return
     parts = min(channels.size, max(1, 2 * threads // blocks))  # no sum depends on it
-    piece = max(step, PIECE // z.itemsize)
+    piece = max(step, PIECE // values.itemsize)
     for item in prange(blocks * parts):
         group, part = item // parts, item % parts
         source, target = x_guard + group * inputs * plane, z_guard + group * outputs * plane
@@ -275,15 +278,17 @@ def rows_weight_sliced(x, g, sizes, channels, pad, first, offsets, partial):
     x_guard, g_guard, blocks, inputs, outputs, height, width, block, kernel, threads = sizes
     pitch, run = (width + SPARE) * block, width * block
     plane = height * pitch
-    slices, lanes, step = (first.size - 1) // (outputs * kernel), LANES // g.itemsize, DOTTED // g.itemsize
-    whole, piece = run // step * step, max(step, PIECE // g.itemsize)
+    real = room(g, 0).itemsize
+    slices, lanes, step = (first.size - 1) // (outputs * kernel), LANES // real, DOTTED // real
+    whole, piece = run // step * step, max(step, PIECE // real)
     together = max(1, LONGEST_SUM // run)
     parts = min(channels.size, max(1, 2 * threads // blocks))  # no sum depends on it
     for item in prange(blocks * parts):
         group, part = item // parts, item % parts
         source, origin = x_guard + group * inputs * plane, g_guard + group * outputs * plane
         begin, end = part * channels.size // parts, (part + 1) * channels.size // parts
-        sums, totals = np.zeros(offsets.size * lanes, g.dtype), partial[group]
+        sums, totals = room(g, offsets.size * lanes), partial[group]
+        sums[:] = 0.0
         for row in range(height):
             base = source + row * pitch
             top, bottom = max(0, pad - row), min(kernel, height + pad - row)
@@ -350,8 +355,9 @@ def taps(
         group, channel = item // channels.size, channels[item % channels.size]
         target = z_guard + (group * outputs + channel) * out_height * out_pitch
         start = z[0] - z[0] if bias.size == 0 else bias[channel]
+        sums = opened(z, target, out_height * out_pitch)
         for row in range(out_height):
-            z[target + row * out_pitch : target + row * out_pitch + out_width * block] = start
+            sums[row * out_pitch : row * out_pitch + out_width * block] = start
         for e in range(first[channel], first[channel + 1]):
             source = x_guard + (group * inputs + inner[e]) * height * pitch
             down, right = row_taps[e] * dilation[0], column_taps[e] * dilation[1]
@@ -359,8 +365,9 @@ def taps(
             left, end = _span(right, stride[1], pad[1], width, out_width)
             for row in range(top, bottom):
                 begin = source + (row * stride[0] + down - pad[0]) * pitch + (left * stride[1] + right - pad[1]) * block
-                out = target + row * out_pitch + left * block
-                _add_strided(z, out, block, x, begin, stride[1] * block, end - left, block, values[e])
+                out = row * out_pitch + left * block
+                _add_strided(sums, out, block, x, begin, stride[1] * block, end - left, block, values[e])
+        closed(z, target, sums)
         if means.size:
             place = group * outputs + channel
             means[place], squares[place] = plane_moments(z, target, out_height, out_width * block, out_pitch)
@@ -374,17 +381,19 @@ def taps_input(g, y, sizes, channels, stride, pad, dilation, first, inner, row_t
     for item in prange(blocks * channels.size):
         group, channel = item // channels.size, channels[item % channels.size]
         target = y_guard + (group * inputs + channel) * height * pitch
+        sums = opened(y, target, height * pitch)
         if not adds:
-            y[target : target + height * pitch] = 0.0
+            sums[:] = 0.0
         for e in range(first[channel], first[channel + 1]):
             source = g_guard + (group * outputs + inner[e]) * out_height * out_pitch
             down, right = row_taps[e] * dilation[0], column_taps[e] * dilation[1]
             top, bottom = _span(down, stride[0], pad[0], height, out_height)
             left, end = _span(right, stride[1], pad[1], width, out_width)
             for row in range(top, bottom):
-                out = target + (row * stride[0] + down - pad[0]) * pitch + (left * stride[1] + right - pad[1]) * block
+                out = (row * stride[0] + down - pad[0]) * pitch + (left * stride[1] + right - pad[1]) * block
                 begin = source + row * out_pitch + left * block
-                _add_strided(y, out, stride[1] * block, g, begin, block, end - left, block, values[e])
+                _add_strided(sums, out, stride[1] * block, g, begin, block, end - left, block, values[e])
+        closed(y, target, sums)
 
 
 @kernel(parallel=True, **KERNEL)

@@ -14,6 +14,7 @@ from numba import njit, prange
 from sparse_lab.sparse_cpu.image_kernels import BOTH, RESIDUAL, TOGETHER, Z, folded, lanes, repeat
 from sparse_lab.sparse_cpu.kernel import INLINED, KERNEL, kernel
 from sparse_lab.sparse_cpu.layout_kernels import SPARE
+from sparse_lab.sparse_cpu.storage import room
 
 # places in a tile: base, a1, a2, b1, b2, and what is added up
 EVEN, SUMS = 5, 6
@@ -48,7 +49,7 @@ def dynamic_relu(z, residual, out, sizes, kinds, mean, scale, base, coefficients
     guard, blocks, number, height, width, block = sizes
     pitch = (width + SPARE) * block
     together, pixels, groups = lanes(block, width)
-    none, one = z.dtype.type(0), z.dtype.type(1)
+    none, one = scale.dtype.type(0), scale.dtype.type(1)
     for item in prange(blocks * number):
         group, channel = item // number, item % number
         start = guard + item * height * pitch
@@ -61,7 +62,7 @@ def dynamic_relu(z, residual, out, sizes, kinds, mean, scale, base, coefficients
                 held[i] = second if first <= second else first
                 known[i] = held[i]
             continue
-        tile = np.empty(6 * TOGETHER, z.dtype)
+        tile = room(z, 6 * TOGETHER)
         for lane in range(0, groups * together, together):
             count = min(together, block - lane)
             repeat(tile, 0, base[group, channel, lane : lane + count], count, pixels)
@@ -167,14 +168,14 @@ def dynamic_relu_input(g, z, residual, sizes, kinds, mean, scale, base, coeffici
     guard, blocks, number, height, width, block = sizes
     pitch = (width + SPARE) * block
     together, pixels, groups = lanes(block, width)
-    none, one = z.dtype.type(0), z.dtype.type(1)
+    none, one = scale.dtype.type(0), scale.dtype.type(1)
     for item in prange(blocks * number):
         group, channel = item // number, item % number
         start = guard + item * height * pitch
         kind, m, s = kinds[channel], mean[channel], scale[channel]
         a1, a2, b1, b2 = coefficients[group, channel]
         sums = np.empty((6, block))
-        tile = np.empty(12 * TOGETHER, z.dtype)
+        tile = room(z, 12 * TOGETHER)
         if kind == 0:
             _of_numbers(base[group, channel], a1, a2, b1, b2, totals[group, channel], sums)
         else:

@@ -30,10 +30,13 @@ class SparseArithmetic:
     CPU only, float32 or float64. Two calls may be under way only if the first one's gradients are no longer asked for.
     """
 
-    def __init__(self, model: nn.Module, say: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(
+        self, model: nn.Module, say: Callable[[str], None] = lambda line: None, storage: str = "float32"
+    ) -> None:
         self.model = model
         self.live = sparse_weights(model)
         self.dense_gradients = False
+        self._bfloat16 = {"float32": False, "bf16": True}[storage]
         self._pool = Pool()
         self._say = say
         self._said: set[str] = set()
@@ -46,7 +49,7 @@ class SparseArithmetic:
                 one.gradient = None
             return self.model(images)
         kind = images.dtype if images.dtype in (torch.float32, torch.float64) else torch.get_default_dtype()
-        tape = Tape(self._pool, self.live, kind, self.dense_gradients, self._say_once, answer)
+        tape = Tape(self._pool, self.live, kind, self.dense_gradients, self._say_once, answer, self._bfloat16)
         tape.note([images])
         with Watch(tape):
             outcome = self.model(images)

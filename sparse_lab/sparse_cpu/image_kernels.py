@@ -11,6 +11,7 @@ from numba import njit, prange
 
 from sparse_lab.sparse_cpu.kernel import INLINED, KERNEL, kernel
 from sparse_lab.sparse_cpu.layout_kernels import SPARE
+from sparse_lab.sparse_cpu.storage import room
 
 Z, RESIDUAL, BOTH = 1, 2, 3  # what of a normalised map with a residual is a map itself
 TOGETHER = 256  # numbers of a row that are taken at a time: several arrays of as many stay in the fastest cache
@@ -83,7 +84,7 @@ def away(x, sizes, channels, mean, out):
     for item in prange(blocks * channels.size):
         group, channel = item // channels.size, channels[item % channels.size]
         start = guard + (group * number + channel) * height * pitch
-        tile = np.empty(TOGETHER, x.dtype)
+        tile = room(x, TOGETHER)
         for lane in range(0, groups * images, images):
             count = min(images, block - lane)
             tile[:] = 0.0
@@ -107,8 +108,8 @@ def totals(g, sizes, channels, out):
     for item in prange(blocks * channels.size):
         group, channel = item // channels.size, channels[item % channels.size]
         start = guard + (group * number + channel) * height * pitch
-        tile = np.empty(TOGETHER, g.dtype)
-        zero = g.dtype.type(0)
+        tile = room(g, TOGETHER)
+        zero = tile[0] - tile[0]
         for lane in range(0, groups * images, images):
             count = min(images, block - lane)
             tile[:] = 0.0
@@ -136,7 +137,7 @@ def products(g, x, sizes, channels, mean, out, product):
     for item in prange(blocks * channels.size):
         group, channel = item // channels.size, channels[item % channels.size]
         start = guard + (group * number + channel) * height * pitch
-        tile = np.empty(2 * TOGETHER, g.dtype)
+        tile = room(g, 2 * TOGETHER)
         for lane in range(0, groups * images, images):
             count = min(images, block - lane)
             tile[:] = 0.0
@@ -185,7 +186,7 @@ def through(g, z, sizes, channels, written, mean, scale, by_product, even, over_
     for item in prange(blocks * channels.size):
         group, channel = item // channels.size, channels[item % channels.size]
         start = guard + (group * number + channel) * height * pitch
-        tile = np.empty(TOGETHER, z.dtype)
+        tile = room(z, TOGETHER)
         m, s, p = mean[channel], scale[channel], by_product[channel]
         for lane in range(0, groups * images, images):
             count = min(images, block - lane)

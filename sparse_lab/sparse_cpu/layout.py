@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 import sparse_lab.sparse_cpu.threads  # noqa: F401  first of all
 from sparse_lab.sparse_cpu import image_kernels, layout_kernels
 from sparse_lab.sparse_cpu.layout_kernels import SPARE
+from sparse_lab.sparse_cpu.storage import BFloat16Array
 
 ALIGNED = 64  # bytes: a cache line
+BFLOAT16 = np.dtype(np.uint16)  # how numpy sees maps that are stored so
 BEST_BLOCK = 32  # images: one row of a 4x4 map is then 16 AVX2 registers long
 
 
@@ -97,6 +99,7 @@ class Pool:
         self._free: dict[tuple[Shape, np.dtype], list[NDArray]] = defaultdict(list)
 
     def take(self, shape: Shape, dtype: np.dtype) -> Buffer:
+        """dtype: float32, float64, or BFLOAT16."""
         free = self._free[shape, dtype]
         return Buffer(free.pop() if free else _aligned(shape.numbers, dtype), free)
 
@@ -105,7 +108,13 @@ def _aligned(numbers: int, dtype: np.dtype) -> NDArray:
     size = np.dtype(dtype).itemsize
     room = np.zeros(numbers + ALIGNED // size, dtype)
     first = -room.ctypes.data % ALIGNED // size
-    return room[first : first + numbers]
+    array = room[first : first + numbers]
+    return array.view(BFloat16Array) if dtype == BFLOAT16 else array
+
+
+def number_dtype(array: NDArray) -> np.dtype:
+    """Of one number beside a map, and of sums."""
+    return np.dtype(np.float32) if array.dtype == BFLOAT16 else array.dtype
 
 
 def pack(images: torch.Tensor, shape: Shape, out: NDArray) -> None:
@@ -118,7 +127,8 @@ def pack(images: torch.Tensor, shape: Shape, out: NDArray) -> None:
 
 def unpack(source: NDArray, shape: Shape) -> torch.Tensor:
     """The blocked layout as a contiguous (N, C, H, W) tensor."""
-    out = torch.empty(shape.images, shape.channels, shape.height, shape.width, dtype=_torch_dtype(source))
+    kind = torch.float64 if source.dtype == np.float64 else torch.float32
+    out = torch.empty(shape.images, shape.channels, shape.height, shape.width, dtype=kind)
     flat = out.view(-1).numpy()
     layout_kernels.unpack(
         source, flat, shape.guard, shape.blocks * shape.channels, shape.channels, shape.height, shape.width, shape.block
@@ -131,7 +141,9 @@ def pixels(array: NDArray, shape: Shape) -> torch.Tensor:
     sizes = (shape.blocks, shape.channels, shape.height, shape.width, shape.block)
     plane = shape.height * shape.pitch
     strides = (shape.channels * plane, plane, shape.pitch, shape.block, 1)
-    return torch.from_numpy(array).as_strided(sizes, strides, shape.guard)
+    stored = array.dtype == BFLOAT16
+    numbers = torch.from_numpy(array.view(np.ndarray)).view(torch.bfloat16) if stored else torch.from_numpy(array)
+    return numbers.as_strided(sizes, strides, shape.guard)
 
 
 def fill(array: NDArray, shape: Shape, channels: NDArray[np.int64], values: NDArray) -> None:
@@ -145,7 +157,3 @@ def spread(array: NDArray, shape: Shape, channels: NDArray[np.int64], numbers: N
     """One number of `numbers` [blocks, C, block] in every pixel of each image of these channels, or added there."""
     if channels.size:
         image_kernels.spread(array, shape.map_sizes, channels, numbers, adds)
-
-
-def _torch_dtype(array: NDArray) -> torch.dtype:
-    return torch.float64 if array.dtype == np.float64 else torch.float32

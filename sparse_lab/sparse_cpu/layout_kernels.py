@@ -5,6 +5,7 @@ from __future__ import annotations
 from numba import prange
 
 from sparse_lab.sparse_cpu.kernel import KERNEL, kernel
+from sparse_lab.sparse_cpu.storage import bfloat16  # noqa: F401  a type of map that numba then knows
 
 SPARE = 1  # pixels at the end of each row
 

@@ -60,7 +60,8 @@ def _sums_gated(g, x, m, s, b, low, high):
     total = product = zero
     for i in range(g.size):
         y = (x[i] - m) * s + b
-        dy = zero if y <= low or y >= high else g[i]
+        dy = g[i]
+        dy = zero if y <= low or y >= high else dy
         total += dy
         product += dy * (x[i] - m)
     return total, product
@@ -71,7 +72,8 @@ def _sums_gated_by_output(g, x, y, m, low, high):
     zero = g[0] - g[0]
     total = product = zero
     for i in range(g.size):
-        dy = zero if y[i] <= low or y[i] >= high else g[i]
+        dy, at = g[i], y[i]
+        dy = zero if at <= low or at >= high else dy
         g[i] = dy
         total += dy
         product += dy * (x[i] - m)
@@ -111,7 +113,8 @@ def _input_gated(g, x, m, s, b, low, high, k, p):
     for i in range(g.size):
         away = x[i] - m
         y = away * s + b
-        passed = g[i] - g[i] if y <= low or y >= high else g[i]
+        passed = g[i]
+        passed = passed - passed if y <= low or y >= high else passed
         g[i] = s * passed - k - p * away
 
 
@@ -208,16 +211,17 @@ def norm_pool_sums(g, z, g_guard, sizes, channels, affine, partial):
                 dy = g[start + pixel * block : start + (pixel + 1) * block]
                 total = product = dy[0] - dy[0]
                 for i in range(block):
-                    best, x = (v0[i] - m) * s + b, v0[i]
-                    y = (v1[i] - m) * s + b
-                    best, x = (y, v1[i]) if y > best else (best, x)
-                    y = (v2[i] - m) * s + b
-                    best, x = (y, v2[i]) if y > best else (best, x)
-                    y = (v3[i] - m) * s + b
-                    best, x = (y, v3[i]) if y > best else (best, x)
-                    passed = dy[i] - dy[i] if best <= low or best >= high else dy[i]
+                    a0, a1, a2, a3, passed = v0[i] - m, v1[i] - m, v2[i] - m, v3[i] - m, dy[i]
+                    best, x = a0 * s + b, a0
+                    y = a1 * s + b
+                    best, x = (y, a1) if y > best else (best, x)
+                    y = a2 * s + b
+                    best, x = (y, a2) if y > best else (best, x)
+                    y = a3 * s + b
+                    best, x = (y, a3) if y > best else (best, x)
+                    passed = passed - passed if best <= low or best >= high else passed
                     total += passed
-                    product += passed * (x - m)
+                    product += passed * x
                 totals += total
                 products += product
         partial[plane, 0], partial[plane, 1] = totals, products
@@ -232,8 +236,9 @@ def _square_input(g, v0, v1, v2, v3, m, s, b, low, high, k, p):
         upper = y1 if y1 > y0 else y0
         lower = y3 if y3 > y2 else y2
         best = lower if lower > upper else upper
-        zero = g[i] - g[i]
-        passed = zero if best <= low or best >= high else s * g[i]
+        passed = s * g[i]
+        zero = passed - passed
+        passed = zero if best <= low or best >= high else passed
         passed_up = zero if lower > upper else passed
         passed_down = passed - passed_up
         right_up = passed_up if y1 > y0 else zero

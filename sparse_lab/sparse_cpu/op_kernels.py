@@ -7,6 +7,7 @@ from numba import prange
 
 from sparse_lab.sparse_cpu.kernel import KERNEL, kernel
 from sparse_lab.sparse_cpu.layout_kernels import SPARE
+from sparse_lab.sparse_cpu.storage import closed, opened
 
 
 @kernel(parallel=True, **KERNEL)
@@ -44,8 +45,10 @@ def max_pool_input(g, y, winners, sizes, kernel, stride, pad, channels, adds):
     pitch, out_pitch = (width + SPARE) * block, (out_width + SPARE) * block
     for item in prange(blocks * channels.size):
         plane = item // channels.size * number + channels[item % channels.size]
+        target = guard + plane * height * pitch
+        sums = opened(y, target, height * pitch)
         if not adds:
-            y[guard + plane * height * pitch : guard + (plane + 1) * height * pitch] = 0.0
+            sums[:] = 0.0
         for row in range(out_height):
             for pixel in range(out_width):
                 start = out_guard + (plane * out_height + row) * out_pitch + pixel * block
@@ -53,7 +56,8 @@ def max_pool_input(g, y, winners, sizes, kernel, stride, pad, channels, adds):
                     tap = np.int64(winners[start + i])
                     down = row * stride[0] - pad[0] + tap // kernel[1]
                     right = pixel * stride[1] - pad[1] + tap % kernel[1]
-                    y[guard + (plane * height + down) * pitch + right * block + i] += g[start + i]
+                    sums[down * pitch + right * block + i] += g[start + i]
+        closed(y, target, sums)
 
 
 @kernel(parallel=True, **KERNEL)
@@ -76,7 +80,7 @@ def gate_input(g, x, factors, slopes, guard, factors_guard, factors_pitch, plane
     pitch = (width + SPARE) * block
     for plane in prange(planes):
         first = factors_guard + plane * factors_pitch
-        f, df = factors[first : first + block], slopes[first : first + block]
+        f, df = factors[first : first + block], opened(slopes, first, block)
         df[:] = 0.0
         for row in range(height):
             for pixel in range(width):
@@ -85,3 +89,4 @@ def gate_input(g, x, factors, slopes, guard, factors_guard, factors_pitch, plane
                 for i in range(block):
                     df[i] += dy[i] * v[i]
                     dy[i] = dy[i] * f[i]
+        closed(slopes, first, df)

@@ -179,19 +179,19 @@ class Mean:
         self.tape = tape
         self.x = x
         self.out = tape.new(x.shape.like(x.shape.channels, 1, 1))
-        self._pixel(self.out.buffer.array)[:] = means_of(x)
+        self._pixel(self.out.buffer.array).copy_(torch.from_numpy(means_of(x)))
 
     def value(self) -> Value:
         return self.tape.made(self, self.out, self.x.edge)
 
     def backward(self) -> tuple[Tensor]:
         g = self.out.taken(self.tape)
-        self.x.give_totals(self.tape, g.written, self._pixel(g.array).astype(np.float64))
+        self.x.give_totals(self.tape, g.written, self._pixel(g.array).double().numpy())
         return (DONE,)
 
-    def _pixel(self, array: NDArray) -> NDArray:
+    def _pixel(self, array: NDArray) -> Tensor:
         """[blocks, C, block] of a map of one pixel, where it lies."""
-        return pixels(array, self.out.shape)[:, :, 0, 0].numpy()
+        return pixels(array, self.out.shape)[:, :, 0, 0]
 
 
 class MaxPool:

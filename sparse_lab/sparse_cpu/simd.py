@@ -15,6 +15,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from sparse_lab.sparse_cpu.storage import HALF, narrowed, widened
+
 VECTOR = 8  # numbers; where a register holds fewer, LLVM takes several for it
 # of sums at a time: 8 registers of AVX-512 or AVX2, 16 of NEON. Fewer would wait for each other; where there are no
 # more, `few` and `fewest` take several weights at a time, each with sums of its own
@@ -101,9 +103,10 @@ def _gathers(size: int) -> Any:
         """z[start + i] = bias + sum over e in [first, last) of values[e] * x[base + offsets[e] + i], for as many i as
         fill `size` bytes exactly. adds: add to what is there instead of to bias. NaN passes through.
 
-        z, x, values: contiguous, float32 or float64; offsets: contiguous int64.
+        values: contiguous, float32 or float64; z, x: of the same type, or bfloat16; offsets: contiguous int64. `size`
+        is that of the sums.
         """
-        places = z, types.intp, x, types.intp, offsets, values, types.intp, types.intp, z.dtype, types.boolean
+        places = z, types.intp, x, types.intp, offsets, values, types.intp, types.intp, values.dtype, types.boolean
         return types.void(*places), lambda *how: _gathered(size, *how)
 
     return gathers
@@ -111,27 +114,23 @@ def _gathers(size: int) -> Any:
 
 def _gathered(size: int, context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
     z, start, x, base, offsets, values, first, last, bias, adds = arguments
-    itemsize = signature.args[0].dtype.bitwidth // 8
-    vector = ir.VectorType(context.get_value_type(signature.args[0].dtype), size // itemsize)
+    vector = ir.VectorType(context.get_value_type(signature.args[5].dtype), size * 8 // signature.args[5].dtype.bitwidth)
 
     def data(place: int, array: Any) -> Any:
         return context.make_array(signature.args[place])(context, builder, array).data
 
-    def wide(numbers: Any) -> Any:
-        return builder.bitcast(numbers, vector.as_pointer())
-
-    target = wide(builder.gep(data(0, z), [start]))
+    target = builder.gep(data(0, z), [start])
     source, offset, value = data(2, x), data(4, offsets), data(5, values)
 
     def added(entry: Any, total: Any) -> Any:
         place = builder.add(base, builder.load(builder.gep(offset, [entry])))
         weight = _spread(builder, builder.load(builder.gep(value, [entry])), vector)
-        pixels = builder.load(wide(builder.gep(source, [place])), align=itemsize)
+        pixels = _load(builder, builder.gep(source, [place]), vector)
         return builder.fadd(builder.fmul(weight, pixels, flags=("contract",)), total, flags=("contract",))
 
     initial = cgutils.alloca_once_value(builder, _spread(builder, bias, vector))
     with builder.if_then(cgutils.as_bool_bit(builder, adds)):
-        builder.store(builder.load(target, align=itemsize), initial)
+        builder.store(_load(builder, target, vector), initial)
     begin, chains = builder.load(initial), max(1, BYTES // size)
     if chains > 1:
         totals = [begin, *[ir.Constant(vector, [0.0] * vector.count)] * (chains - 1)]
@@ -140,8 +139,25 @@ def _gathered(size: int, context: Any, builder: ir.IRBuilder, signature: Any, ar
         for total in totals[1:]:
             begin = builder.fadd(begin, total)
     _, (total,) = _walk(builder, first, last, [begin], added)
-    builder.store(total, target, align=itemsize)
+    _store(builder, total, target)
     return context.get_dummy_value()
+
+
+def _load(builder: ir.IRBuilder, place: Any, vector: ir.VectorType) -> Any:
+    """A vector of numbers from where they lie, however they are stored."""
+    stored = ir.VectorType(place.type.pointee, vector.count)
+    numbers = builder.load(builder.bitcast(place, stored.as_pointer()), align=_bytes(stored.element))
+    return widened(builder, numbers) if stored.element == HALF else numbers
+
+
+def _store(builder: ir.IRBuilder, numbers: Any, place: Any) -> None:
+    if place.type.pointee == HALF:
+        numbers = narrowed(builder, numbers)
+    builder.store(numbers, builder.bitcast(place, numbers.type.as_pointer()), align=_bytes(place.type.pointee))
+
+
+def _bytes(number: ir.Type) -> int:
+    return next(size for kind, size in ((HALF, 2), (ir.FloatType(), 4), (ir.DoubleType(), 8)) if number == kind)
 
 
 def _walk(builder: ir.IRBuilder, first: Any, last: Any, totals: list[Any], added: Any) -> tuple[Any, list[Any]]:
@@ -176,7 +192,8 @@ def dotted(typing, sums, g, start, x, base, offsets, first, last):  # type: igno
     """sums[e * lanes : (e + 1) * lanes] += the products g[start + i] * x[base + offsets[e] + i], added up to that many
     lanes, for as many i as fill DOTTED bytes and every e in [first, last); lanes: how many numbers LANES bytes hold.
 
-    sums, g, x: contiguous, float32 or float64; offsets: contiguous int64.
+    sums: contiguous, float32 or float64; g, x: of the same type, or bfloat16; offsets: contiguous int64. DOTTED and
+    LANES: bytes of sums.
     """
     index = types.intp
     return types.void(sums, g, index, x, index, offsets, index, index), _dotted
@@ -184,8 +201,8 @@ def dotted(typing, sums, g, start, x, base, offsets, first, last):  # type: igno
 
 def _dotted(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
     sums, g, start, x, base, offsets, first, last = arguments
-    real = context.get_value_type(signature.args[1].dtype)
-    itemsize = signature.args[1].dtype.bitwidth // 8
+    real = context.get_value_type(signature.args[0].dtype)
+    itemsize = signature.args[0].dtype.bitwidth // 8
     lanes, index = LANES // itemsize, first.type
     whole, half = ir.VectorType(real, 2 * lanes), ir.VectorType(real, lanes)
 
@@ -193,8 +210,7 @@ def _dotted(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any)
         return context.make_array(signature.args[place])(context, builder, array).data
 
     def loaded(numbers: Any, place: int) -> Any:
-        at = builder.gep(numbers, [ir.Constant(index, place * whole.count)])
-        return builder.load(builder.bitcast(at, whole.as_pointer()), align=itemsize)
+        return _load(builder, builder.gep(numbers, [ir.Constant(index, place * whole.count)]), whole)
 
     line = builder.gep(data(1, g), [start])
     gradients = [loaded(line, place) for place in range(DOTTED // itemsize // whole.count)]
