@@ -207,6 +207,7 @@ PLAIN_NAME = re.compile(r"\w[\w.+-]{0,79}")  # part of a folder's name: no slash
 DIGITS = 12  # of a float that count, in a name too
 # keys that had other names before 0.2
 RENAMED = {
+    "compute.storage": "storage",
     "method.rewire.fraction": "method.drop_and_grow.drop_fraction",
     "method.rewire.fraction_end": "method.drop_and_grow.drop_fraction_end",
     "method.rewire.fraction_shape": "method.drop_and_grow.drop_fraction_shape",
@@ -821,6 +822,12 @@ class Config:
         "dense",
         "arithmetic: dense times masks, sparse (live weights only, CPU), or auto: what is faster here",
         choices=("dense", "sparse", "auto"),
+    )
+    storage: str = key(
+        "float32",
+        "how compute=sparse stores maps and their gradients: float32, or bf16, which takes half the memory; sums, "
+        "weights and the optimizer stay float32",
+        choices=("float32", "bf16"),
     )
     seed: int = key(1, "seed of weights, split, data order and random scores", low=0, high=2**32 - 1)
 

@@ -192,7 +192,11 @@ def signatures(name: str) -> list[tuple[str, tuple[Any, ...]]]:
 
     found = []
     for kernel, words in CALLS[name].items():
-        for number, stored in ((types.float32, types.float32), (types.float64, types.float64), (types.float32, bfloat16)):
+        for number, stored in (
+            (types.float32, types.float32),
+            (types.float64, types.float64),
+            (types.float32, bfloat16),
+        ):
             signature = read(words, number, stored)
             if (kernel, signature) not in found:
                 found.append((kernel, signature))

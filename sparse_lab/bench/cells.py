@@ -38,7 +38,7 @@ class Say(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for; sparsities in percent, ascending."""
+    """What was asked for; sparsities in percent, ascending. storage: of maps, in sparse training steps."""
 
     models: tuple[str, ...]
     what: tuple[str, ...] = (TRAINING, INFERENCE)
@@ -49,6 +49,7 @@ class Settings:
     width: float = 1.0
     repeats: int = 5
     minutes: float = 10.0
+    storage: str = "float32"
 
 
 @dataclass(frozen=True)

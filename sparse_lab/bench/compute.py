@@ -118,7 +118,9 @@ def _memory(settings: Settings, model: str, patterns: Patterns, measured: Measur
     sparse = Cell(model, TRAINING, settings.batch, SPARSE, settings.masks[0], sparsity)
     for cell, pattern in ((dense, None), (sparse, partial(patterns, sparse.mask, sparsity))):
         say(f"{model}, peak memory", str(cell))
-        found = memory.peak(model, settings.width, settings.batch, None if pattern is None else pattern())
+        found = memory.peak(
+            model, settings.width, settings.batch, None if pattern is None else pattern(), settings.storage
+        )
         if found is None:
             measured.note(f"the process that measures memory failed for {cell}")
         else:

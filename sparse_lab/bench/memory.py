@@ -1,7 +1,7 @@
 """Peak memory of training steps, each kind in a process of its own, so that nothing else counts.
 
-The process is this file: `python -m sparse_lab.bench.memory MODEL WIDTH BATCH [MASKS]`, MASKS a file of bool tensors by
-layer name, without which the steps are dense; it prints two numbers (MiB).
+The process is this file: `python -m sparse_lab.bench.memory MODEL WIDTH BATCH [MASKS [STORAGE]]`, MASKS a file of bool
+tensors by layer name, without which the steps are dense; it prints two numbers (MiB).
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from sparse_lab.bench.patterns import Pattern
 STEPS = 2  # the second has momentum
 
 
-def peak(model: str, width: float, images: int, pattern: Pattern | None) -> tuple[float, float] | None:
+def peak(
+    model: str, width: float, images: int, pattern: Pattern | None, storage: str = "float32"
+) -> tuple[float, float] | None:
     """MiB resident at most before the first step (libraries, network) and over all; None where the process failed.
 
-    pattern: the masks of sparse steps; None for dense ones.
+    pattern: the masks of sparse steps, which store maps as `storage` says; None for dense ones.
     """
     import torch
 
@@ -28,7 +30,7 @@ def peak(model: str, width: float, images: int, pattern: Pattern | None) -> tupl
         if pattern is not None:
             path = Path(folder) / "masks.pt"
             torch.save(dict(pattern), path)
-            command.append(str(path))
+            command += [str(path), storage]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return None
@@ -47,7 +49,7 @@ def main(argv: list[str]) -> int:
     model, images = build(argv[0], float(argv[1])), int(argv[2])
     step: DenseStep | SparseStep
     if len(argv) > 3:
-        step = SparseStep(model, images)
+        step = SparseStep(model, images, *argv[4:])
         step.masks.set(torch.load(argv[3], weights_only=True))
     else:
         step = DenseStep(model, images)

@@ -14,6 +14,7 @@ from sparse_lab.sparsity.flops import layer_costs
 from sparse_lab.sparsity.masks import layers
 
 NUMBER = 4  # bytes of a float32
+STORED = {"float32": NUMBER, "bf16": 2}  # bytes of a number of a map
 # How often a training step moves as many numbers as a convolution has outputs (what it reads is as large as what it
 # makes, nearly): each kernel reads and writes whole maps once.
 PASSES = {
@@ -50,12 +51,12 @@ class Machine:
         return max(2 * work.macs / self.operations, work.bytes / self.bytes)
 
 
-def training_work(model: nn.Module, image_size: int, images: int) -> Work:
+def training_work(model: nn.Module, image_size: int, images: int, storage: str = "float32") -> Work:
     """Of a training step on live weights: three products a weight and position (forward, and both gradients)."""
     costs, found = layer_costs(model, image_size), layers(model)
     macs = 3 * images * sum(cost.sparse_macs for cost in costs if cost.total)
     outputs = sum(cost.macs // cost.total * found[cost.name].weight.shape[0] for cost in costs if cost.total)
-    moved = sum(PASSES.values()) * images * outputs * NUMBER
+    moved = sum(PASSES.values()) * images * outputs * STORED[storage]
     return Work(macs, moved + WEIGHT_IN_TRAINING * sum(cost.kept for cost in costs if cost.total))
 
 

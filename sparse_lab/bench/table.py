@@ -50,6 +50,7 @@ def heading(settings: Settings) -> dict[str, str]:
         "onnxruntime": version("onnxruntime") or "",
         **{name: version(name) or "" for name in OPPONENTS if name in settings.against},
         "width": f"{settings.width:g}",
+        "storage": settings.storage,
     }
 
 
@@ -58,7 +59,8 @@ def title(head: dict[str, str]) -> list[str]:
     versions = ", ".join(
         f"{name} {head[name]}" for name in ("python", "torch", "numba", "onnxruntime", *OPPONENTS) if head.get(name)
     )
-    first = f"sparse-lab bench compute, {head['date']}, commit {head['commit'] or 'unknown'}{width}"
+    stored = "" if head["storage"] == "float32" else f", maps of sparse training stored in {head['storage']}"
+    first = f"sparse-lab bench compute, {head['date']}, commit {head['commit'] or 'unknown'}{width}{stored}"
     return [first, head["machine"], versions]
 
 

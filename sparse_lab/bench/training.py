@@ -69,11 +69,12 @@ class DenseStep:
 class SparseStep:
     """Sparse arithmetic on one network, whose masks can be replaced: memory is that of one network alone."""
 
-    def __init__(self, model: nn.Module, images: int) -> None:
+    def __init__(self, model: nn.Module, images: int, storage: str = "float32") -> None:
         self.model = model
+        self.storage = storage
         self.masks = Masks(model)
         self._start: dict[str, Tensor] = {}
-        self.arithmetic = SparseArithmetic(model)
+        self.arithmetic = SparseArithmetic(model, storage=storage)
         recipe = RecipeConfig(optimizer="sgd", lr=RATE)
         self.optimizer = LiveOptimizer(make_optimizer(model.parameters(), recipe), self.arithmetic.live)
         self._batch = batch_of(images)
@@ -108,7 +109,7 @@ class SparseStep:
 def entries(model: str, settings: Settings, patterns: Patterns) -> Iterator[Entry]:
     """Dense and sparse steps of one network; what says most comes first."""
     dense = build(model, settings.width)
-    sparse = SparseStep(build(model, settings.width), settings.batch)
+    sparse = SparseStep(build(model, settings.width), settings.batch, settings.storage)
     yield dense_entry(model, dense, settings.batch)
     for number, mask in enumerate(settings.masks):
         for sparsity in reversed(settings.sparsities):
@@ -137,7 +138,7 @@ def _sparse_entry(cell: Cell, step: SparseStep, patterns: Patterns) -> Entry:
         known.kept, known.weights = step.masks.kept(), step.masks.total()
         known.connected = connectivity(step.model, IMAGE_SIZE).connected
         known.shares = step.shares()
-        work = training_work(step.model, IMAGE_SIZE, cell.batch)
+        work = training_work(step.model, IMAGE_SIZE, cell.batch, step.storage)
         known.macs, known.bytes = work.macs, work.bytes
 
     return Entry(cell, ready, cold=True, facts=facts)

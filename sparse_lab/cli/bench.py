@@ -97,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--batch", type=int, default=128, help="images of a training step and of inference (default 128)")
     one.add_argument("--width", type=float, default=1.0, help="factor on every channel count (default 1)")
+    stored = "how sparse training steps store maps: float32 or bf16 (default float32)"
+    one.add_argument("--storage", choices=("float32", "bf16"), default="float32", help=stored)
     one.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds (default 5)")
     one.add_argument("--minutes", type=float, default=None, help="time for all of it (default: 10 for each network)")
     out = Path("outputs/bench")
@@ -209,4 +211,5 @@ def _settings(args: argparse.Namespace) -> Settings:
         width=args.width,
         repeats=args.repeats,
         minutes=minutes,
+        storage=args.storage,
     )

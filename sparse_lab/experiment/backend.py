@@ -85,6 +85,8 @@ def hindrance(config: Config, here: bool) -> str | None:
         return f"it runs in one process, not in trainer.devices={trainer.devices}: use trainer.devices=1"
     if trainer.precision == "16-mixed":
         return "it knows no trainer.precision=16-mixed: use trainer.precision=32-true"
+    if config.storage == "bf16" and trainer.precision == "64-true":
+        return "storage=bf16 is for float32 arithmetic: use trainer.precision=32-true, or storage=float32"
     if config.schedule.name in ("at_end", "soft"):
         return f"method {config.method.name} trains dense up to its last step: use another method"
     return next((why for one in present(config.method) if (why := one.hindrance(config)) is not None), None)

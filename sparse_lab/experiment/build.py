@@ -249,7 +249,7 @@ def _arithmetic(config: Config, model: nn.Module, say: Callable[[str], None]) ->
             "WARNING: training.clip_over=all measures the gradients of pruned weights in every step, which costs most "
             "of what compute=sparse saves: training.clip_over=all_estimated and live do not"
         )
-    return SparseArithmetic(model, say)
+    return SparseArithmetic(model, say, config.storage)
 
 
 def _norm_ratio(config: Config, model: nn.Module, masks: Masks | None) -> NormRatio | None:

@@ -156,7 +156,8 @@ def run_hash(config: Config) -> str:
 def request_hash(config: Config) -> str:
     """Return the hash of everything but the arithmetic: how a run is computed is not what was asked for."""
     plain = identity(config)
-    plain["settings"].pop("compute", None)
+    for name in ("compute", "storage"):
+        plain["settings"].pop(name, None)
     if "trainer" in plain["settings"]:
         plain["settings"]["trainer"].pop("precision", None)
         if not plain["settings"]["trainer"]:

@@ -103,7 +103,7 @@ def _dense(config: Config, bfloat16: bool) -> Callable[[Tensor, Tensor], None]:
 
 def _sparse(config: Config) -> Callable[[Tensor, Tensor], None]:
     model = _network(config)
-    arithmetic, masks = SparseArithmetic(model), Masks(model)
+    arithmetic, masks = SparseArithmetic(model, storage=config.storage), Masks(model)
     optimizer = LiveOptimizer(make_optimizer(parameter_groups(model), recipe_of(config)), arithmetic.live)
 
     def step(images: Tensor, labels: Tensor) -> None:

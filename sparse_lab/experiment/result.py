@@ -74,6 +74,7 @@ def _request(config: Config, folder: RunDir) -> dict[str, Any]:
         "seed": config.seed,
         "compute": config.compute,
         "precision": config.trainer.precision,
+        "storage": config.storage if config.compute == "sparse" else None,
         "sparsity_target": phases.final_sparsity(config),
     }
 

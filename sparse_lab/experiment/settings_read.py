@@ -133,6 +133,7 @@ READ_WHEN: dict[str, When] = {
         lambda config: _in_root(config) and config.dataset.root.startswith(config.paths.data),
         "a dataset.root that lies there, and a dataset that is read from files",
     ),
+    "storage": When(lambda config: _pruned(config) and config.compute != "dense", "compute=sparse"),
     "compute": When(
         lambda config: _pruned(config) or config.compute != "sparse", "a method that prunes (method.prune)"
     ),

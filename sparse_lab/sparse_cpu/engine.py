@@ -16,6 +16,7 @@ from sparse_lab.sparse_cpu.layout import Pool
 from sparse_lab.sparse_cpu.maps import BatchInnermost
 from sparse_lab.sparse_cpu.sparse_weights import sparse_weights
 
+STORAGES = ("float32", "bf16")
 DENSE_ABOVE = 0.25  # share of weights that live: beyond it torch's dense kernels are faster in any network measured
 
 
@@ -27,6 +28,9 @@ class SparseArithmetic:
     `dense_gradients` set before the forward pass they get a dense `.grad` as well. Every other parameter gets its
     `.grad`. While more than a quarter of the weights live, torch computes, and all gradients are dense.
 
+    storage: 'float32' (float64 where the network is), or 'bf16': maps and their gradients lie in memory as bfloat16, in
+    half the room. Sums, statistics, weights and their gradients stay float32. A network in float64 keeps float64.
+
     CPU only, float32 or float64. Two calls may be under way only if the first one's gradients are no longer asked for.
     """
 
@@ -36,7 +40,9 @@ class SparseArithmetic:
         self.model = model
         self.live = sparse_weights(model)
         self.dense_gradients = False
-        self._bfloat16 = {"float32": False, "bf16": True}[storage]
+        if storage not in STORAGES:
+            raise ValueError(f"storage={storage!r} is not known: {' or '.join(STORAGES)}")
+        self._bfloat16 = storage == "bf16"
         self._pool = Pool()
         self._say = say
         self._said: set[str] = set()

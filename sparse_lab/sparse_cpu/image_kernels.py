@@ -6,7 +6,6 @@ for the images of a few pixels and put together in float64, in an order that is 
 
 from __future__ import annotations
 
-import numpy as np
 from numba import njit, prange
 
 from sparse_lab.sparse_cpu.kernel import INLINED, KERNEL, kernel

@@ -114,7 +114,9 @@ def _gathers(size: int) -> Any:
 
 def _gathered(size: int, context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
     z, start, x, base, offsets, values, first, last, bias, adds = arguments
-    vector = ir.VectorType(context.get_value_type(signature.args[5].dtype), size * 8 // signature.args[5].dtype.bitwidth)
+    vector = ir.VectorType(
+        context.get_value_type(signature.args[5].dtype), size * 8 // signature.args[5].dtype.bitwidth
+    )
 
     def data(place: int, array: Any) -> Any:
         return context.make_array(signature.args[place])(context, builder, array).data

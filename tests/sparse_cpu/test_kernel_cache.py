@@ -111,15 +111,17 @@ def test_every_kernel_file_is_in_the_list(program):
     assert with_kernels == set(program.MODULES) == set(program.CALLS)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_network_in_training_finds_every_kernel_compiled(program, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "storage"), [(torch.float32, "float32"), (torch.float64, "float32"), (torch.float32, "bf16")]
+)
+def test_a_network_in_training_finds_every_kernel_compiled(program, dtype, storage):
     """No call with types that are not in the list: it would be compiled by every worker for itself."""
     for name, optimizer in (("resnet34", "SGD"), ("vgg16", "Adam")):
         torch.manual_seed(0)
         model = models.build(name, width=0.0625).to(dtype)
         masks = Masks(model)
         masks.set({layer: torch.rand(mask.shape) < 0.1 for layer, mask in masks.masks().items()})
-        arithmetic = SparseArithmetic(model)
+        arithmetic = SparseArithmetic(model, storage=storage)
         moving = LiveOptimizer(getattr(torch.optim, optimizer)(model.parameters(), lr=0.1), arithmetic.live)
         nn.functional.cross_entropy(arithmetic(torch.randn(4, 3, 32, 32, dtype=dtype)), torch.arange(4)).backward()
         moving.step()
