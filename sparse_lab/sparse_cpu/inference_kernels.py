@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit, prange
 
 from sparse_lab.sparse_cpu.kernel import kernel
-from sparse_lab.sparse_cpu.simd import VECTOR, copied_run, pooled_run, weighted_run
+from sparse_lab.sparse_cpu.simd import TILES, VECTOR, copied_run, pooled_run, weighted_run, weighted_tile
 
 LANES = VECTOR  # images side by side in a batch; a single image has one lane, and its vectors run along the rows
 KERNEL: dict[str, Any] = {
@@ -24,6 +24,8 @@ KERNEL: dict[str, Any] = {
     "error_model": "numpy",
 }
 INLINED = {**KERNEL, "forceinline": True}
+
+SHAPES = np.array(TILES, dtype=np.int64)  # which shapes of tiles there are: the first that fits is taken
 
 CONV, SPLIT, MAX_POOL, AVERAGE_POOL = range(4)
 RELU, RELU6 = 1, 2
@@ -43,101 +45,29 @@ RELU, RELU6 = 1, 2
     CHANNELS,
     ROWS,  # in `table`: where a channel's weights begin (one more than channels); for a pool: the channel it reads
     BIAS,  # in `floats`
-    MAPS,  # in `table`: where in `floats` a channel's bias map begins, or -1; -1 when no channel has one
+    MAPS,  # in `table`: where in `floats` a channel's bias map begins, or -1; -1 when no channel has one. Its rows lie
+    # as the source's do
     RESIDUAL,  # first pixel, or -1
     RESIDUAL_PITCH,
     RESIDUAL_PLANE,
     RESIDUAL_ROWS,  # in `table`: the channel to add, or -1
     ACTIVATION,
     POOLED,  # 1: the largest of each 2x2 of the convolution's outputs is stored
-    STRIP,  # rows of outputs at a time with LANES lanes; even when pooled
-    STRIP_ONE,  # with one lane
+    STRIP,  # rows of outputs at a time with one lane; even when pooled
     WINDOW,  # first of six: kernel, stride and padding, down and across
     COST,  # multiply-adds of one image, roughly
-    DIRECT,  # 1: rows of sums are rows of outputs; without a bias map they can be written where they belong
-    DIRECT_ONE,  # with one lane
-) = (*range(25), 30, 31, 32)
+    DIRECT,  # 1: with one lane rows of sums are rows of outputs and can be written where they belong
+    SHOWN,  # in `floats`, if DIRECT: 1 for each pixel of a channel, 0 for the spare ones
+) = (*range(24), 30, 31, 32)
 COLUMNS = 33
 
 
 @njit(**INLINED)
-def _pool_row(arena, at, z, upper, lower, width):  # type: ignore[no-untyped-def]
-    """The largest of each 2x2 of two rows of one image."""
-    for x in range(width):
-        left = z[upper + 2 * x] if z[upper + 2 * x] > z[lower + 2 * x] else z[lower + 2 * x]
-        right = z[upper + 2 * x + 1] if z[upper + 2 * x + 1] > z[lower + 2 * x + 1] else z[lower + 2 * x + 1]
-        arena[at + x] = left if left > right else right
-
-
-@njit(**INLINED)
-def _add_spread(sums, row, lanes):  # type: ignore[no-untyped-def]
-    """A row of a bias map, the same for all images."""
-    if lanes == 1:
-        for x in range(row.size):
-            sums[x] += row[x]
-    else:
-        for x in range(row.size):
-            pixel = sums[x * LANES : (x + 1) * LANES]
-            for lane in range(LANES):
-                pixel[lane] += row[x]
-
-
-@njit(**INLINED)
-def _finish(op, arena, z, channel, y, rows, lanes, table, floats, low, high):  # type: ignore[no-untyped-def]
-    """Bias map, residual and activation of `rows` rows of a channel from row `y` on, from the sums `z` into place."""
-    width, pitch, spare = op[DST_WIDTH], op[SRC_PITCH] * lanes, (op[DST_PITCH] - op[DST_WIDTH]) * lanes
-    row = (op[DST] + channel * op[DST_PLANE] + y * op[DST_PITCH]) * lanes
-    n = width * lanes
-    place = table[op[MAPS] + channel] if op[MAPS] >= 0 else -1
-    added = table[op[RESIDUAL_ROWS] + channel] if op[RESIDUAL] >= 0 else -1
-    for r in range(rows):
-        sums, to = z[r * pitch : r * pitch + n], arena[row : row + n + spare]
-        if place >= 0:
-            _add_spread(sums, floats[place + (y + r) * width : place + (y + r + 1) * width], lanes)
-        if added >= 0:
-            start = (op[RESIDUAL] + added * op[RESIDUAL_PLANE] + (y + r) * op[RESIDUAL_PITCH]) * lanes
-            more = arena[start : start + n]
-            for i in range(n):
-                sums[i] += more[i]
-        for i in range(n):
-            value = sums[i] if sums[i] > low else low
-            to[i] = value if value < high else high
-        for i in range(n, n + spare):
-            to[i] = 0.0
-        row += n + spare
-
-
-@njit(**INLINED)
-def _add_map(op, z, y, rows, lanes, place, floats, low, high):  # type: ignore[no-untyped-def]
-    """Bias map and activation of rows that will be pooled, in place; the map's height and width are even here."""
-    width, pitch = 2 * op[DST_WIDTH], op[SRC_PITCH] * lanes
-    for r in range(rows):
-        sums = z[r * pitch : r * pitch + width * lanes]
-        _add_spread(sums, floats[place + (y + r) * width : place + (y + r + 1) * width], lanes)
-        for i in range(sums.size):
-            value = sums[i] if sums[i] > low else low
-            sums[i] = value if value < high else high
-
-
-@njit(**INLINED)
-def _finish_pooled(op, arena, z, channel, y, rows, lanes):  # type: ignore[no-untyped-def]
-    width, pitch, whole = op[DST_WIDTH], op[SRC_PITCH] * lanes, op[DST_PITCH] * lanes
-    row = (op[DST] + channel * op[DST_PLANE] + (y // 2) * op[DST_PITCH]) * lanes
-    for r in range(0, rows, 2):
-        if lanes == 1:
-            _pool_row(arena, row, z, r * pitch, (r + 1) * pitch, width)
-        else:
-            pooled_run(arena, row, z, r * pitch, (r + 1) * pitch, width)
-        for i in range(row + width * lanes, row + whole):
-            arena[i] = 0.0
-        row += whole
-
-
-@njit(**INLINED)
-def _zero_columns(op, arena, row, rows, lanes):  # type: ignore[no-untyped-def]
-    """The spare pixels at the end of `rows` rows from number `row` of the arena on."""
+def _zero_columns(op, arena, channel, lanes):  # type: ignore[no-untyped-def]
+    """The spare pixels at the end of a channel's rows."""
+    row = (op[DST] + channel * op[DST_PLANE]) * lanes
     n, whole = op[DST_WIDTH] * lanes, op[DST_PITCH] * lanes
-    for _ in range(rows):
+    for _ in range(op[DST_HEIGHT]):
         for i in range(row + n, row + whole):
             arena[i] = 0.0
         row += whole
@@ -155,44 +85,139 @@ def _zero_below(op, arena, channel, lanes):  # type: ignore[no-untyped-def]
 
 
 @njit(**INLINED)
-def _addend(op, channel, y, lanes, table):  # type: ignore[no-untyped-def]
-    """Where row `y` of the residual of a channel begins, -1 where nothing is added."""
+def _own(op, channel, y, x, table):  # type: ignore[no-untyped-def]
+    """Where the bias map of a channel has its pixel (y, x), -1 where there is none."""
+    place = table[op[MAPS] + channel] if op[MAPS] >= 0 else -1
+    return place + y * op[SRC_PITCH] + x if place >= 0 else -1
+
+
+@njit(**INLINED)
+def _addend(op, channel, y, x, lanes, table):  # type: ignore[no-untyped-def]
+    """Where pixel (y, x) of the residual of a channel begins, -1 where nothing is added."""
     added = table[op[RESIDUAL_ROWS] + channel] if op[RESIDUAL] >= 0 else -1
-    return (op[RESIDUAL] + added * op[RESIDUAL_PLANE] + y * op[RESIDUAL_PITCH]) * lanes if added >= 0 else -1
+    pixel = op[RESIDUAL] + added * op[RESIDUAL_PLANE] + y * op[RESIDUAL_PITCH] + x
+    return pixel * lanes if added >= 0 else -1
+
+
+@njit(**INLINED)
+def _bounds(op):  # type: ignore[no-untyped-def]
+    low = np.float32(0.0) if op[ACTIVATION] else np.float32(-np.inf)
+    high = np.float32(6.0) if op[ACTIVATION] == RELU6 else np.float32(np.inf)
+    return low, high
+
+
+@njit(**INLINED)
+def _tile(op, arena, shape, y, x, first, last, table, offsets, values, floats):  # type: ignore[no-untyped-def]
+    """The outputs of a few pixels in all channels, from inputs that stay in the cache meanwhile."""
+    low, high = _bounds(op)
+    scale = 2 if op[POOLED] else 1
+    base, across = (op[SRC] + y * op[SRC_PITCH] + x) * LANES, op[SRC_PITCH] * LANES
+    to, pitch = (op[DST] + y // scale * op[DST_PITCH] + x // scale) * LANES, op[DST_PITCH] * LANES
+    for channel in range(first, last):
+        begin, end = table[op[ROWS] + channel], table[op[ROWS] + channel + 1]
+        at = to + channel * op[DST_PLANE] * LANES
+        own, addend = _own(op, channel, y, x, table), _addend(op, channel, y, x, LANES, table)
+        bias, beyond = floats[op[BIAS] + channel], op[RESIDUAL_PITCH] * LANES
+        weighted_tile(
+            shape, arena, at, pitch, arena, base, across, offsets, values, begin, end,
+            bias, addend, beyond, floats, own, op[SRC_PITCH], low, high,
+        )  # fmt: skip
+
+
+@njit(**INLINED)
+def _conv_batch(op, arena, first, last, table, offsets, values, floats):  # type: ignore[no-untyped-def]
+    scale = 2 if op[POOLED] else 1
+    height, width = scale * op[DST_HEIGHT], scale * op[DST_WIDTH]
+    shape = y = x = 0
+    while y < height:
+        rows, columns, pooled = SHAPES[shape]
+        if pooled != op[POOLED] or y + rows > height or x + columns > width:
+            shape += 1
+            continue
+        _tile(op, arena, shape, y, x, first, last, table, offsets, values, floats)
+        x += columns
+        if x == width:
+            x, y = 0, y + rows
+        shape = 0
+    for channel in range(first, last):
+        _zero_columns(op, arena, channel, LANES)
+        _zero_below(op, arena, channel, LANES)
+
+
+@njit(**INLINED)
+def _conv_direct(op, arena, first, last, table, offsets, values, floats):  # type: ignore[no-untyped-def]
+    """One image, whose rows of sums lie as those of the outputs do: spare pixels are written with the others."""
+    low, high = _bounds(op)
+    height, pitch = op[DST_HEIGHT], op[DST_PITCH]
+    for y in range(0, height, op[STRIP]):
+        rows = min(op[STRIP], height - y)
+        n = rows * pitch if y + rows < height else (rows - 1) * pitch + op[DST_WIDTH]
+        for channel in range(first, last):
+            begin, end = table[op[ROWS] + channel], table[op[ROWS] + channel + 1]
+            row = op[DST] + channel * op[DST_PLANE] + y * pitch
+            own, addend = _own(op, channel, y, 0, table), _addend(op, channel, y, 0, 1, table)
+            base, shown = op[SRC] + y * pitch, op[SHOWN] + y * pitch
+            bias = floats[op[BIAS] + channel]
+            weighted_run(
+                arena, row, n, arena, base, offsets, values, begin, end, bias, addend, floats, own, shown, low, high
+            )
+            if y + rows == height:
+                for i in range(row + n, row - y * pitch + op[DST_PLANE]):
+                    arena[i] = 0.0
+    if first == 0:
+        _zero_below(op, arena, first, 1)
+
+
+@njit(**INLINED)
+def _finish(op, arena, z, channel, y, rows, table):  # type: ignore[no-untyped-def]
+    """Residual and activation of `rows` rows of a channel of one image from row `y` on: sums `z` into place."""
+    low, high = _bounds(op)
+    for r in range(rows):
+        row = op[DST] + channel * op[DST_PLANE] + (y + r) * op[DST_PITCH]
+        sums, addend = z[r * op[SRC_PITCH] :], _addend(op, channel, y + r, 0, 1, table)
+        for i in range(op[DST_WIDTH]):
+            value = sums[i] + arena[addend + i] if addend >= 0 else sums[i]
+            value = value if value > low else low
+            arena[row + i] = value if value < high else high
+
+
+@njit(**INLINED)
+def _conv_one(op, arena, z, first, last, table, offsets, values, floats):  # type: ignore[no-untyped-def]
+    """One image, whose rows of sums are pooled, or lie in another way than those of the outputs."""
+    low, high = _bounds(op)
+    least = np.float32(-np.inf)
+    scale = 2 if op[POOLED] else 1
+    height, width, pitch = scale * op[DST_HEIGHT], scale * op[DST_WIDTH], op[SRC_PITCH]
+    for y in range(0, height, op[STRIP]):
+        rows = min(op[STRIP], height - y)
+        n, base = (rows - 1) * pitch + width, op[SRC] + y * pitch
+        for channel in range(first, last):
+            begin, end = table[op[ROWS] + channel], table[op[ROWS] + channel + 1]
+            bias, own = floats[op[BIAS] + channel], _own(op, channel, y, 0, table)
+            if op[POOLED]:
+                weighted_run(z, 0, n, arena, base, offsets, values, begin, end, bias, -1, floats, own, -1, low, high)
+                row = op[DST] + channel * op[DST_PLANE] + (y // 2) * op[DST_PITCH]
+                for r in range(0, rows, 2):
+                    pooled_run(arena, row, z, r * pitch, (r + 1) * pitch, op[DST_WIDTH])
+                    row += op[DST_PITCH]
+            else:
+                weighted_run(
+                    z, 0, n, arena, base, offsets, values, begin, end, bias, -1, floats, own, -1, least, -least
+                )
+                _finish(op, arena, z, channel, y, rows, table)
+    for channel in range(first, last):
+        _zero_columns(op, arena, channel, 1)
+        _zero_below(op, arena, channel, 1)
 
 
 @njit(**INLINED)
 def _conv(op, arena, z, first, last, lanes, table, offsets, values, floats):  # type: ignore[no-untyped-def]
-    scale = 2 if op[POOLED] else 1
-    height, width, pitch = scale * op[DST_HEIGHT], scale * op[DST_WIDTH], op[SRC_PITCH]
-    strip, direct = (op[STRIP_ONE], op[DIRECT_ONE]) if lanes == 1 else (op[STRIP], op[DIRECT])
-    least = np.float32(-np.inf)
-    low = np.float32(0.0) if op[ACTIVATION] else least
-    high = np.float32(6.0) if op[ACTIVATION] == RELU6 else np.float32(np.inf)
-    for y in range(0, height, strip):
-        rows = min(strip, height - y)
-        n = ((rows - 1) * pitch + width) * lanes
-        base = (op[SRC] + y * pitch) * lanes
-        for channel in range(first, last):
-            begin, end = table[op[ROWS] + channel], table[op[ROWS] + channel + 1]
-            bias = floats[op[BIAS] + channel]
-            if direct and (op[MAPS] < 0 or table[op[MAPS] + channel] < 0):
-                row = (op[DST] + channel * op[DST_PLANE] + y * op[DST_PITCH]) * lanes
-                addend = _addend(op, channel, y, lanes, table)
-                weighted_run(arena, row, n, arena, base, offsets, values, begin, end, bias, addend, low, high)
-                _zero_columns(op, arena, row, rows, lanes)
-            elif op[POOLED]:
-                if op[MAPS] < 0 or table[op[MAPS] + channel] < 0:
-                    weighted_run(z, 0, n, arena, base, offsets, values, begin, end, bias, -1, low, high)
-                else:
-                    weighted_run(z, 0, n, arena, base, offsets, values, begin, end, bias, -1, least, -least)
-                    _add_map(op, z, y, rows, lanes, table[op[MAPS] + channel], floats, low, high)
-                _finish_pooled(op, arena, z, channel, y, rows, lanes)
-            else:
-                weighted_run(z, 0, n, arena, base, offsets, values, begin, end, bias, -1, least, -least)
-                _finish(op, arena, z, channel, y, rows, lanes, table, floats, low, high)
-    for channel in range(first, last):
-        _zero_below(op, arena, channel, lanes)
+    if lanes == LANES:
+        _conv_batch(op, arena, first, last, table, offsets, values, floats)
+    elif op[DIRECT]:
+        _conv_direct(op, arena, first, last, table, offsets, values, floats)
+    else:
+        _conv_one(op, arena, z, first, last, table, offsets, values, floats)
 
 
 @njit(**INLINED)
@@ -338,7 +363,7 @@ def run_layers(images, made, arenas, sums, lanes, place, end, ops, table, offset
     arena = arenas[0]
     _pack(images, zero, images.shape[0], place, arena, lanes)
     for k in range(len(ops)):
-        if ops[k, COST] * lanes < alone:
+        if threads == 1 or ops[k, COST] * lanes < alone:
             _perform(ops[k], arena, sums[0], zero, ops[k, CHANNELS], lanes, table, offsets, values, floats)
         else:
             for thread in prange(threads):

@@ -10,12 +10,13 @@ import numpy as np
 
 import sparse_lab.sparse_cpu.threads  # noqa: F401  first of all
 from sparse_lab.sparse_cpu import inference_kernels as kernels
-from sparse_lab.sparse_cpu.simd import VECTOR
+from sparse_lab.sparse_cpu.simd import MOST, VECTOR
 
 ACTIVATIONS = {"none": 0, "relu": kernels.RELU, "relu6": kernels.RELU6}
 Pair = tuple[int, int]
-RUN = 1024  # numbers of a strip: the sums and four runs of inputs stay in the first cache
+RUN = 1024  # numbers of a strip of one image: the sums and four runs of inputs stay in the first cache
 ADDRESSED = 2**31 - 1  # numbers of an arena, with as many images as there are lanes
+LINE = 16  # numbers of a cache line
 SLACK = 16  # numbers beyond an arena's end that a run's last vector may reach
 ALONE = 100_000  # multiply-adds below which one thread is faster than two
 FEW = 2  # images a thread up to which each is computed by itself
@@ -74,6 +75,7 @@ class Step:
     residual: int | None = None
     row: dict[int, int] = field(default_factory=dict)
     taps: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    maps: tuple[np.ndarray, np.ndarray] | None = None
 
 
 class Program:
@@ -89,6 +91,7 @@ class Program:
         self.floats: list[np.ndarray] = []
         self.values: list[np.ndarray] = []
         self._splits: dict[tuple[int, Pair], int] = {}
+        self._masks: dict[Pair, int] = {}
 
     def conv(
         self,
@@ -114,7 +117,7 @@ class Program:
         self._make_room(read, size, window)
         planes = (inputs * window.stride[0] + phase_y) * window.stride[1] + phase_x
         order = np.lexsort((shift_x, planes, shift_y, outputs))
-        step = Step(kernels.CONV, read, made, None if residual is None else residual[0])
+        step = Step(kernels.CONV, read, made, None if residual is None else residual[0], maps=maps)
         step.taps = planes[order], shift_y[order], shift_x[order]
         begin = sum(map(len, self.values))
         self.values.append(values[order].astype(np.float32))
@@ -123,7 +126,6 @@ class Program:
         step.row = {
             kernels.ROWS: self._in_table(begin + starts),
             kernels.BIAS: self._in_floats(start),
-            kernels.MAPS: self._maps(len(bias), *maps),
             kernels.ACTIVATION: ACTIVATIONS[activation],
             kernels.POOLED: int(pool),
             kernels.COST: (len(values) + 2 * len(bias)) * size[0] * size[1],
@@ -205,12 +207,26 @@ class Program:
         self.floats.append(numbers.ravel())
         return sum(map(len, self.floats)) - numbers.size
 
-    def _maps(self, channels: int, varying: np.ndarray, maps: np.ndarray) -> int:
-        if not len(varying):
+    def _maps(self, step: Step) -> int:
+        """Bias maps, whose rows lie as sums do, and so as the source's; behind them enough for a whole vector."""
+        if step.maps is None or not len(step.maps[0]):
             return -1
-        places = np.full(channels, -1)
-        places[varying] = self._in_floats(maps) + np.arange(len(varying)) * maps[0].size
+        varying, maps = step.maps
+        wide = np.zeros((len(varying), maps.shape[1], self.features[step.source].pitch))
+        wide[..., : maps.shape[2]] = maps
+        places = np.full(self.features[step.made].channels, -1)
+        places[varying] = self._in_floats(wide) + np.arange(len(varying)) * wide[0].size
+        self._in_floats(np.zeros(VECTOR))
         return self._in_table(places)
+
+    def _shown(self, made: Feature) -> int:
+        """1 for each pixel of a channel of this map, 0 for the spare ones; one for all maps of a size."""
+        size = made.height, made.width
+        if size not in self._masks:
+            shown = np.zeros((made.height + made.spare, made.pitch))
+            shown[: made.height, : made.width] = 1.0
+            self._masks[size] = self._in_floats(np.append(shown, np.zeros(VECTOR)))
+        return self._masks[size]
 
     def _op(self, step: Step) -> list[int]:
         source, made = self.features[step.source], self.features[step.made]
@@ -220,22 +236,21 @@ class Program:
             *(source.first, source.height, source.width, source.pitch, source.plane),
             *(made.first, made.height, made.width, made.pitch, made.plane, made.guard, made.channels),
         ]
-        row[kernels.MAPS] = row[kernels.RESIDUAL] = -1
+        row[kernels.RESIDUAL] = -1
+        row[kernels.MAPS] = self._maps(step)
         for column, number in step.row.items():
             row[column] = number
         if step.residual is not None:
             added = self.features[step.residual]
             row[kernels.RESIDUAL : kernels.RESIDUAL_ROWS] = [added.first, added.pitch, added.plane]
-        height = made.height * (1 + row[kernels.POOLED])
-        for column, lanes in ((kernels.STRIP, kernels.LANES), (kernels.STRIP_ONE, 1)):
-            row[column] = _strip(height, source.pitch * lanes, 1 + row[kernels.POOLED])
+        strip = _strip(made.height * (1 + row[kernels.POOLED]), source.pitch, 1 + row[kernels.POOLED])
         pitches = {source.pitch, made.pitch, *([] if step.residual is None else [row[kernels.RESIDUAL_PITCH]])}
-        row[kernels.DIRECT] = int(len(pitches) == 1 and not row[kernels.POOLED])
-        # a run is rounded up to whole vectors: the rest must fall on this channel's pixels, which are written later
+        # a run is rounded up to whole vectors: the rest must fall on this channel's pixels
         end = (made.height - 1) * made.pitch + made.width
-        strip = row[kernels.STRIP_ONE]
         last = end - (made.height - 1) // strip * strip * made.pitch
-        row[kernels.DIRECT_ONE] = int(row[kernels.DIRECT] and end + -last % VECTOR <= made.plane)
+        direct = len(pitches) == 1 and not row[kernels.POOLED] and end + -last % VECTOR <= made.plane
+        row[kernels.STRIP], row[kernels.DIRECT] = strip, int(direct)
+        row[kernels.SHOWN] = self._shown(made) if direct else -1
         return row
 
     def _offsets(self, step: Step) -> np.ndarray:
@@ -249,6 +264,16 @@ def _strip(height: int, pitch: int, least: int) -> int:
     """Rows at a time: as many as fit a run, equally shared out, a multiple of `least`."""
     strips = max(1, round(height * pitch / RUN))
     return max(least, -(-height // (strips * least)) * least)
+
+
+def _aligned(threads: int, numbers: int) -> np.ndarray:
+    """Zeros, float32 [threads, numbers or a few more], each row on a cache line: a vector that lies on two takes twice
+    as long.
+    """
+    row = -(-numbers // LINE) * LINE
+    memory = np.zeros(threads * row + LINE, np.float32)
+    begin = -memory.ctypes.data % (4 * LINE) // 4
+    return memory[begin : begin + threads * row].reshape(threads, row)
 
 
 def _joined(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
@@ -330,11 +355,10 @@ class Executor:
         """Arenas and sums, [threads, ...], kept between calls: memory that is mapped anew costs more than the work."""
         key = lanes, threads
         if key not in self._arenas:
-            strips = self._ops[:, kernels.STRIP_ONE if lanes == 1 else kernels.STRIP]
-            longest = int((strips * self._ops[:, kernels.SRC_PITCH]).max(initial=1)) * lanes
+            longest = int((self._ops[:, kernels.STRIP] * self._ops[:, kernels.SRC_PITCH]).max(initial=1))
             self._arenas[key] = (
-                np.zeros((threads, self._pixels * lanes + SLACK), np.float32),
-                np.zeros((threads, -(-longest // SLACK) * SLACK + SLACK), np.float32),
+                _aligned(threads, self._pixels * lanes + SLACK),
+                _aligned(threads, longest + MOST * VECTOR),
             )
         return self._arenas[key]
 

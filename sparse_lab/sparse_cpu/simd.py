@@ -1,12 +1,14 @@
 """The innermost loop of sparse arithmetic, written for the vector registers: one run of outputs from many weights.
 
 Numba compiles a loop over weights inside a loop over pixels to code that carries every sum through the cache. Here up
-to 64 sums stay in registers while all weights of the run go by, so that a weight costs one load and one multiply-add
+to 96 sums stay in registers while all weights of the run go by, so that a weight costs one load and one multiply-add
 for each vector. LLVM makes AVX2, AVX-512 or NEON of it, whatever the machine has.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -22,57 +24,157 @@ VECTOR = 8  # numbers; where a register holds fewer, LLVM takes several for it
 # more, `few` and `fewest` take several weights at a time, each with sums of its own
 BYTES = 512 if get_host_cpu_features().get("avx512f") else 256
 FEW, FEWEST = 128, 64
-TILES = (8, 4, 2, 1)  # vectors of sums at a time
+MOST = 12  # vectors of sums at a time in `weighted_run`: with a weight beside them they fill the registers of AVX2
+CHAINED = 8  # vectors of sums at a time at least, where there are weights enough
+# rows and columns of sums at a time in `weighted_tile`, and whether they are pooled
+PLAIN = tuple((rows, columns, False) for rows in (2, 1) for columns in (4, 2, 1))
+TILES = (*PLAIN, (2, 4, True), (2, 2, True))
 FLAGS = ("contract", "nsz", "reassoc")
+Pointers = Callable[[], list[Any]]
+Source = tuple[Any, Pointers]
 
 
 @intrinsic
-def weighted_run(typing, out, at, n, x, base, offsets, values, first, last, start, addend, low, high):  # type: ignore[no-untyped-def]
+def weighted_run(  # type: ignore[no-untyped-def]
+    typing, out, at, n, x, base, offsets, values, first, last, start, addend, floats, own, shown, low, high
+):
     """out[at + i] = clamp(start + x[addend + i] + sum over e in [first, last) of values[e] * x[base + offsets[e] + i],
-    low, high) for i in [0, n), n rounded up to a multiple of 8: both arrays must reach so far. addend -1: none.
+    low, high) for i in [0, n), n rounded up to a multiple of 8: all arrays must reach so far. addend -1: none; own:
+    floats[own + i] in place of start, or -1; shown: 0 where floats[shown + i] is 0, or -1.
 
-    out, x, values: contiguous, of one floating type; offsets: contiguous int32; low <= high.
+    out, x, values, floats: contiguous, of one floating type; offsets: contiguous int32; low <= high.
     """
     index, real = types.intp, values.dtype
     numbers = (out, index, index, x, index, offsets, values, index, index)
-    return types.void(*numbers, real, index, real, real), _generate
+    return types.void(*numbers, real, index, floats, index, index, real, real), _generate
 
 
 def _generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-    out, x, offsets, values = (
-        context.make_array(signature.args[place])(context, builder, arguments[place]).data for place in (0, 3, 5, 6)
+    out, x, offsets, values, floats = _data(context, builder, signature, arguments, (0, 3, 5, 6, 11))
+    at, n, base, first, last, start, addend, own, shown, low, high = (
+        arguments[place] for place in (1, 2, 4, *range(7, 11), *range(12, 16))
     )
-    at, n, base, first, last, start, addend, low, high = (arguments[place] for place in (1, 2, 4, *range(7, 13)))
-    to = builder.gep(out, [at])
-    source, added = builder.gep(x, [base]), builder.gep(x, [addend])
-    adds = builder.icmp_signed(">=", addend, ir.Constant(addend.type, 0))
-    one = ir.Constant(n.type, 1)
-    vectors = builder.lshr(builder.add(n, ir.Constant(n.type, VECTOR - 1)), ir.Constant(n.type, 3))
-    place = cgutils.alloca_once_value(builder, ir.Constant(n.type, 0))
+    index, zero = n.type, ir.Constant(n.type, 0)
+    vectors = builder.lshr(builder.add(n, ir.Constant(index, VECTOR - 1)), ir.Constant(index, 3))
+    place = cgutils.alloca_once_value(builder, zero)
     bounds = [_spread(builder, number) for number in (start, low, high)]
-    for tile in TILES:
-        # all but the widest tile are needed at most once
-        more = builder.append_basic_block("more")
-        body = builder.append_basic_block("tile")
-        done = builder.append_basic_block("done")
-        builder.branch(more)
-        builder.position_at_end(more)
-        here = builder.load(place)
-        reaches = builder.icmp_signed("<=", builder.add(here, ir.Constant(n.type, tile)), vectors)
-        builder.cbranch(reaches, body, done)
+    more, done = builder.append_basic_block("more"), builder.append_basic_block("done")
+    builder.branch(more)
+    builder.position_at_end(more)
+    here = builder.load(place)
+    # the widest tile as often as it fits, then one that is as wide as the rest
+    cases = [zero, *(ir.Constant(index, tile) for tile in range(1, MOST))]
+    _, *bodies = _switch(builder, builder.sub(vectors, here), cases, done)
+    for tile, body in enumerate(bodies, 1):
         builder.position_at_end(body)
-        pixel = builder.shl(here, ir.Constant(n.type, 3))
-        entries = offsets, values, first, last, one
-        starts = _starts(builder, adds, builder.gep(added, [pixel]), tile, bounds[0])
-        sums = _tile(builder, builder.gep(source, [pixel]), entries, starts)
-        for number, total in enumerate(sums):
-            total = builder.select(builder.fcmp_ordered(">", total, bounds[1]), total, bounds[1])
-            total = builder.select(builder.fcmp_ordered("<", total, bounds[2]), total, bounds[2])
-            builder.store(total, _vector(builder, builder.gep(to, [pixel]), number), align=4)
-        builder.store(builder.add(here, ir.Constant(n.type, tile)), place)
-        builder.branch(more if tile == TILES[0] else done)
-        builder.position_at_end(done)
+
+        def pixels(numbers: Any, begin: Any, count: int = tile) -> Pointers:
+            first = builder.add(begin, builder.shl(here, ir.Constant(index, 3)))
+            return partial(_grid, builder, (numbers, first, zero), (1, count))
+
+        starts = _starts(builder, bounds[0], tile, (own, pixels(floats, own)), (addend, pixels(x, addend)))
+        source = builder.gep(x, [builder.add(base, builder.shl(here, ir.Constant(index, 3)))])
+        sums = _tile(builder, [(source, tile)], (offsets, values, first, last), starts)
+        sums = [_clamped(builder, total, *bounds[1:]) for total in sums]
+        _store_all(builder, _shown(builder, sums, shown, pixels(floats, shown)), pixels(out, at)())
+        builder.store(builder.add(here, ir.Constant(index, tile)), place)
+        builder.branch(more if tile == MOST else done)
+    builder.position_at_end(done)
     return context.get_dummy_value()
+
+
+@intrinsic
+def weighted_tile(  # type: ignore[no-untyped-def]
+    typing, shape, out, at, pitch, x, base, across, offsets, values, first, last, start, addend, beyond, floats, own,
+    below, low, high
+):  # fmt: skip
+    """The same for a few pixels [8]: `shape` is a number of TILES, which says how many rows and columns. Rows lie
+    `pitch` apart in out, `across` in the inputs, `beyond` in the addend; own: from floats[own] on one number a pixel,
+    rows `below` apart, in place of start. Where TILES says so, the largest of each 2x2 of pixels is written instead.
+    """
+    index, real = types.intp, values.dtype
+    numbers = (index, out, index, index, x, index, index, offsets, values, index, index)
+    return types.void(*numbers, real, index, index, floats, index, index, real, real), _generate_tile
+
+
+def _generate_tile(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+    out, x, offsets, values, floats = _data(context, builder, signature, arguments, (1, 4, 7, 8, 14))
+    shape, at, pitch, base, across, first, last, start, addend, beyond, own, below, low, high = (
+        arguments[place] for place in (0, 2, 3, 5, 6, *range(9, 14), *range(15, 19))
+    )
+    bounds = [_spread(builder, number) for number in (start, low, high)]
+    done = builder.append_basic_block("done")
+    bodies = _switch(builder, shape, [ir.Constant(shape.type, number) for number in range(len(TILES) - 1)])
+    for (rows, columns, pooled), body in zip(TILES, bodies, strict=True):
+        builder.position_at_end(body)
+        size = rows, columns
+        starts = _starts(
+            builder,
+            bounds[0],
+            rows * columns,
+            (own, partial(_grid, builder, (floats, own, below), size, 1)),
+            (addend, partial(_grid, builder, (x, addend, beyond), size)),
+        )
+        sources = [(line, columns) for line in _grid(builder, (x, base, across), (rows, 1), 1)]
+        sums = _tile(builder, sources, (offsets, values, first, last), starts)
+        sums = [_clamped(builder, total, *bounds[1:]) for total in sums]
+        if pooled:
+            size = 1, columns // 2
+            sums = [
+                _largest(builder, *sums[left : left + 2], *sums[left + columns : left + columns + 2])
+                for left in range(0, columns, 2)
+            ]
+        _store_all(builder, sums, _grid(builder, (out, at, pitch), size))
+        builder.branch(done)
+    builder.position_at_end(done)
+    return context.get_dummy_value()
+
+
+def _data(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any, places: tuple[int, ...]) -> list[Any]:
+    """Pointers to the numbers of those arguments that are arrays."""
+    return [context.make_array(signature.args[place])(context, builder, arguments[place]).data for place in places]
+
+
+def _switch(builder: ir.IRBuilder, number: Any, cases: list[Any], first: Any = None) -> list[Any]:
+    """A block for each case, `first` for the first one if it is given, and a last block for all other numbers."""
+    blocks = [builder.append_basic_block("case") for _ in range(len(cases) + 1)]
+    if first is not None:
+        builder.function.blocks.remove(blocks[0])
+        blocks[0] = first
+    switch = builder.switch(number, blocks[-1])
+    for case, block in zip(cases, blocks, strict=False):
+        switch.add_case(case, block)
+    return blocks
+
+
+def _grid(builder: ir.IRBuilder, lines: tuple[Any, Any, Any], size: tuple[int, int], width: int = VECTOR) -> list[Any]:
+    """Pointers to rows and columns of vectors, or of single numbers (width 1). lines: numbers, where the first row
+    begins, and how far apart rows lie.
+    """
+    numbers, begin, step = lines
+    found = []
+    for row in range(size[0]):
+        line = builder.gep(numbers, [builder.add(begin, builder.mul(step, ir.Constant(begin.type, row)))])
+        for column in range(size[1]):
+            single = builder.gep(line, [ir.Constant(begin.type, column)])
+            found.append(single if width == 1 else _vector(builder, line, column))
+    return found
+
+
+def _store_all(builder: ir.IRBuilder, sums: list[Any], targets: list[Any]) -> None:
+    for total, target in zip(sums, targets, strict=True):
+        builder.store(total, target, align=4)
+
+
+def _clamped(builder: ir.IRBuilder, total: Any, low: Any, high: Any) -> Any:
+    total = builder.select(builder.fcmp_ordered(">", total, low), total, low)
+    return builder.select(builder.fcmp_ordered("<", total, high), total, high)
+
+
+def _largest(builder: ir.IRBuilder, largest: Any, *others: Any) -> Any:
+    for other in others:
+        largest = builder.select(builder.fcmp_ordered(">", other, largest), other, largest)
+    return largest
 
 
 @intrinsic
@@ -240,7 +342,8 @@ def _dotted(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any)
 
 @intrinsic
 def pooled_run(typing, out, at, z, upper, lower, width):  # type: ignore[no-untyped-def]
-    """The largest of each 2x2 of two rows [2 width][8] that begin at z[upper] and z[lower]: [width][8] from out[at] on.
+    """out[at + i] = the largest of z[upper + 2 i], z[upper + 2 i + 1], z[lower + 2 i], z[lower + 2 i + 1] for i in
+    [0, width), one image.
 
     out, z: contiguous, of one floating type.
     """
@@ -253,56 +356,120 @@ def _generate_pool(context: Any, builder: ir.IRBuilder, signature: Any, argument
     to = builder.gep(context.make_array(signature.args[0])(context, builder, out).data, [at])
     sums = context.make_array(signature.args[2])(context, builder, z).data
     rows = [builder.gep(sums, [row]) for row in (upper, lower)]
-    with cgutils.for_range(builder, width) as loop:
-        left = builder.shl(loop.index, ir.Constant(width.type, 4))
-        four = [_vector(builder, builder.gep(row, [left]), side) for row in rows for side in (0, 1)]
-        largest, *others = (builder.load(place, align=4) for place in four)
-        for other in others:
-            largest = builder.select(builder.fcmp_ordered(">", other, largest), other, largest)
-        pixel = builder.gep(to, [builder.shl(loop.index, ir.Constant(width.type, 3))])
-        builder.store(largest, _vector(builder, pixel, 0), align=4)
+    begin = ir.Constant(width.type, 0)
+    for size in (VECTOR, VECTOR // 2, 1):  # each from where the wider one ended
+        end = builder.and_(width, ir.Constant(width.type, -size))
+        with cgutils.for_range_slice(builder, begin, end, ir.Constant(width.type, size), inc=True) as (pixel, _):
+            left = builder.shl(pixel, ir.Constant(width.type, 1))
+            four = [_pairs(builder, builder.gep(row, [left]), size) for row in rows]
+            largest = _largest(builder, *(half for pair in four for half in pair))
+            _store(builder, largest, builder.gep(to, [pixel]), size)
+        begin = end
     return context.get_dummy_value()
 
 
-def _starts(builder: ir.IRBuilder, adds: Any, addends: Any, tile: int, start: Any) -> list[Any]:
-    """What `tile` vectors of sums begin with."""
-    before = builder.block
-    load = builder.append_basic_block("addends")
-    ready = builder.append_basic_block("ready")
-    builder.cbranch(adds, load, ready)
-    builder.position_at_end(load)
-    parts = [builder.load(_vector(builder, addends, number), align=4) for number in range(tile)]
-    sums = [builder.fadd(start, part, flags=FLAGS) for part in parts]
-    builder.branch(ready)
-    builder.position_at_end(ready)
-    return [_either(builder, (start, before), (total, load)) for total in sums]
+def _pairs(builder: ir.IRBuilder, numbers: Any, size: int) -> list[Any]:
+    """Of 2 * `size` numbers those at even places and those at odd ones."""
+    kind = ir.VectorType(numbers.type.pointee, 2 * size)
+    both = builder.load(builder.bitcast(numbers, kind.as_pointer()), align=4)
+    places = ([2 * lane + side for lane in range(size)] for side in (0, 1))
+    return [
+        builder.shuffle_vector(both, both, ir.Constant(ir.VectorType(ir.IntType(32), size), list(place)))
+        for place in places
+    ]
 
 
-def _tile(builder: ir.IRBuilder, source: Any, entries: Any, starts: list[Any]) -> list[Any]:
-    """The sums of a few vectors of pixels, one pass over the weights."""
-    offsets, values, first, last, one = entries
+def _store(builder: ir.IRBuilder, numbers: Any, place: Any, size: int) -> None:
+    kind = ir.VectorType(place.type.pointee, size)
+    builder.store(numbers, builder.bitcast(place, kind.as_pointer()), align=4)
+
+
+def _starts(builder: ir.IRBuilder, start: Any, count: int, own: Source, more: Source) -> list[Any]:
+    """What `count` vectors of sums begin with: `start`, or numbers of their `own`; and `more`. Both: where they begin,
+    -1 where there are none, and pointers to them.
+    """
+    sums = [cgutils.alloca_once_value(builder, start) for _ in range(count)]
+    for (place, pointers), adds in ((own, False), (more, True)):
+        with builder.if_then(builder.icmp_signed(">=", place, ir.Constant(place.type, 0))):
+            for total, pointer in zip(sums, pointers(), strict=True):
+                part = builder.load(pointer, align=4)
+                part = part if isinstance(part.type, ir.VectorType) else _spread(builder, part)
+                builder.store(builder.fadd(builder.load(total), part, flags=FLAGS) if adds else part, total)
+    return [builder.load(total) for total in sums]
+
+
+def _shown(builder: ir.IRBuilder, sums: list[Any], place: Any, pointers: Pointers) -> list[Any]:
+    """The sums, zero where the mask is; `place` -1: there is none."""
+    shown = [cgutils.alloca_once_value(builder, total) for total in sums]
+    with builder.if_then(builder.icmp_signed(">=", place, ir.Constant(place.type, 0))):
+        for total, pointer, into in zip(sums, pointers(), shown, strict=True):
+            zero = ir.Constant(total.type, [0.0] * VECTOR)
+            kept = builder.fcmp_ordered("!=", builder.load(pointer, align=4), zero)
+            builder.store(builder.select(kept, total, zero), into)
+    return [builder.load(total) for total in shown]
+
+
+def _tile(builder: ir.IRBuilder, sources: list[tuple[Any, int]], entries: Any, starts: list[Any]) -> list[Any]:
+    """The sums of a few vectors of pixels, one pass over the weights. sources: rows of them, and how many of each.
+
+    Where these are few, several weights at a time have sums of their own, or each would wait for the one before.
+    """
+    weights, (first, last) = entries[:2], entries[2:]
+    chains = max(1, CHAINED // len(starts))
+    if chains > 1:
+        before = builder.block
+        several, rest = builder.append_basic_block("several"), builder.append_basic_block("rest")
+        enough = builder.icmp_signed("<=", builder.add(first, ir.Constant(first.type, chains)), last)
+        builder.cbranch(enough, several, rest)
+        builder.position_at_end(several)
+        zeros = [ir.Constant(starts[0].type, [0.0] * VECTOR)] * len(starts)
+        following, totals = _pass(builder, sources, weights, (first, last), [*starts, *zeros * (chains - 1)])
+        sums = totals[: len(starts)]
+        for chain in range(1, chains):
+            sums = [builder.fadd(*two) for two in zip(sums, totals[chain * len(starts) :], strict=False)]
+        several = builder.block
+        builder.branch(rest)
+        builder.position_at_end(rest)
+        first = _either(builder, (first, before), (following, several))
+        starts = [
+            _either(builder, (start, before), (total, several)) for start, total in zip(starts, sums, strict=True)
+        ]
+    return _pass(builder, sources, weights, (first, last), starts)[1]
+
+
+def _pass(
+    builder: ir.IRBuilder, sources: list[tuple[Any, int]], weights: Any, span: Any, totals: list[Any]
+) -> tuple[Any, list[Any]]:
+    """Weights of a span, as many at a time as there are totals for every pixel; where it ended, and the sums."""
+    first, last = span
+    offsets, values = weights
+    pixels = sum(count for _, count in sources)
+    step = ir.Constant(first.type, len(totals) // pixels)
     before = builder.block
-    loop = builder.append_basic_block("weights")
-    after = builder.append_basic_block("summed")
-    builder.cbranch(builder.icmp_signed("<", first, last), loop, after)
+    loop, after = builder.append_basic_block("weights"), builder.append_basic_block("summed")
+    ahead = builder.add(first, step)
+    builder.cbranch(builder.icmp_signed("<=", ahead, last), loop, after)
     builder.position_at_end(loop)
-    e = builder.phi(first.type)
-    e.add_incoming(first, before)
-    sums = [builder.phi(start.type) for start in starts]
-    offset = builder.sext(builder.load(builder.gep(offsets, [e])), first.type)
-    value = _spread(builder, builder.load(builder.gep(values, [e])))
-    pixels = builder.gep(source, [offset])
+    entry = builder.phi(first.type)
+    sums = [builder.phi(total.type) for total in totals]
     new = []
-    for number, (total, start) in enumerate(zip(sums, starts, strict=True)):
-        part = builder.fmul(value, builder.load(_vector(builder, pixels, number), align=4), flags=FLAGS)
-        new.append(builder.fadd(total, part, flags=FLAGS))
-        total.add_incoming(start, before)
-        total.add_incoming(new[-1], loop)
-    following = builder.add(e, one)
-    e.add_incoming(following, loop)
-    builder.cbranch(builder.icmp_signed("<", following, last), loop, after)
+    for chain in range(len(totals) // pixels):
+        place = builder.add(entry, ir.Constant(entry.type, chain))
+        offset = builder.sext(builder.load(builder.gep(offsets, [place])), entry.type)
+        value = _spread(builder, builder.load(builder.gep(values, [place])))
+        lines = [(builder.gep(source, [offset]), count) for source, count in sources]
+        inputs = [_vector(builder, line, number) for line, count in lines for number in range(count)]
+        for pixel, total in zip(inputs, sums[chain * pixels : (chain + 1) * pixels], strict=True):
+            part = builder.fmul(value, builder.load(pixel, align=4), flags=FLAGS)
+            new.append(builder.fadd(total, part, flags=FLAGS))
+    following = builder.add(entry, step)
+    for phi, start, value in zip((entry, *sums), (first, *totals), (following, *new), strict=True):
+        phi.add_incoming(start, before)
+        phi.add_incoming(value, loop)
+    builder.cbranch(builder.icmp_signed("<=", builder.add(following, step), last), loop, after)
     builder.position_at_end(after)
-    return [_either(builder, (start, before), (total, loop)) for start, total in zip(starts, new, strict=True)]
+    end = _either(builder, (first, before), (following, loop))
+    return end, [_either(builder, (start, before), (total, loop)) for start, total in zip(totals, new, strict=True)]
 
 
 def _either(builder: ir.IRBuilder, *ways: tuple[Any, Any]) -> Any:

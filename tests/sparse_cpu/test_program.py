@@ -62,8 +62,10 @@ LAYERS = {
     "depthwise": (lambda: [_conv(5, 5, 3, padding=1, groups=5), nn.ReLU6()], 9, False),
     "depthwise stride 2": (lambda: [_conv(5, 5, 3, stride=2, padding=1, groups=5)], 9, False),
     "residual": (lambda: [_conv(5, 5, 3, padding=1)], 9, True),
+    "residual, no spare pixels": (lambda: [_conv(5, 5, 1), nn.ReLU()], 3, True),
     "2x2 pool, odd": (lambda: [_conv(5, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)], 11, False),
     "2x2 pool, negative": (lambda: [_conv(5, 6, 3, padding=1), nn.MaxPool2d(2), _conv(6, 2, 3, padding=1)], 8, False),
+    "2x2 pool, long rows": (lambda: [_conv(5, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)], 22, False),
     "3x3 pool": (lambda: [_conv(5, 6, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)], 11, False),
     "adaptive pool": (lambda: [nn.AdaptiveAvgPool2d((3, 7)), _conv(5, 3, 3, padding=1)], 5, False),
     "long rows": (lambda: [_conv(5, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(5, stride=5)], 75, False),
@@ -166,6 +168,15 @@ def test_images_of_other_kinds_are_taken_or_refused(pair) -> None:
     for wrong in (images[0], images[:, :2], images[..., :31]):
         with pytest.raises(ValueError, match="images must have shape"):
             network(wrong)
+
+
+@pytest.mark.parametrize("count", [1, LANES])
+def test_memory_begins_on_a_cache_line(pair, count: int) -> None:
+    """Numpy's own lies 16 bytes beyond one: every other vector of pixels would lie on two lines."""
+    network, images, _ = pair
+    network(images[:count])
+    for arenas, sums in network._execute._arenas.values():
+        assert all(row.ctypes.data % 64 == 0 for row in (*arenas, *sums))
 
 
 def test_memory_is_that_of_a_few_maps(pair) -> None:
