@@ -31,13 +31,13 @@ SHARES = (
     ("conv_kernels",),
     ("norm_kernels",),
     ("dyrelu_kernels", "image_kernels", "border_kernels"),
-    ("op_kernels", "optimizer_kernels", "layout_kernels", "weight_kernels"),
+    ("op_kernels", "optimizer_kernels", "layout_kernels", "weight_kernels", "statistics_kernels"),
     ("inference_kernels",),
 )
 MODULES = tuple(module for share in SHARES for module in share)
 # What Python calls, by the types that it calls it with. Arrays: A of the network's own type, D float64, F float32,
-# I int64, J int32, U uint8, B bool, each with its number of dimensions. N: a number of the network's type; i: int; b:
-# bool; 3i: a tuple of three; (..): a tuple of what stands in it.
+# I int64, J int32, U uint8, B bool, each with its number of dimensions. N: a number of the network's type; d:
+# float64; i: int; b: bool; 3i: a tuple of three; (..): a tuple of what stands in it.
 AFFINE = "(A1 A1 A1 N N)"
 CALLS: dict[str, dict[str, str]] = {
     "conv_kernels": {
@@ -91,6 +91,16 @@ CALLS: dict[str, dict[str, str]] = {
     },
     "layout_kernels": {"pack": "A1 A1 i i i i i i", "unpack": "A1 A1 i i i i i i", "fill": "A1 i i i i i i I1 A1"},
     "weight_kernels": {"buckets": "I1 i"},
+    "statistics_kernels": {
+        "merged": "D1 D1 i i",
+        "follow": "A1 A1 D1 D1 i d",
+        "affine": "D1 D1 A1 A1 d A2",
+        "constants": "A1 A1 A1 A1 N N",
+        "planes": "D2 i",
+        "through": "D1 D1 A1 D1 d A2",
+        "summed": "D2 I1 D1",
+        "beyond": "B1 B1",
+    },
     "inference_kernels": {
         "run_blocks": "F4 F4 F2 F2 i 7i 3i I2 I1 J1 F1 F1",
         "run_layers": "F4 F4 F2 F2 i 7i 3i I2 I1 J1 F1 F1 I2 i",
@@ -200,7 +210,7 @@ def read(words: str, number: Any) -> tuple[Any, ...]:
     """The types that a line of `CALLS` names."""
     from numba import types
 
-    scalars = {"N": number, "i": types.int64, "b": types.boolean}
+    scalars = {"N": number, "d": types.float64, "i": types.int64, "b": types.boolean}
     items = {
         "A": number,
         "D": types.float64,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sparse_lab.sparse_cpu import image_kernels, norm_kernels
+from sparse_lab.sparse_cpu import image_kernels, norm_kernels, statistics_kernels
 from sparse_lab.sparse_cpu.layout import Buffer, Pool, Shape, fill, pack, spread, unpack
 from sparse_lab.sparse_cpu.reading import MAP, Reading, reread
 from sparse_lab.sparse_cpu.sparse_weights import SparseWeight
@@ -82,6 +82,13 @@ class Gradient:
             self.totals = np.zeros((self.shape.blocks, self.shape.channels, self.shape.block))
         np.add(self.totals, totals, out=self.totals, where=channels[:, None])
         self.even |= channels
+
+    def part(self, varying: NDArray[np.bool_]) -> None:
+        """Of channels that vary, make all of it the part that differs; of all others, the even one."""
+        if self.totals is not None:
+            self.spread(varying)
+        if statistics_kernels.beyond(self.written, varying):
+            self.collect(~varying)
 
     def spread(self, among: NDArray[np.bool_]) -> None:
         """Of these channels, make the even part one of the other."""
@@ -253,7 +260,8 @@ class Value:
     def taken(self, tape: Tape) -> Gradient:
         """The gradient, which nobody adds to any more, as a map."""
         gradient = self.parted(tape)
-        gradient.spread(gradient.even)
+        if gradient.totals is not None:
+            gradient.spread(gradient.even)
         return gradient
 
     def parted(self, tape: Tape) -> Gradient:
