@@ -100,6 +100,8 @@ CALLS: dict[str, dict[str, str]] = {
         "through": "D1 D1 A1 D1 d A2",
         "summed": "D2 I1 D1",
         "beyond": "B1 B1",
+        "add_where": "D3 B1 D3",
+        "numbers": "I1 A1 B1 A3 A3",
     },
     "inference_kernels": {
         "run_blocks": "F4 F4 F2 F2 i 7i 3i I2 I1 J1 F1 F1",

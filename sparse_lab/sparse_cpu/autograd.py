@@ -80,7 +80,7 @@ class Gradient:
         """totals: [blocks, C, block], read where `channels` are."""
         if self.totals is None:
             self.totals = np.zeros((self.shape.blocks, self.shape.channels, self.shape.block))
-        np.add(self.totals, totals, out=self.totals, where=channels[:, None])
+        statistics_kernels.add_where(self.totals, channels, totals)
         self.even |= channels
 
     def part(self, varying: NDArray[np.bool_]) -> None:
@@ -204,6 +204,15 @@ class Value:
             np.copyto(numbers, self.images, where=self.per_image[:, None])
         return numbers
 
+    def numbers_of(self, channels: NDArray[np.int64], dtype: np.dtype) -> NDArray:
+        """As `numbers`, of these channels, which do not vary; all others hold anything."""
+        shape = self.shape
+        numbers = np.empty((shape.blocks, shape.channels, shape.block), dtype)
+        images = numbers[:, :0] if self.images is None else np.ascontiguousarray(self.images)
+        constant = self.constant.astype(dtype, copy=False)
+        statistics_kernels.numbers(channels, constant, self.per_image, images, numbers)
+        return numbers
+
     def whole(self) -> NDArray:
         """The map with every channel written."""
         return self.read(np.arange(self.shape.channels))
@@ -320,8 +329,11 @@ class Tape:
         """What `node` made out of maps, of which these are the edges, and of tensors."""
         if not self.recording:
             return out
-        with torch.enable_grad():
+        if torch.is_grad_enabled():
             edge = _Step.apply(node, *edges)
+        else:
+            with torch.enable_grad():
+                edge = _Step.apply(node, *edges)
         return out.at(edge if edge.requires_grad else None)
 
     def numbers(self, values: NDArray | Tensor) -> NDArray:
@@ -416,4 +428,7 @@ def gradient_of(tensor: Tensor | None, gradient: NDArray) -> Tensor | None:
     """In the shape and dtype of the tensor that it is the gradient of; None where none is wanted."""
     if tensor is None or not tensor.requires_grad:
         return None
-    return torch.from_numpy(np.ascontiguousarray(gradient)).to(tensor.dtype).reshape(tensor.shape)
+    found = torch.from_numpy(np.ascontiguousarray(gradient))
+    if found.dtype != tensor.dtype:
+        found = found.to(tensor.dtype)
+    return found if found.shape == tensor.shape else found.reshape(tensor.shape)

@@ -19,6 +19,7 @@ from sparse_lab.sparse_cpu.sparse_weights import Order, SparseWeight
 from sparse_lab.sparse_cpu.timers import timed
 
 RowsWork = tuple[tuple[int, ...], int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+BordersWork = tuple[tuple[NDArray[np.int64], ...], NDArray[np.int64], Borders, NDArray[np.int64], NDArray[np.int64]]
 
 NOTHING = np.empty(0)
 AT_A_TIME = 256  # bytes of a row that are summed
@@ -137,8 +138,7 @@ class _ConvStep:
         varying, per_image, alone, mixed, adds = self._record.once("kinds", self._kinds)
         constant = bias if bias.size else np.zeros(z.shape.channels, self.tape.dtype)
         z.hold(varying, constant, per_image, None if per_image is None else self._images(constant))
-        means = np.tile(constant.astype(np.float64), z.shape.blocks) if with_moments else NOTHING
-        squares = np.zeros_like(means)
+        means, squares = self._room(constant) if with_moments else (NOTHING, NOTHING)
         if z.images is not None and with_moments:
             _moments_of_images(z, means, squares)
         self._sum_maps(z, alone, bias, means, squares)
@@ -147,6 +147,12 @@ class _ConvStep:
             self._sum_borders(z, adds, bias, means, squares)
         if with_moments:
             self.moments = merged(means, squares, z.shape)
+
+    def _room(self, constant: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of planes that hold one number, the moments."""
+        means = np.empty((self.shape.blocks, len(constant)))
+        means[:] = constant
+        return means.reshape(-1), np.zeros(means.size)
 
     def _kinds(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_] | None, NDArray, NDArray, NDArray[np.bool_]]:
         """Of outputs: those that vary, and those that are one number an image (None: no such). A channel without a live
@@ -191,28 +197,29 @@ class _ConvStep:
         return sizes, (*geometry, *self._taps(order)), self._places(order)
 
     def _sum_borders(self, z: Value, adds: NDArray[np.bool_], bias: NDArray, *moments: NDArray) -> None:
-        taps, at, borders, channels = self._record.once("borders", self._borders_work)
+        taps, at, borders, channels, read = self._record.once("borders", self._borders_work)
         if not channels.size:
             return
-        entries = (*taps, self._values(at), bias, self.x.numbers(self.tape.dtype))
+        entries = (*taps, self._values(at), bias, self.x.numbers_of(read, self.tape.dtype))
         with timed("forward convolution"):
             work = z.shape.map_sizes, channels, adds, borders
             border_kernels.border(z.buffer.array, *work, *entries, *moments)
 
-    def _borders_work(self) -> tuple[tuple[NDArray[np.int64], ...], NDArray[np.int64], Borders, NDArray[np.int64]]:
-        """Of the entries that read numbers: the last are the channels of theirs that vary."""
+    def _borders_work(self) -> BordersWork:
+        """Of the entries that read numbers; then those of their channels that vary, and the channels that they read."""
         assert self._dead is not None
         varying = self._record.once("kinds", self._kinds)[0]
         channels = self._dead.channels
-        return self._taps(self._dead), self._places(self._dead), self._borders(), channels[varying[channels]]
+        places, read = self._places(self._dead), np.unique(self._dead.inner)
+        return self._taps(self._dead), places, self._borders(), channels[varying[channels]], read
 
     def _images(self, bias: NDArray) -> NDArray:
         """[blocks, C, block] what dead entries add up to, and the bias, in a map of one class of positions."""
         assert self._dead is not None
-        taps, at, borders, _ = self._record.once("borders", self._borders_work)
+        taps, at, borders, _, read = self._record.once("borders", self._borders_work)
         shape = self.shape.like(self.shape.channels, 1, 1)
         one = self.tape.take(shape)
-        entries = (*taps, self._values(at), bias, self.x.numbers(self.tape.dtype))
+        entries = (*taps, self._values(at), bias, self.x.numbers_of(read, self.tape.dtype))
         place = np.zeros(1, np.int64)
         nothing = np.zeros(shape.channels, np.bool_)
         work = shape.map_sizes, self._dead.channels, nothing, (place, place, *borders[2:])
@@ -253,7 +260,7 @@ class _ConvStep:
         dead = self._dead
         if dead is None:
             return
-        taps, at, borders, _ = self._record.once("borders", self._borders_work)
+        taps, at, borders, _, numbers = self._record.once("borders", self._borders_work)
         touched = g.written | g.even
         channels = dead.channels[touched[dead.channels]]
         shape, inputs = self.shape, self.x.shape.channels
@@ -261,7 +268,7 @@ class _ConvStep:
         partial, sums = np.zeros(room), np.zeros((*room, shape.block))
         totals = np.zeros((shape.blocks, shape.channels, shape.block)) if g.totals is None else g.totals
         work = shape.map_sizes, channels, g.written, totals, borders
-        entries = (*taps, self.x.numbers(self.tape.dtype))
+        entries = (*taps, self.x.numbers_of(numbers, self.tape.dtype))
         with timed("weight gradient"):
             border_kernels.border_weight(g.array, *work, *entries, partial, sums)
             gradient[dead.entries] = partial.sum(0)
@@ -314,7 +321,7 @@ class _ConvStep:
 
     def _bias_gradient(self, g: Gradient) -> NDArray:
         if self.centred:
-            return np.zeros(self.shape.channels)
+            return np.zeros(self.shape.channels, self.tape.dtype)
         return sums(g) if g.totals is None else sums(g) + g.totals.sum((0, 2))
 
     def _input_gradient(self, g: Gradient) -> None:

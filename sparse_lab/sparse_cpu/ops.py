@@ -115,7 +115,9 @@ class _NormStep:
         even = g.even
         if self.norm.ends:
             even = even & (low < self.out.constant) & (self.out.constant < high)
-        return even, np.where(even, g.totals.sum((0, 2)), 0.0)
+        total, channels = np.zeros(even.size), np.flatnonzero(even)
+        total[channels] = g.totals[:, channels].sum((0, 2))
+        return even, total
 
     def _give_numbers(self, g: Gradient, even: NDArray[np.bool_]) -> None:
         """Of channels that do not vary: through the statistics of a batch it adds up to nothing."""

@@ -106,7 +106,8 @@ class SparseWeight:
 
     @property
     def weight(self) -> nn.Parameter:
-        return self.layer.weight  # type: ignore[return-value]
+        found = self.layer._parameters.get("weight")
+        return self.layer.get_parameter("weight") if found is None else found
 
     def add(self, gradient: NDArray) -> None:
         """One more use of this weight."""

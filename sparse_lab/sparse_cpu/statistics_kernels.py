@@ -106,3 +106,24 @@ def beyond(some, others):  # type: ignore[no-untyped-def]
         if some[place] and not others[place]:
             return True
     return False
+
+
+@kernel(**KERNEL)
+def add_where(totals, channels, others):  # type: ignore[no-untyped-def]
+    """totals += others, both [blocks, C, block], of these channels [C]. Memory of others is not touched."""
+    for block in range(totals.shape[0]):
+        for channel in range(channels.size):
+            if channels[channel]:
+                for image in range(totals.shape[2]):
+                    totals[block, channel, image] += others[block, channel, image]
+
+
+@kernel(**KERNEL)
+def numbers(channels, constant, per_image, images, found):  # type: ignore[no-untyped-def]
+    """found[:, channels] [blocks, C, block]: images where per_image [C] says so, else constant [C]."""
+    for block in range(found.shape[0]):
+        for channel in channels:
+            for image in range(found.shape[2]):
+                found[block, channel, image] = (
+                    images[block, channel, image] if per_image[channel] else constant[channel]
+                )
