@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
+import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -300,6 +301,7 @@ class Tape:
         self.dtype = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
         self.recording = torch.is_grad_enabled()
         self.wants_dense = wants_dense
+        self.threads = numba.get_num_threads()
         self.say_once = say_once
         self.answer = answer
         self.entered: list[tuple[Any, ...]] | None = []  # the tensor that became a map last, and the map

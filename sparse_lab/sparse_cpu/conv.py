@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -120,7 +119,7 @@ class _ConvStep:
     def _recall(self) -> None:
         """What a pass does that the mask, the kinds of channels and the shapes decide. It is worked out once."""
         x, tape = self.x, self.tape
-        kind = tape.dtype.char, tape.wants_dense, numba.get_num_threads()
+        kind = tape.dtype.char, tape.wants_dense, tape.threads
         self._record = self.live.record(self.filter, x.shape, kind, x.varying.tobytes())
         self._maps, self._dead = self._record.once("read", self._read)
 
@@ -376,7 +375,7 @@ class _ConvStep:
 
     def _rows_sizes(self, source: Shape, target: Shape) -> tuple[int, ...]:
         sizes = (source.guard, target.guard, source.blocks, source.channels, target.channels)
-        return (*sizes, source.height, source.width, source.block, self.filter.shape[2], numba.get_num_threads())
+        return (*sizes, source.height, source.width, source.block, self.filter.shape[2], self.tape.threads)
 
     def _taps_geometry(self) -> tuple[tuple[int, ...], ...]:
         x, z = self.x.shape, self.shape
@@ -422,5 +421,6 @@ def _moments_of_images(z: Value, means: NDArray[np.float64], squares: NDArray[np
 
 def merged(means: NDArray[np.float64], squares: NDArray[np.float64], shape: Shape) -> Moments:
     """Moments of the batch from those of equally large planes."""
-    numbers = shape.height * shape.width * shape.block
-    return Moments(*statistics_kernels.merged(means, squares, shape.blocks, numbers))
+    mean, variance = np.zeros((2, shape.channels))
+    statistics_kernels.merged(means, squares, shape.height * shape.width * shape.block, mean, variance)
+    return Moments(mean, variance)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -101,7 +101,7 @@ def answer(tape: Tape, function: Callable[..., Any], args: tuple[Any, ...], kwar
     if function in KNOWN and len(args) == 1 and type(args[0]) is BatchInnermost and not args[0].is_plain:
         with torch._C.DisableTorchFunctionSubclass():
             return function(*args, **kwargs)
-    concerned = [one for one in _parts((args, kwargs)) if _concerns(tape, one)]
+    concerned = [one for one in _parts(args, kwargs) if _concerns(tape, one)]
     if not concerned:
         return _torchs(tape, function, args, kwargs)
     first = concerned[0]
@@ -119,17 +119,17 @@ def answer(tape: Tape, function: Callable[..., Any], args: tuple[Any, ...], kwar
     return _densely(tape, function, args, kwargs, _name(function))
 
 
-def _parts(found: tuple[Any, ...]) -> list[Any]:
-    """Everything among arguments, in lists and dicts too; of what holds nothing else, tensors alone."""
+def _parts(found: Iterable[Any], named: dict[Any, Any] | None = None) -> list[Any]:
+    """Everything among arguments, in lists and dicts too, but for numbers and the like."""
     parts: list[Any] = []
-    for one in found:
+    for one in (*found, *named.values()) if named else found:
         kind = type(one)
         if kind in PLAIN:
             continue
         if isinstance(one, tuple | list):
-            parts += _parts(tuple(one))
+            parts += _parts(one)
         elif isinstance(one, dict):
-            parts += _parts(tuple(one.values()))
+            parts += _parts(one.values())
         else:
             parts.append(one)
     return parts
@@ -163,7 +163,7 @@ def _torchs(tape: Tape, function: Callable[..., Any], args: tuple[Any, ...], kwa
     if (
         function in KNOWN
         or _name(function) in MAKES
-        or not any(tape.comes_of_maps(one) for one in _parts((args, kwargs)) if isinstance(one, Tensor))
+        or not any(tape.comes_of_maps(one) for one in _parts(args, kwargs) if isinstance(one, Tensor))
     ):
         return function(*args, **kwargs)
     _say(tape, _name(function))

@@ -206,9 +206,9 @@ def _batch_norm(
         return NotImplemented
     else:
         z, moments = input.value(), Moments(_double(running_mean), _double(running_var))
-    numbers = np.empty((3, len(moments.mean)), tape.dtype)
+    deviation, numbers = np.empty_like(moments.mean), np.empty((3, len(moments.mean)), tape.dtype)
     learned = weight.detach().numpy(), bias.detach().numpy()
-    deviation = statistics_kernels.affine(moments.mean, moments.variance, *learned, float(eps), numbers)
+    statistics_kernels.affine(moments.mean, moments.variance, *learned, float(eps), deviation, numbers)
     mean, scale, shift = numbers
     return _changed(input, Norm(tape, z, Affine(mean, scale, shift, deviation, training, weight, bias)))
 

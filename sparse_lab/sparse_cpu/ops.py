@@ -75,7 +75,9 @@ class _NormStep:
             varying |= norm.residual.varying | norm.residual.per_image
             shift = shift + norm.residual.constant.astype(norm.tape.dtype)
         constant = norm.z.constant.astype(norm.tape.dtype, copy=False)
-        self.out.hold(varying, statistics_kernels.constants(constant, mean, scale, shift, low, high))
+        made = np.empty_like(mean)
+        statistics_kernels.constants(constant, mean, scale, shift, low, high, made)
+        self.out.hold(varying, made)
 
     def forward(self) -> None:
         norm, out = self.norm, self.out
@@ -168,7 +170,8 @@ class _NormStep:
         constant: [C] the summed gradient of channels that do not vary, or None.
         """
         shape, affine = self.norm.z.shape, self.norm.affine
-        total, product = statistics_kernels.planes(partial, shape.blocks)
+        total, product = both = np.zeros((2, shape.channels))
+        statistics_kernels.planes(partial, both)
         if constant is not None:
             total += constant
             product += constant * (self.norm.z.constant - affine.mean)

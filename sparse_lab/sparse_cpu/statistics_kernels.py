@@ -15,12 +15,12 @@ KERNEL: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 
 @kernel(**KERNEL)
-def merged(means, squares, blocks, numbers):  # type: ignore[no-untyped-def]
-    """[C] mean and biased variance of a batch, from [blocks * C] those of planes of `numbers` numbers each: their mean
-    and the sum of their squared deviations from it.
+def merged(means, squares, numbers, mean, variance):  # type: ignore[no-untyped-def]
+    """mean, variance [C] (zeros): of a batch, biased, from [blocks * C] those of planes of `numbers` numbers each, the
+    mean and the sum of squared deviations from it.
     """
-    channels = means.size // blocks
-    mean, variance = np.zeros(channels), np.zeros(channels)
+    channels = mean.size
+    blocks = means.size // channels
     for plane in range(means.size):
         mean[plane % channels] += means[plane]
     for channel in range(channels):
@@ -30,7 +30,6 @@ def merged(means, squares, blocks, numbers):  # type: ignore[no-untyped-def]
         variance[plane % channels] += squares[plane] + numbers * away * away
     for channel in range(channels):
         variance[channel] /= numbers * blocks
-    return mean, variance
 
 
 @kernel(**KERNEL)
@@ -43,37 +42,33 @@ def follow(running_mean, running_var, mean, variance, number, momentum):  # type
 
 
 @kernel(**KERNEL)
-def affine(mean, variance, weight, bias, epsilon, numbers):  # type: ignore[no-untyped-def]
-    """[C] 1 / standard deviation; numbers [3, C]: mean, scale and shift of a BatchNorm, in the dtype of the maps."""
-    deviation = np.empty(mean.size)
+def affine(mean, variance, weight, bias, epsilon, deviation, numbers):  # type: ignore[no-untyped-def]
+    """deviation [C]: 1 / standard deviation; numbers [3, C]: mean, scale and shift of a BatchNorm, in the dtype of the
+    maps.
+    """
     for channel in range(mean.size):
         deviation[channel] = 1.0 / np.sqrt(variance[channel] + epsilon)
         numbers[0, channel] = mean[channel]
         numbers[1, channel] = deviation[channel] * weight[channel]
         numbers[2, channel] = bias[channel]
-    return deviation
 
 
 @kernel(**KERNEL)
-def constants(constant, mean, scale, shift, low, high):  # type: ignore[no-untyped-def]
-    """[C] what a normalisation and an activation make of channels that hold one number. NaN passes through."""
-    made = np.empty_like(mean)
+def constants(constant, mean, scale, shift, low, high, made):  # type: ignore[no-untyped-def]
+    """made [C]: what a normalisation and an activation make of channels that hold one number. NaN passes through."""
     for channel in range(mean.size):
         y = (constant[channel] - mean[channel]) * scale[channel] + shift[channel]
         y = low if y < low else y
         made[channel] = high if y > high else y
-    return made
 
 
 @kernel(**KERNEL)
-def planes(partial, blocks):  # type: ignore[no-untyped-def]
-    """[2, C] the sums over blocks of partial [blocks * C, 2]."""
-    channels = partial.shape[0] // blocks
-    total = np.zeros((2, channels))
+def planes(partial, total):  # type: ignore[no-untyped-def]
+    """total [2, C] += partial [blocks * C, 2], added up over blocks."""
+    channels = total.shape[1]
     for plane in range(partial.shape[0]):
         total[0, plane % channels] += partial[plane, 0]
         total[1, plane % channels] += partial[plane, 1]
-    return total
 
 
 @kernel(**KERNEL)
