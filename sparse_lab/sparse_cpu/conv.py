@@ -14,7 +14,7 @@ from sparse_lab.sparse_cpu import border_kernels, conv_kernels, statistics_kerne
 from sparse_lab.sparse_cpu.autograd import DONE, Gradient, Tape, Value, gradient_of
 from sparse_lab.sparse_cpu.border import Borders, classes
 from sparse_lab.sparse_cpu.layout import SPARE, Shape, pixels, unpack
-from sparse_lab.sparse_cpu.sparse_weights import Order, SparseWeight
+from sparse_lab.sparse_cpu.sparse_weights import Order, Record, SparseWeight
 from sparse_lab.sparse_cpu.timers import timed
 
 RowsWork = tuple[tuple[int, ...], int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
@@ -113,15 +113,18 @@ class _ConvStep:
         self.centred = True  # a BatchNorm takes the mean away again, so that the bias has no gradient
         self.moments: Moments | None = None
         self.z = self.tape.new(self.shape)
-        self._recall()
+        self._recall(self._recorded())
         self._forward(self.z, with_moments)
 
-    def _recall(self) -> None:
+    def _recorded(self) -> Record:
         """What a pass does that the mask, the kinds of channels and the shapes decide. It is worked out once."""
         x, tape = self.x, self.tape
         kind = tape.dtype.char, tape.wants_dense, tape.threads
-        self._record = self.live.record(self.filter, x.shape, kind, x.varying.tobytes())
-        self._maps, self._dead = self._record.once("read", self._read)
+        return self.live.record(self.filter, x.shape, kind, x.varying.tobytes())
+
+    def _recall(self, record: Record) -> None:
+        self._record, self._kept = record, self.live.values
+        self._maps, self._dead = record.once("read", self._read)
 
     def _read(self) -> tuple[NDArray[np.bool_] | None, Order | None]:
         """Input channels that are maps (None: all), and the entries that read others (None: no such)."""
@@ -188,12 +191,12 @@ class _ConvStep:
 
     def _rows_forward(self) -> RowsWork:
         order, offsets = self._sliced("output")
-        return self._rows_sizes(self.x.shape, self.shape), self.filter.pad[0], order.first, offsets, self._places(order)
+        return self._rows_sizes(self.x.shape, self.shape), self.filter.pad[0], order.first, offsets, order.entries
 
     def _taps_work(self, side: str) -> tuple[tuple[int, ...], tuple[Any, ...], NDArray[np.int64]]:
         order = self._order(side, self._maps)
         sizes, *geometry = self._taps_geometry()
-        return sizes, (*geometry, *self._taps(order)), self._places(order)
+        return sizes, (*geometry, *self._taps(order)), order.entries
 
     def _sum_borders(self, z: Value, adds: NDArray[np.bool_], bias: NDArray, *moments: NDArray) -> None:
         taps, at, borders, channels, read = self._record.once("borders", self._borders_work)
@@ -209,8 +212,8 @@ class _ConvStep:
         assert self._dead is not None
         varying = self._record.once("kinds", self._kinds)[0]
         channels = self._dead.channels
-        places, read = self._places(self._dead), np.unique(self._dead.inner)
-        return self._taps(self._dead), places, self._borders(), channels[varying[channels]], read
+        read = np.unique(self._dead.inner)
+        return self._taps(self._dead), self._dead.entries, self._borders(), channels[varying[channels]], read
 
     def _images(self, bias: NDArray) -> NDArray:
         """[blocks, C, block] what dead entries add up to, and the bias, in a map of one class of positions."""
@@ -238,7 +241,9 @@ class _ConvStep:
         return rows[0], columns[0], rows[1], columns[1]
 
     def backward(self) -> tuple[Tensor | None, ...]:
-        self._recall()  # the mask may be another by now
+        record = self._recorded()
+        if record is not self._record:  # the mask is another by now
+            self._recall(record)
         g = self.z.parted(self.tape)
         if self.tape.wants_dense:
             g.spread(g.even)
@@ -341,7 +346,7 @@ class _ConvStep:
     def _rows_backward(self) -> RowsWork:
         order, offsets = self._sliced("input")
         pad = self.filter.shape[2] - 1 - self.filter.pad[0]
-        return self._rows_sizes(self.shape, self.x.shape), pad, order.first, offsets, self._places(order)
+        return self._rows_sizes(self.shape, self.x.shape), pad, order.first, offsets, order.entries
 
     @property
     def _by_rows(self) -> bool:
@@ -360,12 +365,9 @@ class _ConvStep:
     def _order(self, side: str, among: NDArray[np.bool_] | None) -> Order:
         return self.live.order(side, self.filter.shape, self.filter.groups, among)
 
-    def _places(self, order: Order) -> NDArray[np.int64]:
-        """Where the entries' weights lie."""
-        return self._record.positions[order.entries]
-
-    def _values(self, places: NDArray[np.int64]) -> NDArray:
-        values = self.live.flat[places]
+    def _values(self, entries: NDArray[np.int64]) -> NDArray:
+        """Of the kept weights, which are taken together once a pass: what is far apart is not in the cache."""
+        values = self._kept[entries]
         return values if self.factor is None else values * values.dtype.type(self.factor.item())
 
     def _offsets(self, side: str, slices: int = 1) -> NDArray[np.int64]:
