@@ -31,14 +31,14 @@ SHARES = (
     ("conv_kernels",),
     ("norm_kernels",),
     ("dyrelu_kernels", "image_kernels", "border_kernels"),
-    ("op_kernels", "optimizer_kernels", "layout_kernels", "weight_kernels"),
+    ("op_kernels", "optimizer_kernels", "layout_kernels", "weight_kernels", "statistics_kernels"),
     ("inference_kernels",),
 )
 MODULES = tuple(module for share in SHARES for module in share)
 # What Python calls, by the types that it calls it with. Arrays: M a map, A of the network's own type, D float64,
 # F float32, I int64, J int32, U uint8, B bool, each with its number of dimensions. N: a number of the network's type;
-# i: int; b: bool; 3i: a tuple of three; (..): a tuple of what stands in it. Maps are of the network's type, or bfloat16
-# where that is float32.
+# d: float64; i: int; b: bool; 3i: a tuple of three; (..): a tuple of what stands in it. Maps are of the network's type,
+# or bfloat16 where that is float32.
 AFFINE = "(A1 A1 A1 N N)"
 CALLS: dict[str, dict[str, str]] = {
     "conv_kernels": {
@@ -92,6 +92,18 @@ CALLS: dict[str, dict[str, str]] = {
     },
     "layout_kernels": {"pack": "A1 M1 i i i i i i", "unpack": "M1 A1 i i i i i i", "fill": "M1 i i i i i i I1 A1"},
     "weight_kernels": {"buckets": "I1 i"},
+    "statistics_kernels": {
+        "merged": "D1 D1 i D1 D1",
+        "follow": "A1 A1 D1 D1 i d",
+        "affine": "D1 D1 A1 A1 d D1 A2",
+        "constants": "A1 A1 A1 A1 N N A1",
+        "planes": "D2 D2",
+        "through": "D1 D1 A1 D1 d A2",
+        "summed": "D2 I1 D1",
+        "beyond": "B1 B1",
+        "add_where": "D3 B1 D3",
+        "numbers": "I1 A1 B1 A3 A3",
+    },
     "inference_kernels": {
         "run_blocks": "F4 F4 F2 F2 i 7i 3i I2 I1 J1 F1 F1",
         "run_layers": "F4 F4 F2 F2 i 7i 3i I2 I1 J1 F1 F1 I2 i",
@@ -207,7 +219,7 @@ def read(words: str, number: Any, stored: Any) -> tuple[Any, ...]:
     """The types that a line of `CALLS` names."""
     from numba import types
 
-    scalars = {"N": number, "i": types.int64, "b": types.boolean}
+    scalars = {"N": number, "d": types.float64, "i": types.int64, "b": types.boolean}
     items = {
         "A": number,
         "M": stored,

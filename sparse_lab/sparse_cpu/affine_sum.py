@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparse_lab.sparse_cpu import image_kernels, norm_kernels
+from sparse_lab.sparse_cpu import image_kernels, norm_kernels, statistics_kernels
 from sparse_lab.sparse_cpu.autograd import DONE, Gradient, Tape, Value, gradient_of
 from sparse_lab.sparse_cpu.layout import Buffer, number_dtype
 from sparse_lab.sparse_cpu.timers import timed
@@ -45,11 +45,10 @@ class Affine:
         if self.deviation is None:
             nothing = np.zeros_like(self.scale)
             return (nothing, nothing), (None, None)
-        weight, bias = gradient_of(self.weight, product * self.deviation), gradient_of(self.bias, total)
-        share = self.of_batch * self.scale / number
-        kind = self.scale.dtype
-        by_sum, by_product = share * total, share * np.square(self.deviation) * product
-        return (by_sum.astype(kind), by_product.astype(kind)), (weight, bias)
+        numbers = np.empty((4, self.scale.size), self.scale.dtype)
+        statistics_kernels.through(total, product, self.scale, self.deviation, self.of_batch / number, numbers)
+        by_sum, by_product, by_weight, by_bias = numbers
+        return (by_sum, by_product), (gradient_of(self.weight, by_weight), gradient_of(self.bias, by_bias))
 
 
 def identity(channels: int, dtype: np.dtype) -> Affine:
@@ -170,7 +169,8 @@ class AffineStep:
         made, g = self.sum, self.out.parted(self.sum.tape)
         self.out.writer = None
         with timed("gradient of normalisation"):
-            g.collect(~made.varying)
+            if statistics_kernels.beyond(g.written, made.varying):
+                g.collect(~made.varying)
             by_image, product = self._sums(g)
             shape = made.shape
             number = shape.images * shape.height * shape.width

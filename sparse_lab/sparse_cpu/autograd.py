@@ -13,13 +13,14 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
+import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sparse_lab.sparse_cpu import image_kernels, norm_kernels
+from sparse_lab.sparse_cpu import image_kernels, norm_kernels, statistics_kernels
 from sparse_lab.sparse_cpu.layout import BFLOAT16, Buffer, Pool, Shape, fill, number_dtype, pack, spread, unpack
 from sparse_lab.sparse_cpu.reading import MAP, Reading, reread
 from sparse_lab.sparse_cpu.sparse_weights import SparseWeight
@@ -80,8 +81,15 @@ class Gradient:
         """totals: [blocks, C, block], read where `channels` are."""
         if self.totals is None:
             self.totals = np.zeros((self.shape.blocks, self.shape.channels, self.shape.block))
-        np.add(self.totals, totals, out=self.totals, where=channels[:, None])
+        statistics_kernels.add_where(self.totals, channels, totals)
         self.even |= channels
+
+    def part(self, varying: NDArray[np.bool_]) -> None:
+        """Of channels that vary, make all of it the part that differs; of all others, the even one."""
+        if self.totals is not None:
+            self.spread(varying)
+        if statistics_kernels.beyond(self.written, varying):
+            self.collect(~varying)
 
     def spread(self, among: NDArray[np.bool_]) -> None:
         """Of these channels, make the even part one of the other."""
@@ -197,6 +205,15 @@ class Value:
             np.copyto(numbers, self.images, where=self.per_image[:, None])
         return numbers
 
+    def numbers_of(self, channels: NDArray[np.int64], dtype: np.dtype) -> NDArray:
+        """As `numbers`, of these channels, which do not vary; all others hold anything."""
+        shape = self.shape
+        numbers = np.empty((shape.blocks, shape.channels, shape.block), dtype)
+        images = numbers[:, :0] if self.images is None else np.ascontiguousarray(self.images)
+        constant = self.constant.astype(dtype, copy=False)
+        statistics_kernels.numbers(channels, constant, self.per_image, images, numbers)
+        return numbers
+
     def whole(self) -> NDArray:
         """The map with every channel written."""
         return self.read(np.arange(self.shape.channels))
@@ -253,7 +270,8 @@ class Value:
     def taken(self, tape: Tape) -> Gradient:
         """The gradient, which nobody adds to any more, as a map."""
         gradient = self.parted(tape)
-        gradient.spread(gradient.even)
+        if gradient.totals is not None:
+            gradient.spread(gradient.even)
         return gradient
 
     def parted(self, tape: Tape) -> Gradient:
@@ -286,6 +304,7 @@ class Tape:
         self.stored = BFLOAT16 if bfloat16 and dtype == torch.float32 else self.dtype
         self.recording = torch.is_grad_enabled()
         self.wants_dense = wants_dense
+        self.threads = numba.get_num_threads()
         self.say_once = say_once
         self.answer = answer
         self.entered: list[tuple[Any, ...]] | None = []  # the tensor that became a map last, and the map
@@ -315,8 +334,11 @@ class Tape:
         """What `node` made out of maps, of which these are the edges, and of tensors."""
         if not self.recording:
             return out
-        with torch.enable_grad():
+        if torch.is_grad_enabled():
             edge = _Step.apply(node, *edges)
+        else:
+            with torch.enable_grad():
+                edge = _Step.apply(node, *edges)
         return out.at(edge if edge.requires_grad else None)
 
     def numbers(self, values: NDArray | Tensor) -> NDArray:
@@ -411,4 +433,7 @@ def gradient_of(tensor: Tensor | None, gradient: NDArray) -> Tensor | None:
     """In the shape and dtype of the tensor that it is the gradient of; None where none is wanted."""
     if tensor is None or not tensor.requires_grad:
         return None
-    return torch.from_numpy(np.ascontiguousarray(gradient)).to(tensor.dtype).reshape(tensor.shape)
+    found = torch.from_numpy(np.ascontiguousarray(gradient))
+    if found.dtype != tensor.dtype:
+        found = found.to(tensor.dtype)
+    return found if found.shape == tensor.shape else found.reshape(tensor.shape)

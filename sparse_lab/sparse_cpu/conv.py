@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparse_lab.sparse_cpu import border_kernels, conv_kernels
+from sparse_lab.sparse_cpu import border_kernels, conv_kernels, statistics_kernels
 from sparse_lab.sparse_cpu.autograd import DONE, Gradient, Tape, Value, gradient_of
 from sparse_lab.sparse_cpu.border import Borders, classes
 from sparse_lab.sparse_cpu.layout import BFLOAT16, SPARE, Shape, pixels, unpack
-from sparse_lab.sparse_cpu.sparse_weights import Order, SparseWeight
+from sparse_lab.sparse_cpu.sparse_weights import Order, Record, SparseWeight
 from sparse_lab.sparse_cpu.timers import timed
+
+RowsWork = tuple[tuple[int, ...], int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+BordersWork = tuple[tuple[NDArray[np.int64], ...], NDArray[np.int64], Borders, NDArray[np.int64], NDArray[np.int64]]
 
 NOTHING = np.empty(0)
 AT_A_TIME = 256  # bytes of a row that are summed
@@ -109,85 +112,119 @@ class _ConvStep:
         self.bias, self.factor, self.shape = conv.bias, conv.factor, conv.shape
         self.centred = True  # a BatchNorm takes the mean away again, so that the bias has no gradient
         self.moments: Moments | None = None
-        self._maps = None if self.tape.wants_dense or self.x.varying.all() else self.x.varying
-        self._dead = None if self._maps is None else self._order("output", ~self._maps)
         self.z = self.tape.new(self.shape)
+        self._recall(self._recorded())
         self._forward(self.z, with_moments)
+
+    def _recorded(self) -> Record:
+        """What a pass does that the mask, the kinds of channels and the shapes decide. It is worked out once."""
+        x, tape = self.x, self.tape
+        kind = tape.dtype.char, tape.wants_dense, tape.threads
+        return self.live.record(self.filter, x.shape, kind, self.tape.stored, x.varying.tobytes())
+
+    def _recall(self, record: Record) -> None:
+        self._record, self._kept = record, self.live.values
+        self._maps, self._dead = record.once("read", self._read)
+
+    def _read(self) -> tuple[NDArray[np.bool_] | None, Order | None]:
+        """Input channels that are maps (None: all), and the entries that read others (None: no such)."""
+        if self.tape.wants_dense or self.x.varying.all():
+            return None, None
+        maps = self.x.varying.copy()
+        dead = self._order("output", ~maps)
+        return maps, dead if dead.channels.size else None
 
     def _forward(self, z: Value, with_moments: bool) -> None:
         self.x.readers += 1
-        order = self._order("output", self._maps)
         bias = self.tape.numbers(NOTHING if self.bias is None else self.bias)
-        self._hold(z, order, bias)
-        means = np.tile(z.constant.astype(np.float64), z.shape.blocks) if with_moments else np.empty(0)
-        squares = np.zeros_like(means)
+        varying, per_image, alone, mixed, adds = self._record.once("kinds", self._kinds)
+        constant = bias if bias.size else np.zeros(z.shape.channels, self.tape.dtype)
+        z.hold(varying, constant, per_image, None if per_image is None else self._images(constant))
+        means, squares = self._room(constant) if with_moments else (NOTHING, NOTHING)
         if z.images is not None and with_moments:
             _moments_of_images(z, means, squares)
-        mixed = np.zeros(z.shape.channels, np.bool_)
+        self._sum_maps(z, alone, bias, means, squares)
         if self._dead is not None:
-            mixed[self._dead.channels] = True
-        channels = order.channels
-        self._sum_maps(z, order, channels[~mixed[channels]], bias, means, squares)
-        if self._dead is not None:
-            self._sum_maps(z, order, channels[mixed[channels]], bias, NOTHING, NOTHING)
-            self._sum_borders(z, order, bias, means, squares)
+            self._sum_maps(z, mixed, bias, NOTHING, NOTHING)
+            self._sum_borders(z, adds, bias, means, squares)
         if with_moments:
-            self.moments = _merged(means, squares, z.shape)
+            self.moments = merged(means, squares, z.shape)
 
-    def _sum_maps(self, z: Value, order: Order, channels: NDArray, bias: NDArray, *moments: NDArray) -> None:
+    def _room(self, constant: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of planes that hold one number, the moments."""
+        means = np.empty((self.shape.blocks, len(constant)))
+        means[:] = constant
+        return means.reshape(-1), np.zeros(means.size)
+
+    def _kinds(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_] | None, NDArray, NDArray, NDArray[np.bool_]]:
+        """Of outputs: those that vary, and those that are one number an image (None: no such). A channel without a live
+        weight is its bias everywhere, and one that reads numbers alone is a number where no tap leaves the image.
+
+        Then the channels that read maps alone, those that read numbers too, and [C] which read maps at all.
+        """
+        channels = self._order("output", self._maps).channels
+        reads_maps = np.zeros(self.shape.channels, np.bool_)
+        reads_maps[channels] = True
+        if self._dead is None:
+            return reads_maps, None, channels, channels[:0], reads_maps
+        mixed = np.zeros_like(reads_maps)
+        mixed[self._dead.channels] = True
+        alone, both = channels[~mixed[channels]], channels[mixed[channels]]
+        if self._has_borders():
+            return reads_maps | mixed, None, alone, both, reads_maps
+        per_image = mixed & ~reads_maps
+        return reads_maps, per_image if per_image.any() else None, alone, both, reads_maps
+
+    def _sum_maps(self, z: Value, channels: NDArray, bias: NDArray, *moments: NDArray) -> None:
         if not channels.size:
             return
         x = self.x.read(self._order("input", self._maps).channels)
         with timed("forward convolution"):
-            if self.filter.by_rows(self.x.shape):
-                sizes, pad = self._rows_sizes(self.x.shape, z.shape), self.filter.pad[0]
-                order, offsets = self._sliced("output", order)
-                weights = order.first, offsets, self._values()[order.entries]
-                conv_kernels.rows(x, z.buffer.array, sizes, channels, pad, *weights, bias, False, *moments)
+            if self._by_rows:
+                sizes, pad, first, offsets, at = self._record.once("rows forward", self._rows_forward)
+                conv_kernels.rows(
+                    x, z.buffer.array, sizes, channels, pad, first, offsets, self._values(at), bias, False, *moments
+                )
             else:
-                sizes, *geometry = self._taps_geometry()
-                taps = (*geometry, *self._taps(order))
-                values = self._values()[order.entries]
-                conv_kernels.taps(x, z.buffer.array, sizes, channels, *taps, values, bias, *moments)
+                sizes, taps, at = self._record.once("taps forward", lambda: self._taps_work("output"))
+                conv_kernels.taps(x, z.buffer.array, sizes, channels, *taps, self._values(at), bias, *moments)
 
-    def _sum_borders(self, z: Value, order: Order, bias: NDArray, *moments: NDArray) -> None:
-        assert self._dead is not None
-        channels, adds = self._dead.channels, np.zeros(z.shape.channels, np.bool_)
-        adds[order.channels] = True
-        entries = (*self._taps(self._dead), self._values()[self._dead.entries], bias, self.x.numbers(self.tape.dtype))
+    def _rows_forward(self) -> RowsWork:
+        order, offsets = self._sliced("output")
+        return self._rows_sizes(self.x.shape, self.shape), self.filter.pad[0], order.first, offsets, order.entries
+
+    def _taps_work(self, side: str) -> tuple[tuple[int, ...], tuple[Any, ...], NDArray[np.int64]]:
+        order = self._order(side, self._maps)
+        sizes, *geometry = self._taps_geometry()
+        return sizes, (*geometry, *self._taps(order)), order.entries
+
+    def _sum_borders(self, z: Value, adds: NDArray[np.bool_], bias: NDArray, *moments: NDArray) -> None:
+        taps, at, borders, channels, read = self._record.once("borders", self._borders_work)
+        if not channels.size:
+            return
+        entries = (*taps, self._values(at), bias, self.x.numbers_of(read, self.tape.dtype))
         with timed("forward convolution"):
-            channels = channels[z.varying[channels]]
-            work = z.shape.map_sizes, channels, adds, self._borders()
+            work = z.shape.map_sizes, channels, adds, borders
             border_kernels.border(z.buffer.array, *work, *entries, *moments)
 
-    def _hold(self, z: Value, order: Order, bias: NDArray) -> None:
-        """A channel without a live weight is its bias everywhere, and one that reads numbers alone is a number where no
-        tap leaves the image.
-        """
-        varying = np.zeros(z.shape.channels, np.bool_)
-        varying[order.channels] = True
-        constant = bias if bias.size else np.zeros(z.shape.channels, self.tape.dtype)
-        if self._dead is None or not self._dead.channels.size:
-            z.hold(varying, constant)
-            return
-        per_image = np.zeros_like(varying)
-        if self._has_borders():
-            varying[self._dead.channels] = True
-        else:
-            per_image[self._dead.channels] = True
-            per_image &= ~varying
-        z.hold(varying, constant, per_image, self._images(constant) if per_image.any() else None)
+    def _borders_work(self) -> BordersWork:
+        """Of the entries that read numbers; then those of their channels that vary, and the channels that they read."""
+        assert self._dead is not None
+        varying = self._record.once("kinds", self._kinds)[0]
+        channels = self._dead.channels
+        read = np.unique(self._dead.inner)
+        return self._taps(self._dead), self._dead.entries, self._borders(), channels[varying[channels]], read
 
     def _images(self, bias: NDArray) -> NDArray:
         """[blocks, C, block] what dead entries add up to, and the bias, in a map of one class of positions."""
         assert self._dead is not None
+        taps, at, borders, _, read = self._record.once("borders", self._borders_work)
         shape = self.shape.like(self.shape.channels, 1, 1)
         one = np.zeros(shape.numbers, self.tape.dtype)
-        entries = (*self._taps(self._dead), self._values()[self._dead.entries], bias, self.x.numbers(self.tape.dtype))
-        place, *inside = np.zeros(1, np.int64), *self._borders()[2:]
-        borders = (place, place, *inside)
+        entries = (*taps, self._values(at), bias, self.x.numbers_of(read, self.tape.dtype))
+        place = np.zeros(1, np.int64)
         nothing = np.zeros(shape.channels, np.bool_)
-        work = shape.map_sizes, self._dead.channels, nothing, borders
+        work = shape.map_sizes, self._dead.channels, nothing, (place, place, *borders[2:])
         border_kernels.border(one, *work, *entries, NOTHING, NOTHING)
         return pixels(one, shape)[:, :, 0, 0].numpy().copy()
 
@@ -204,12 +241,16 @@ class _ConvStep:
         return rows[0], columns[0], rows[1], columns[1]
 
     def backward(self) -> tuple[Tensor | None, ...]:
+        record = self._recorded()
+        if record is not self._record:  # the mask is another by now
+            self._recall(record)
         g = self.z.parted(self.tape)
-        g.spread(self.z.varying | self.tape.wants_dense)
-        if not self.tape.wants_dense:
-            g.collect(~self.z.varying)
+        if self.tape.wants_dense:
+            g.spread(g.even)
+        else:
+            g.part(self.z.varying)
         weight = self.live.weight
-        gradient = np.zeros(len(self.live.positions))
+        gradient = np.zeros(len(self._record.positions))
         self._border_gradients(g, gradient)
         factor = self._weight_gradient(g, gradient) if weight.requires_grad or self.factor is not None else None
         dense = self._dense_gradient(g) if self.tape.wants_dense and weight.requires_grad else None
@@ -221,43 +262,42 @@ class _ConvStep:
     def _border_gradients(self, g: Gradient, gradient: NDArray[np.float64]) -> None:
         """Of the entries that read numbers, into `gradient`; and of those numbers."""
         dead = self._dead
-        if dead is None or not dead.channels.size:
+        if dead is None:
             return
+        taps, at, borders, _, numbers = self._record.once("borders", self._borders_work)
         touched = g.written | g.even
         channels = dead.channels[touched[dead.channels]]
         shape, inputs = self.shape, self.x.shape.channels
         room = shape.blocks, len(dead.entries)
         partial, sums = np.zeros(room), np.zeros((*room, shape.block))
         totals = np.zeros((shape.blocks, shape.channels, shape.block)) if g.totals is None else g.totals
-        work = shape.map_sizes, channels, g.written, totals, self._borders()
-        entries = (*self._taps(dead), self.x.numbers(self.tape.dtype))
+        work = shape.map_sizes, channels, g.written, totals, borders
+        entries = (*taps, self.x.numbers_of(numbers, self.tape.dtype))
         with timed("weight gradient"):
             border_kernels.border_weight(g.array, *work, *entries, partial, sums)
             gradient[dead.entries] = partial.sum(0)
         if self.x.needs_gradient:
             into, read = np.zeros((shape.blocks, inputs, shape.block)), np.zeros(inputs, np.bool_)
             with timed("input gradient"):
-                border_kernels.border_input(sums, dead.inner, self._values()[dead.entries], into)
+                border_kernels.border_input(sums, dead.inner, self._values(at), into)
             read[dead.inner] = True
             self.x.give_totals(self.tape, read, into)
 
     def _weight_gradient(self, g: Gradient, gradient: NDArray[np.float64]) -> Tensor | None:
         """Leaves that of the live weights with them; returns that of the factor. gradient: what is known of it."""
-        order = self._order("output", self._maps)
-        channels = order.channels[g.written[order.channels]]
-        partial = np.zeros((self.shape.blocks, len(order.entries)))
+        entries, channels = self._record.once(("written", g.written.tobytes()), lambda: self._reached(g))
+        partial = np.zeros((self.shape.blocks, len(entries)))
         x = self.x.buffer.array
         with timed("weight gradient"):
-            if self.filter.by_rows(self.x.shape):
-                sizes, pad = self._rows_sizes(self.x.shape, self.shape), self.filter.pad[0]
-                order, offsets = self._sliced("output", order)
-                slices = (len(order.first) - 1) // (self.shape.channels * self.filter.shape[2])
+            if self._by_rows:
+                sizes, pad, first, offsets, _ = self._record.once("rows forward", self._rows_forward)
+                slices = (len(first) - 1) // (self.shape.channels * self.filter.shape[2])
                 kernel = conv_kernels.rows_weight_sliced if slices > 1 else conv_kernels.rows_weight
-                kernel(x, g.array, sizes, channels, pad, order.first, offsets, partial)
+                kernel(x, g.array, sizes, channels, pad, first, offsets, partial)
             else:
-                sizes, *geometry = self._taps_geometry()
-                conv_kernels.taps_weight(x, g.array, sizes, channels, *geometry, *self._taps(order), partial)
-        gradient[order.entries] = partial.sum(0)
+                sizes, taps, _ = self._record.once("taps forward", lambda: self._taps_work("output"))
+                conv_kernels.taps_weight(x, g.array, sizes, channels, *taps, partial)
+            statistics_kernels.summed(partial, entries, gradient)
         factor = None
         if self.factor is not None:
             product = np.asarray(np.dot(gradient, self.live.values.astype(np.float64)))
@@ -266,6 +306,11 @@ class _ConvStep:
         if self.live.weight.requires_grad:
             self.live.add(gradient.astype(self.tape.dtype))
         return factor
+
+    def _reached(self, g: Gradient) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The entries in the order in which kernels walk through them, and their channels that have a gradient."""
+        order = self._sliced("output")[0] if self._by_rows else self._order("output", self._maps)
+        return order.entries, order.channels[g.written[order.channels]]
 
     def _dense_gradient(self, g: Gradient) -> Tensor:
         """That of pruned weights too, in torch's layout; many times a sparse step, so only where a method asks."""
@@ -280,28 +325,36 @@ class _ConvStep:
 
     def _bias_gradient(self, g: Gradient) -> NDArray:
         if self.centred:
-            return np.zeros(self.shape.channels)
+            return np.zeros(self.shape.channels, self.tape.dtype)
         return sums(g) if g.totals is None else sums(g) + g.totals.sum((0, 2))
 
     def _input_gradient(self, g: Gradient) -> None:
-        order = self._order("input", self._maps)
-        g.write(self._order("output", self._maps).channels)
-        y, adds = self.x.receiving(self.tape, order.channels)
+        channels, outputs = self._record.once(
+            "channels", lambda: tuple(self._order(side, self._maps).channels for side in ("input", "output"))
+        )
+        g.write(outputs)
+        y, adds = self.x.receiving(self.tape, channels)
         with timed("input gradient"):
-            if self.filter.by_rows(self.x.shape):
-                sizes, pad = self._rows_sizes(self.shape, self.x.shape), self.filter.shape[2] - 1 - self.filter.pad[0]
-                none, nothing = self.tape.numbers(NOTHING), NOTHING
-                order, offsets = self._sliced("input", order)
-                weights = order.first, offsets, self._values()[order.entries]
-                conv_kernels.rows(g.array, y, sizes, order.channels, pad, *weights, none, adds, nothing, nothing)
+            if self._by_rows:
+                sizes, pad, first, offsets, at = self._record.once("rows backward", self._rows_backward)
+                weights = first, offsets, self._values(at), np.zeros(0, self.tape.dtype)
+                conv_kernels.rows(g.array, y, sizes, channels, pad, *weights, adds, NOTHING, NOTHING)
             else:
-                sizes, *geometry = self._taps_geometry()
-                taps = (*geometry, *self._taps(order))
-                values = self._values()[order.entries]
-                conv_kernels.taps_input(g.array, y, sizes, order.channels, *taps, values, adds)
+                sizes, taps, at = self._record.once("taps backward", lambda: self._taps_work("input"))
+                conv_kernels.taps_input(g.array, y, sizes, channels, *taps, self._values(at), adds)
 
-    def _sliced(self, side: str, order: Order) -> tuple[Order, NDArray[np.int64]]:
-        """`order` in slices of the other channels that lie in the cache, and the offsets of its entries."""
+    def _rows_backward(self) -> RowsWork:
+        order, offsets = self._sliced("input")
+        pad = self.filter.shape[2] - 1 - self.filter.pad[0]
+        return self._rows_sizes(self.shape, self.x.shape), pad, order.first, offsets, order.entries
+
+    @property
+    def _by_rows(self) -> bool:
+        return self._record.once("by rows", lambda: self.filter.by_rows(self.x.shape))
+
+    def _sliced(self, side: str) -> tuple[Order, NDArray[np.int64]]:
+        """Entries in slices of the other channels that lie in the cache, and their offsets."""
+        order = self._order(side, self._maps)
         others = self.x.shape.channels if side == "output" else self.shape.channels
         wide = AT_A_TIME + (self.filter.shape[3] - 1) * self.x.shape.block * self.tape.dtype.itemsize
         each = len(order.entries) // max(1, len(order.channels))
@@ -314,8 +367,9 @@ class _ConvStep:
     def _order(self, side: str, among: NDArray[np.bool_] | None) -> Order:
         return self.live.order(side, self.filter.shape, self.filter.groups, among)
 
-    def _values(self) -> NDArray:
-        values = self.live.values
+    def _values(self, entries: NDArray[np.int64]) -> NDArray:
+        """Of the kept weights, which are taken together once a pass: what is far apart is not in the cache."""
+        values = self._kept[entries]
         return values if self.factor is None else values * values.dtype.type(self.factor.item())
 
     def _offsets(self, side: str, slices: int = 1) -> NDArray[np.int64]:
@@ -325,7 +379,7 @@ class _ConvStep:
 
     def _rows_sizes(self, source: Shape, target: Shape) -> tuple[int, ...]:
         sizes = (source.guard, target.guard, source.blocks, source.channels, target.channels)
-        return (*sizes, source.height, source.width, source.block, self.filter.shape[2], numba.get_num_threads())
+        return (*sizes, source.height, source.width, source.block, self.filter.shape[2], self.tape.threads)
 
     def _taps_geometry(self) -> tuple[tuple[int, ...], ...]:
         x, z = self.x.shape, self.shape
@@ -355,7 +409,7 @@ def moments_of(x: Value) -> Moments:
     means, squares = np.empty(planes), np.empty(planes)
     with timed("normalisation, activation, pooling"):
         conv_kernels.moments(x.whole(), shape.guard, planes, shape.height, shape.width, shape.block, means, squares)
-    return _merged(means, squares, shape)
+    return merged(means, squares, shape)
 
 
 def _moments_of_images(z: Value, means: NDArray[np.float64], squares: NDArray[np.float64]) -> None:
@@ -369,10 +423,8 @@ def _moments_of_images(z: Value, means: NDArray[np.float64], squares: NDArray[np
     squares.reshape(shape.blocks, -1)[:, channels] = shape.height * shape.width * spread
 
 
-def _merged(means: NDArray[np.float64], squares: NDArray[np.float64], shape: Shape) -> Moments:
+def merged(means: NDArray[np.float64], squares: NDArray[np.float64], shape: Shape) -> Moments:
     """Moments of the batch from those of equally large planes."""
-    means, squares = means.reshape(shape.blocks, -1), squares.reshape(shape.blocks, -1)
-    numbers = shape.height * shape.width * shape.block
-    mean = means.mean(0)
-    total = squares.sum(0) + numbers * np.square(means - mean).sum(0)
-    return Moments(mean, total / (numbers * shape.blocks))
+    mean, variance = np.zeros((2, shape.channels))
+    statistics_kernels.merged(means, squares, shape.height * shape.width * shape.block, mean, variance)
+    return Moments(mean, variance)

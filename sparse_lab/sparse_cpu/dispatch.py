@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -49,6 +49,7 @@ MAKES = {
 }
 APPLY = torch.autograd.Function.__dict__["apply"]
 IN_PLACE = {f"i{name}" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")}
+PLAIN = {int, float, bool, str, type(None), torch.dtype, torch.device}  # arguments that are no tensor and hold none
 ANY = torch.empty(0)  # has_torch_function of it: does anybody watch?
 _watched = threading.local()
 
@@ -97,7 +98,10 @@ def _apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any
 
 def answer(tape: Tape, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What `function` gives, from a kernel or from torch."""
-    concerned = [one for one in _parts((args, kwargs)) if _concerns(tape, one)]
+    if function in KNOWN and len(args) == 1 and type(args[0]) is BatchInnermost and not args[0].is_plain:
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args, **kwargs)
+    concerned = [one for one in _parts(args, kwargs) if _concerns(tape, one)]
     if not concerned:
         return _torchs(tape, function, args, kwargs)
     first = concerned[0]
@@ -115,19 +119,27 @@ def answer(tape: Tape, function: Callable[..., Any], args: tuple[Any, ...], kwar
     return _densely(tape, function, args, kwargs, _name(function))
 
 
-def _parts(found: Any) -> Iterator[Any]:
-    """Everything among arguments, in lists and dicts too."""
-    if isinstance(found, tuple | list):
-        for one in found:
-            yield from _parts(one)
-    elif isinstance(found, dict):
-        yield from _parts(tuple(found.values()))
-    else:
-        yield found
+def _parts(found: Iterable[Any], named: dict[Any, Any] | None = None) -> list[Any]:
+    """Everything among arguments, in lists and dicts too, but for numbers and the like."""
+    parts: list[Any] = []
+    for one in (*found, *named.values()) if named else found:
+        kind = type(one)
+        if kind in PLAIN:
+            continue
+        if isinstance(one, tuple | list):
+            parts += _parts(one)
+        elif isinstance(one, dict):
+            parts += _parts(one.values())
+        else:
+            parts.append(one)
+    return parts
 
 
 def _concerns(tape: Tape, one: Any) -> bool:
-    return isinstance(one, BatchInnermost) or (isinstance(one, nn.Parameter) and one in tape.live)
+    # a test of Parameter's own takes a microsecond for everything that is none
+    return type(one) is BatchInnermost or (
+        isinstance(one, Tensor) and isinstance(one, nn.Parameter) and one in tape.live
+    )
 
 
 def _is_plain(one: Any) -> bool:
@@ -151,12 +163,12 @@ def _torchs(tape: Tape, function: Callable[..., Any], args: tuple[Any, ...], kwa
     if (
         function in KNOWN
         or _name(function) in MAKES
-        or not any(tape.comes_of_maps(one) for one in _parts((args, kwargs)) if isinstance(one, Tensor))
+        or not any(tape.comes_of_maps(one) for one in _parts(args, kwargs) if isinstance(one, Tensor))
     ):
         return function(*args, **kwargs)
     _say(tape, _name(function))
     result = function(*args, **kwargs)
-    tape.note(one for one in _parts(result) if isinstance(one, Tensor))
+    tape.note(one for one in _parts((result,)) if isinstance(one, Tensor))
     return result
 
 
@@ -174,7 +186,7 @@ def _densely(tape: Tape, function: Callable[..., Any], args: tuple[Any, ...], kw
 
     args, kwargs = tree_map(given, (args, kwargs))
     result = function(*args, **kwargs)
-    tape.note(one for one in _parts(result) if isinstance(one, Tensor) and id(one) not in ours)
+    tape.note(one for one in _parts((result,)) if isinstance(one, Tensor) and id(one) not in ours)
     # what torch changes in place, or finds as it should be, it gives back
     return tree_map(lambda one: ours.get(id(one), one), result)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparse_lab.models.dyrelu import dynamic_relu
+from sparse_lab.sparse_cpu import statistics_kernels
 from sparse_lab.sparse_cpu.affine_sum import Affine
 from sparse_lab.sparse_cpu.autograd import Tape, Value
 from sparse_lab.sparse_cpu.conv import Conv, Filter, Moments, moments_of
@@ -42,6 +43,7 @@ from sparse_lab.sparse_cpu.reading import FLAT, MAP, Reading, bare, is_view, reg
 from sparse_lab.sparse_cpu.sparse_weights import SparseWeight
 
 Answer = Callable[..., Any]
+DTYPES = (torch.float32, torch.float64)
 RELU = (0.0, float("inf"))
 TOKENS: dict[int, Reading] = {2: ((0,), (1,)), 3: ((0,), (3,), (1,)), 4: ((0,), (2,), (3,), (1,))}  # by dimensions
 
@@ -71,6 +73,10 @@ def _entry(tape: Tape, tensor: Tensor, reading: Reading, shape: Shape | None = N
     if tape.entered is not None:
         tape.entered = [(weakref.ref(tensor), seen, value)]
     return value
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+    return x.read_shape if isinstance(x, BatchInnermost) else tuple(x.shape)
 
 
 def _map(tape: Tape, x: Any) -> Map | None:
@@ -129,22 +135,26 @@ def _conv2d(
     groups: int = 1,
 ) -> Any:  # fmt: skip
     live = _live(tape, weight)
-    if live is None or isinstance(padding, str) or weight.dim() != 4 or len(input.shape) != 4:
+    if live is None or isinstance(padding, str):
         return NotImplemented
-    filter = Filter(tuple(weight.shape), _pair(stride), _pair(padding), _pair(dilation), groups)
-    if input.shape[1] != weight.shape[1] * groups or weight.dtype != tape.kind:
+    shape, sizes = tuple(weight.shape), _shape(input)
+    if len(shape) != 4 or len(sizes) != 4:
+        return NotImplemented
+    filter = Filter(shape, _pair(stride), _pair(padding), _pair(dilation), groups)
+    if sizes[1] != shape[1] * groups or weight.dtype != tape.kind:
         return NotImplemented  # for torch to refuse in its own words
     x = _map(tape, input)
     if x is None:
         return NotImplemented
-    z = filter.output(x.pending.shape)
-    return NotImplemented if min(z.height, z.width) < 1 else _made(tape, Conv(tape, x.value(), live, filter, bias))
+    value = x.value()
+    conv = Conv(tape, value, live, filter, bias)
+    return NotImplemented if min(conv.shape.height, conv.shape.width) < 1 else _made(tape, conv)
 
 
 def _linear(tape: Tape, input: Any, weight: Any, bias: Any = None) -> Any:
     """On channels a 1x1 convolution; on a flattened map one whose kernel is the map."""
     live = _live(tape, weight)
-    sizes = tuple(input.shape)
+    sizes = _shape(input)
     if live is None or not sizes or sizes[-1] != weight.shape[1] or math.prod(sizes) == 0 or weight.dtype != tape.kind:
         return NotImplemented
     if isinstance(input, BatchInnermost) and same(input.reading, FLAT, input.sizes):
@@ -162,7 +172,7 @@ def _linear(tape: Tape, input: Any, weight: Any, bias: Any = None) -> Any:
     conv = Conv(tape, x, live, Filter((*weight.shape, 1, 1)), bias)
     made = _made(tape, conv, tuple((1,) if place == len(reading) - 1 else group for place, group in enumerate(reading)))
     whole = (*sizes[:-1], weight.shape[0])
-    return made if tuple(made.shape) == whole else made.plain().view(whole)
+    return made if made.read_shape == whole else made.plain().view(whole)
 
 
 def _batch_norm(
@@ -181,6 +191,8 @@ def _batch_norm(
     number, _, height, width = input.sizes
     if weight is None or bias is None or (training and number * height * width == 1):
         return NotImplemented
+    if any(one is not None and one.dtype not in DTYPES for one in (running_mean, running_var, weight, bias)):
+        return NotImplemented
     pending = input.map.pending
     if training:
         if isinstance(pending, Conv):
@@ -194,10 +206,11 @@ def _batch_norm(
         return NotImplemented
     else:
         z, moments = input.value(), Moments(_double(running_mean), _double(running_var))
-    deviation = 1.0 / np.sqrt(moments.variance + eps)
-    numbers, scale = tape.numbers, deviation * _double(weight)
-    affine = Affine(numbers(moments.mean), numbers(scale), numbers(bias), deviation, training, weight, bias)
-    return _changed(input, Norm(tape, z, affine))
+    deviation, numbers = np.empty_like(moments.mean), np.empty((3, len(moments.mean)), tape.dtype)
+    learned = weight.detach().numpy(), bias.detach().numpy()
+    statistics_kernels.affine(moments.mean, moments.variance, *learned, float(eps), deviation, numbers)
+    mean, scale, shift = numbers
+    return _changed(input, Norm(tape, z, Affine(mean, scale, shift, deviation, training, weight, bias)))
 
 
 def _double(numbers: Tensor) -> NDArray[np.float64]:
@@ -205,12 +218,9 @@ def _double(numbers: Tensor) -> NDArray[np.float64]:
 
 
 def _follow(running_mean: Tensor, running_var: Tensor, moments: Moments, shape: Shape, momentum: float) -> None:
-    """Running statistics as torch keeps them: of the unbiased variance."""
     number = shape.images * shape.height * shape.width
-    unbiased = moments.variance * (number / max(1, number - 1))
-    for running, now in ((running_mean, moments.mean), (running_var, unbiased)):
-        kept = running.numpy()  # the same memory
-        kept[:] = kept * (1.0 - momentum) + now * momentum
+    running = running_mean.numpy(), running_var.numpy()  # the same memory
+    statistics_kernels.follow(*running, moments.mean, moments.variance, number, float(momentum))
 
 
 def _layer_norm(

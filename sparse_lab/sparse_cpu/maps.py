@@ -118,13 +118,14 @@ class BatchInnermost(Tensor):
     reading: Reading
     _view: Tensor | None
     _known: tuple[Any, ...]
+    read_shape: tuple[int, ...]  # its shape, without asking torch
 
     @staticmethod
     def __new__(cls, map: Map, reading: Reading | None = None) -> BatchInnermost:
         reading = map.home if reading is None else reading
         shape = shape_of(reading, map.sizes)
         made = Tensor._make_wrapper_subclass(cls, shape, dtype=map.tape.kind, device=CPU)
-        made.map, made.reading, made._view = map, reading, None
+        made.map, made.reading, made._view, made.read_shape = map, reading, None, shape
         return made
 
     @property

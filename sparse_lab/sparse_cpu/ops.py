@@ -13,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparse_lab.sparse_cpu import norm_kernels, op_kernels
+from sparse_lab.sparse_cpu import norm_kernels, op_kernels, statistics_kernels
 from sparse_lab.sparse_cpu.affine_sum import Affine, AffineStep, AffineSum, Learned, identity, means_of
 from sparse_lab.sparse_cpu.autograd import DONE, Gradient, Tape, Value, gradient_of
 from sparse_lab.sparse_cpu.layout import Buffer, Shape, pixels
 from sparse_lab.sparse_cpu.timers import timed
+
+Constant = NDArray[np.float64] | None
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,14 @@ class _NormStep:
     def hold(self) -> None:
         """What is constant in everything that is added up is constant afterwards."""
         norm, (mean, scale, shift, low, high) = self.norm, self._affine
-        varying, constant = (
-            norm.z.varying | norm.z.per_image,
-            (norm.z.constant.astype(norm.tape.dtype) - mean) * scale + shift,
-        )
+        varying = norm.z.varying | norm.z.per_image
         if norm.residual is not None:
             varying |= norm.residual.varying | norm.residual.per_image
-            constant = constant + norm.residual.constant.astype(norm.tape.dtype)
-        self.out.hold(varying, np.clip(constant, low, high))
+            shift = shift + norm.residual.constant.astype(norm.tape.dtype)
+        constant = norm.z.constant.astype(norm.tape.dtype, copy=False)
+        made = np.empty_like(mean)
+        statistics_kernels.constants(constant, mean, scale, shift, low, high, made)
+        self.out.hold(varying, made)
 
     def forward(self) -> None:
         norm, out = self.norm, self.out
@@ -90,23 +92,34 @@ class _NormStep:
 
     def backward(self) -> tuple[Tensor | None, ...]:
         norm, g = self.norm, self.out.parted(self.norm.tape)
-        # only pruned weights that would feed a channel that does not vary ask where its gradient is
-        maps = self.out.varying | norm.tape.wants_dense
-        g.spread(maps)
-        g.collect(~maps)
-        low, high = self._affine[3:]
-        passes = (low < self.out.constant) & (self.out.constant < high) if norm.ends else np.ones_like(maps)
-        even = g.even & passes
-        total = np.zeros(maps.size) if g.totals is None else np.where(even, g.totals.sum((0, 2)), 0.0)
-        live = g.written.copy()
+        if norm.tape.wants_dense:  # pruned weights would feed channels that do not vary: they ask where its gradient is
+            g.spread(g.even)
+        else:
+            g.part(self.out.varying)
+        even, constant = self._of_numbers(g)
         with timed("gradient of normalisation"):
-            channels = np.flatnonzero(live)
-            dz, learned = self._through_pool(g, channels, total) if norm.pools else self._through(g, channels, total)
-        norm.z.give(dz, live)
+            channels = g.channels
+            dz, learned = (
+                self._through_pool(g, channels, constant) if norm.pools else self._through(g, channels, constant)
+            )
+        norm.z.give(dz, g.written)
         if norm.residual is not None:
-            norm.residual.give(g.buffer, live)
-        self._give_numbers(g, even)
+            norm.residual.give(g.buffer, g.written)
+        if even is not None:
+            self._give_numbers(g, even)
         return DONE, DONE, *learned
+
+    def _of_numbers(self, g: Gradient) -> tuple[NDArray[np.bool_] | None, NDArray[np.float64] | None]:
+        """Which channels have an even gradient that the activation lets pass, and [C] its sum. None: no such."""
+        if g.totals is None:
+            return None, None
+        low, high = self._affine[3:]
+        even = g.even
+        if self.norm.ends:
+            even = even & (low < self.out.constant) & (self.out.constant < high)
+        total, channels = np.zeros(even.size), np.flatnonzero(even)
+        total[channels] = g.totals[:, channels].sum((0, 2))
+        return even, total
 
     def _give_numbers(self, g: Gradient, even: NDArray[np.bool_]) -> None:
         """Of channels that do not vary: through the statistics of a batch it adds up to nothing."""
@@ -118,14 +131,14 @@ class _NormStep:
         if norm.residual is not None:
             norm.residual.give_totals(norm.tape, even, g.totals)
 
-    def _through(self, g: Gradient, channels: NDArray[np.int64], total: NDArray) -> tuple[Buffer, Learned]:
+    def _through(self, g: Gradient, channels: NDArray[np.int64], constant: Constant) -> tuple[Buffer, Learned]:
         norm, partial = self.norm, np.zeros((self._sizes[1] * self._sizes[2], 2))
         z, out = norm.z.read(channels), self.out.buffer.array
         gate = norm_kernels.OPEN if norm.ends is None else norm_kernels.GATED
         if gate and norm.residual is not None:
             gate, out = norm_kernels.GATED_BY_OUTPUT, self.out.read(channels)
         norm_kernels.norm_sums(g.array, z, out, self._sizes, channels, self._affine, gate, partial)
-        through, learned = self._statistics(partial, total)
+        through, learned = self._statistics(partial, constant)
         if norm.residual is None:
             gated = gate == norm_kernels.GATED
             norm_kernels.norm_input(g.array, z, self._sizes, channels, self._affine, gated, *through)
@@ -134,11 +147,11 @@ class _NormStep:
         norm_kernels.norm_input_over(g.array, dz.array, self._sizes, channels, self._affine, *through)
         return dz, learned
 
-    def _through_pool(self, g: Gradient, channels: NDArray[np.int64], total: NDArray) -> tuple[Buffer, Learned]:
+    def _through_pool(self, g: Gradient, channels: NDArray[np.int64], constant: Constant) -> tuple[Buffer, Learned]:
         norm, partial = self.norm, np.zeros((self._sizes[1] * self._sizes[2], 2))
         z, guard = norm.z.read(channels), self.out.shape.guard
         norm_kernels.norm_pool_sums(g.array, z, guard, self._sizes, channels, self._affine, partial)
-        (through, learned), dz = self._statistics(partial, total), self._over_z()
+        (through, learned), dz = self._statistics(partial, constant), self._over_z()
         norm_kernels.norm_pool_input(g.array, dz.array, guard, self._sizes, channels, self._affine, *through)
         return dz, learned
 
@@ -151,15 +164,18 @@ class _NormStep:
         copy.array[:] = z.buffer.array
         return copy
 
-    def _statistics(self, partial: NDArray[np.float64], constant: NDArray) -> tuple[tuple[NDArray, NDArray], Learned]:
+    def _statistics(self, partial: NDArray[np.float64], constant: Constant) -> tuple[tuple[NDArray, NDArray], Learned]:
         """What goes back through the statistics of the batch; gradients of BatchNorm's parameters.
 
-        constant: [C] the summed gradient of channels that do not vary.
+        constant: [C] the summed gradient of channels that do not vary, or None.
         """
         shape, affine = self.norm.z.shape, self.norm.affine
-        total, product = partial.reshape(shape.blocks, -1, 2).sum(0).T
-        product = product + constant * (self.norm.z.constant - affine.mean)
-        return affine.through(total + constant, product, shape.images * shape.height * shape.width)
+        total, product = both = np.zeros((2, shape.channels))
+        statistics_kernels.planes(partial, both)
+        if constant is not None:
+            total += constant
+            product += constant * (self.norm.z.constant - affine.mean)
+        return affine.through(total, product, shape.images * shape.height * shape.width)
 
 
 def plain(tape: Tape, z: Value) -> Norm:

@@ -21,12 +21,14 @@ FLAT: Reading = ((0,), (1, 2, 3))
 
 def shape_of(reading: Reading, sizes: Sizes) -> tuple[int, ...]:
     """Return the shape of the tensor that the network sees."""
+    if reading == MAP:
+        return sizes
     return tuple(math.prod(sizes[axis] for axis in group) for group in reading)
 
 
 def same(one: Reading, other: Reading, sizes: Sizes) -> bool:
     """Return whether two readings are one: axes of size 1 may lie anywhere."""
-    return bare(one, sizes) == bare(other, sizes)
+    return one == other or bare(one, sizes) == bare(other, sizes)
 
 
 def bare(reading: Reading, sizes: Sizes) -> Reading:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sparse_lab.sparse_cpu.weight_kernels import buckets
+
+Found = TypeVar("Found")
+RECORDS = 64  # of a mask: a network whose shapes are others in every step does not gather them without end
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,23 @@ class Order:
     channels: NDArray[np.int64]
 
 
+class Record:
+    """What is worked out once for one mask: see `SparseWeight.record`."""
+
+    def __init__(self, positions: NDArray[np.int64]) -> None:
+        self.positions = positions
+        self._found: dict[Hashable, Any] = {}
+
+    def once(self, name: Hashable, make: Callable[[], Found]) -> Found:
+        """What `make` gave when this was first asked for."""
+        found: Found | None = self._found.get(name)
+        if found is None:
+            if len(self._found) >= RECORDS:
+                self._found.clear()
+            found = self._found[name] = make()
+        return found
+
+
 class SparseWeight:
     """One counted weight: what its mask keeps, and the gradient there.
 
@@ -42,27 +64,50 @@ class SparseWeight:
         self._seen: tuple[Tensor, int] | None = None  # the mask itself, for an id may soon be another's
         self._orders: dict[tuple[object, ...], Order] = {}
         self._offsets: dict[tuple[object, ...], NDArray[np.int64]] = {}
+        self._records: dict[tuple[object, ...], Record] = {}
 
     @property
     def positions(self) -> NDArray[np.int64]:
-        mask = self.layer.get_buffer("mask")
+        mask = self.layer._buffers["mask"]  # asked for hundreds of times a step: `get_buffer` takes ten times as long
+        assert mask is not None
         if self._seen is None or self._seen[0] is not mask or self._seen[1] != mask._version:
             positions = np.flatnonzero(mask.numpy().reshape(-1))
             if not np.array_equal(positions, self._positions):
                 self._positions = positions
-                self._orders, self._offsets = {}, {}
+                self._forget()
                 self.gradient = None
             self._seen = mask, mask._version
         return self._positions
 
+    def _forget(self) -> None:
+        self._orders, self._offsets, self._records = {}, {}, {}
+
+    def record(self, *key: object) -> Record:
+        """What has been worked out for this mask and this key, to be used again and added to. Everything that it
+        depends on besides the mask stands in the key.
+        """
+        positions = self.positions  # a new mask has no records
+        found = self._records.get(key)
+        if found is None:
+            if len(self._records) >= RECORDS:  # masks of other layers change what this one reads, and it stays as it is
+                self._forget()
+            found = self._records[key] = Record(positions)
+        return found
+
     @property
     def values(self) -> NDArray:
         """[kept] the weights themselves, a copy."""
-        return self.weight.detach().numpy().reshape(-1)[self.positions]
+        return self.flat[self.positions]
+
+    @property
+    def flat(self) -> NDArray:
+        """All weights, masked ones too, where they lie."""
+        return self.weight.detach().numpy().reshape(-1)
 
     @property
     def weight(self) -> nn.Parameter:
-        return self.layer.get_parameter("weight")
+        found = self.layer._parameters.get("weight")
+        return self.layer.get_parameter("weight") if found is None else found
 
     def add(self, gradient: NDArray) -> None:
         """One more use of this weight."""

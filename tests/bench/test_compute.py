@@ -18,7 +18,9 @@ SMALL = ["--model", "vgg16", "--width", "0.0625", "--batch", "8", "--repeats", "
 def quick(monkeypatch):
     monkeypatch.setattr(rounds, "TURN", 0.0)
     monkeypatch.setattr(compute, "machine", lambda: Machine(1e11, 1e10))
-    monkeypatch.setattr(memory, "peak", lambda model, width, images, pattern, storage: (100.0, 300.0 if pattern else 400.0))
+    monkeypatch.setattr(
+        memory, "peak", lambda model, width, images, pattern, storage: (100.0, 300.0 if pattern else 400.0)
+    )
 
 
 def _rows(path):
