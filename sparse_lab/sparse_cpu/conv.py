@@ -119,8 +119,8 @@ class _ConvStep:
     def _recorded(self) -> Record:
         """What a pass does that the mask, the kinds of channels and the shapes decide. It is worked out once."""
         x, tape = self.x, self.tape
-        kind = tape.dtype.char, tape.wants_dense, tape.threads
-        return self.live.record(self.filter, x.shape, kind, self.tape.stored, x.varying.tobytes())
+        kind = tape.stored.char, tape.wants_dense, tape.threads
+        return self.live.record(self.filter, x.shape, kind, x.varying.tobytes())
 
     def _recall(self, record: Record) -> None:
         self._record, self._kept = record, self.live.values

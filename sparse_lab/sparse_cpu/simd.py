@@ -229,12 +229,12 @@ def _gathered(size: int, context: Any, builder: ir.IRBuilder, signature: Any, ar
     def added(entry: Any, total: Any) -> Any:
         place = builder.add(base, builder.load(builder.gep(offset, [entry])))
         weight = _spread(builder, builder.load(builder.gep(value, [entry])), vector)
-        pixels = _load(builder, builder.gep(source, [place]), vector)
+        pixels = _loaded(builder, builder.gep(source, [place]), vector)
         return builder.fadd(builder.fmul(weight, pixels, flags=("contract",)), total, flags=("contract",))
 
     initial = cgutils.alloca_once_value(builder, _spread(builder, bias, vector))
     with builder.if_then(cgutils.as_bool_bit(builder, adds)):
-        builder.store(_load(builder, target, vector), initial)
+        builder.store(_loaded(builder, target, vector), initial)
     begin, chains = builder.load(initial), max(1, BYTES // size)
     if chains > 1:
         totals = [begin, *[ir.Constant(vector, [0.0] * vector.count)] * (chains - 1)]
@@ -243,18 +243,18 @@ def _gathered(size: int, context: Any, builder: ir.IRBuilder, signature: Any, ar
         for total in totals[1:]:
             begin = builder.fadd(begin, total)
     _, (total,) = _walk(builder, first, last, [begin], added)
-    _store(builder, total, target)
+    _stored(builder, total, target)
     return context.get_dummy_value()
 
 
-def _load(builder: ir.IRBuilder, place: Any, vector: ir.VectorType) -> Any:
+def _loaded(builder: ir.IRBuilder, place: Any, vector: ir.VectorType) -> Any:
     """A vector of numbers from where they lie, however they are stored."""
     stored = ir.VectorType(place.type.pointee, vector.count)
     numbers = builder.load(builder.bitcast(place, stored.as_pointer()), align=_bytes(stored.element))
     return widened(builder, numbers) if stored.element == HALF else numbers
 
 
-def _store(builder: ir.IRBuilder, numbers: Any, place: Any) -> None:
+def _stored(builder: ir.IRBuilder, numbers: Any, place: Any) -> None:
     if place.type.pointee == HALF:
         numbers = narrowed(builder, numbers)
     builder.store(numbers, builder.bitcast(place, numbers.type.as_pointer()), align=_bytes(place.type.pointee))
@@ -314,7 +314,7 @@ def _dotted(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any)
         return context.make_array(signature.args[place])(context, builder, array).data
 
     def loaded(numbers: Any, place: int) -> Any:
-        return _load(builder, builder.gep(numbers, [ir.Constant(index, place * whole.count)]), whole)
+        return _loaded(builder, builder.gep(numbers, [ir.Constant(index, place * whole.count)]), whole)
 
     line = builder.gep(data(1, g), [start])
     gradients = [loaded(line, place) for place in range(DOTTED // itemsize // whole.count)]
