@@ -141,6 +141,8 @@ class Value:
         self.constant = np.zeros(shape.channels)
         self.per_image = np.zeros(shape.channels, np.bool_)
         self.images: NDArray | None = None  # [blocks, C, block], in the tape's dtype
+        # [C] constants that are zero, and to which no gradient is passed: what reads them may leave them out
+        self.silent: NDArray[np.bool_] | None = None
         self.means: NDArray[np.float64] | None = None  # [blocks, C, block] over positions, where somebody knows them
         self.sum: Any = None  # the `AffineSum` that it is, which may be read in its place
         self.writer: Callable[[NDArray[np.int64], NDArray], None] | None = None  # of channels that vary, into an array
@@ -222,7 +224,7 @@ class Value:
         """Make every channel one that varies."""
         self.whole()
         self.hold(np.ones_like(self.varying), self.constant)
-        self.per_image, self.images = np.zeros_like(self.varying), None
+        self.per_image, self.images, self.silent = np.zeros_like(self.varying), None, None
 
     def maps(self) -> NDArray:
         """The map with every channel written that varies."""

@@ -143,12 +143,28 @@ class _ConvStep:
         means, squares = self._room(constant) if with_moments else (NOTHING, NOTHING)
         if z.images is not None and with_moments:
             _moments_of_images(z, means, squares)
-        self._sum_maps(z, alone, bias, means, squares)
-        if self._dead is not None:
+        if self._dead is None or self._silent:
+            self._sum_maps(z, self._channels[1], bias, means, squares)
+        else:
+            self._sum_maps(z, alone, bias, means, squares)
             self._sum_maps(z, mixed, bias, NOTHING, NOTHING)
+        if self._dead is not None:
             self._sum_borders(z, adds, bias, means, squares)
         if with_moments:
             self.moments = merged(means, squares, z.shape)
+
+    @property
+    def _silent(self) -> bool:
+        """Are all the numbers that dead entries read zero, and without a gradient?"""
+        silent = self.x.silent
+        return silent is not None and bool(silent[self._record.once("borders", self._borders_work)[4]].all())
+
+    @property
+    def _channels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Inputs and outputs that have entries which read maps."""
+        return self._record.once(
+            "channels", lambda: tuple(self._order(side, self._maps).channels for side in ("input", "output"))
+        )
 
     def _room(self, constant: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Of planes that hold one number, the moments."""
@@ -200,6 +216,8 @@ class _ConvStep:
 
     def _sum_borders(self, z: Value, adds: NDArray[np.bool_], bias: NDArray, *moments: NDArray) -> None:
         taps, at, borders, channels, read = self._record.once("borders", self._borders_work)
+        if self._silent:
+            channels = channels[~adds[channels]]
         if not channels.size:
             return
         entries = (*taps, self._values(at), bias, self.x.numbers_of(read, self.tape.dtype))
@@ -262,7 +280,7 @@ class _ConvStep:
     def _border_gradients(self, g: Gradient, gradient: NDArray[np.float64]) -> None:
         """Of the entries that read numbers, into `gradient`; and of those numbers."""
         dead = self._dead
-        if dead is None:
+        if dead is None or self._silent:
             return
         taps, at, borders, _, numbers = self._record.once("borders", self._borders_work)
         touched = g.written | g.even
@@ -329,9 +347,7 @@ class _ConvStep:
         return sums(g) if g.totals is None else sums(g) + g.totals.sum((0, 2))
 
     def _input_gradient(self, g: Gradient) -> None:
-        channels, outputs = self._record.once(
-            "channels", lambda: tuple(self._order(side, self._maps).channels for side in ("input", "output"))
-        )
+        channels, outputs = self._channels
         g.write(outputs)
         y, adds = self.x.receiving(self.tape, channels)
         with timed("input gradient"):

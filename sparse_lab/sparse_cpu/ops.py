@@ -78,6 +78,8 @@ class _NormStep:
         made = np.empty_like(mean)
         statistics_kernels.constants(constant, mean, scale, shift, low, high, made)
         self.out.hold(varying, made)
+        if norm.ends is not None and 0.0 in (low, high):
+            self.out.silent = ~varying & (made == 0.0)
 
     def forward(self) -> None:
         norm, out = self.norm, self.out
@@ -225,6 +227,7 @@ class MaxPool:
         self.out = tape.new(x.shape.like(x.shape.channels, *size))
         self._winners = np.empty(self.out.shape.numbers, np.uint8)
         self.out.hold(x.varying, x.constant, x.per_image, x.images)
+        self.out.silent = x.silent
         inputs = (x.shape.blocks, x.shape.channels, x.shape.block, x.shape.height, x.shape.width, x.shape.guard)
         sizes = (*inputs, self.out.shape.height, self.out.shape.width, self.out.shape.guard)
         self._windows = (sizes, kernel, stride, pad)

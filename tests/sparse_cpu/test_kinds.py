@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparse_lab.models.dyrelu import DyReLU
 from sparse_lab.models.weight_sharing import SharedConv2d
-from sparse_lab.sparse_cpu import image_kernels, layout_kernels
+from sparse_lab.sparse_cpu import border_kernels, image_kernels, layout_kernels
 from sparse_lab.sparse_cpu.autograd import Gradient, Tape, Value
 
 BOUND = 1e-10
@@ -238,6 +238,41 @@ def test_no_map_is_written_of_a_channel_that_nothing_feeds(twins: type, monkeypa
     ]
     assert found == [int(one) for one in wanted]
     assert written.in_vain == 0
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("shift", [-1.0, 0.0, 1.0])
+def test_what_reads_zeros_behind_a_relu_does_nothing(
+    twins: type, monkeypatch: pytest.MonkeyPatch, shift: float, training: bool
+) -> None:
+    """Where nothing feeds a channel its BatchNorm leaves the shift alone, of which ReLU makes zero or a number."""
+    case = Case(DEAD.live, (3, 3), padding=(1, 1), ends=("relu", "relu", "relu"), residual=False)
+    net = build(case)
+    with torch.no_grad():
+        for one in net.norms[:3]:
+            one.bias.fill_(shift)
+            one.running_mean.zero_()
+    sums_in_vain, gradients = 0, 0
+    border, border_weight = border_kernels.border, border_kernels.border_weight
+
+    def add(z: Any, sizes: Any, channels: Any, adds: Any, *rest: Any) -> None:
+        nonlocal sums_in_vain
+        sums_in_vain += int(adds[channels].sum())
+        border(z, sizes, channels, adds, *rest)
+
+    def look(*work: Any) -> None:
+        nonlocal gradients
+        gradients += 1
+        border_weight(*work)
+
+    monkeypatch.setattr(border_kernels, "border", add)
+    monkeypatch.setattr(border_kernels, "border_weight", look)
+    pair = twins(net, density=None)
+    pair.train(training)
+    for seed in (1, 2):
+        errors = pair.step(torch.randn(6, 3, 6, 5), seed)
+        assert max(errors.values()) < BOUND, errors
+    assert (sums_in_vain > 0) == (gradients > 0) == (shift > 0)
 
 
 def test_numbers_are_written_for_whoever_knows_no_kinds(twins: type) -> None:
