@@ -81,7 +81,7 @@ class Gradient:
         """totals: [blocks, C, block], read where `channels` are."""
         if self.totals is None:
             self.totals = np.zeros((self.shape.blocks, self.shape.channels, self.shape.block))
-        statistics_kernels.add_where(self.totals, channels, totals)
+        statistics_kernels.add_where(self.totals, channels, np.ascontiguousarray(totals))
         self.even |= channels
 
     def part(self, varying: NDArray[np.bool_]) -> None:

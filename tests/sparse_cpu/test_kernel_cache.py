@@ -142,13 +142,14 @@ def foreign(program) -> dict[str, set]:
 
 
 def test_a_call_with_other_types_is_seen(program, monkeypatch):
-    one = njit(copy.copy(inference_kernels._pool_row.py_func))
-    one(np.zeros(1, np.float32), 0, np.zeros((2, 2), np.float32)[0], 0, 0, 1)
-    monkeypatch.setitem(program.CALLS, "inference_kernels", {"_pool_row": "F1 i F1 i i i"})
-    monkeypatch.setattr(inference_kernels, "_pool_row", one)
+    one = njit(copy.copy(inference_kernels._own.py_func))
+    op = np.zeros(inference_kernels.COLUMNS, np.int64)
+    one(op, 0, 0, 0, np.zeros((2, 2), np.int64)[0])
+    monkeypatch.setitem(program.CALLS, "inference_kernels", {"_own": "I1 i i i I1"})
+    monkeypatch.setattr(inference_kernels, "_own", one)
     assert not foreign(program)
-    one(np.zeros(1, np.float64), 0, np.zeros(2, np.float32), 0, 0, 1)
-    assert set(foreign(program)) == {"_pool_row"}
+    one(op, 0, 0, 0, np.zeros(2))
+    assert set(foreign(program)) == {"_own"}
 
 
 SOMEBODYS = """
