@@ -161,7 +161,7 @@ def test_a_kept_table_is_a_handful_of_files(tracked: list[str]) -> None:
     # plots are made again: Git keeps those that a page shows, and a page shows none that a checkout lacks
     assert shown == {path for path in tracked if path.endswith((".png", ".pdf"))}
     benches = [Path(path).stem.removeprefix("layers-") for path in tracked if path.startswith("bench/")]
-    assert set(benches) == {"amd-epyc-2-cores", "nvidia-h200", "compute-2"}  # machines, and a picture
+    assert set(benches) == {"amd-epyc-2-cores", "nvidia-h200", "compute"}  # machines, and a picture
 
 
 @pytest.mark.full
