@@ -108,7 +108,8 @@ def totals(g, sizes, channels, out):
         group, channel = item // channels.size, channels[item % channels.size]
         start = guard + (group * number + channel) * height * pitch
         tile = room(g, TOGETHER)
-        zero = tile[0] - tile[0]
+        tile[:] = 0.0
+        zero = tile[0]
         for lane in range(0, groups * images, images):
             count = min(images, block - lane)
             tile[:] = 0.0

@@ -286,6 +286,16 @@ def test_numbers_are_written_for_whoever_knows_no_kinds(twins: type) -> None:
     assert any("avg_pool2d" in line for line in pair.said)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_memory_that_held_nan_before_adds_nothing(dtype: type) -> None:
+    for _ in range(30):
+        junk = [np.full(image_kernels.TOGETHER, np.nan, dtype) for _ in range(60)]
+        x, out = np.ones(2 * 4 * (3 + layout_kernels.SPARE) * 5, dtype), np.zeros((1, 2, 5))
+        del junk
+        image_kernels.totals(x, (0, 1, 2, 4, 3, 5), np.arange(2), out)
+        assert (out == 12.0).all()
+
+
 def test_kernels_of_numbers_add_up_what_they_are_given() -> None:
     """Blocks of more images than are taken together, rows of a few pixels."""
     chance = np.random.default_rng(0)
