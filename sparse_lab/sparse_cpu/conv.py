@@ -163,7 +163,8 @@ class _ConvStep:
     def _channels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Inputs and outputs that have entries which read maps."""
         return self._record.once(
-            "channels", lambda: tuple(self._order(side, self._maps).channels for side in ("input", "output"))
+            "channels",
+            lambda: (self._order("input", self._maps).channels, self._order("output", self._maps).channels),
         )
 
     def _room(self, constant: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
