@@ -105,7 +105,9 @@ class Conv:
 
 
 class _ConvStep:
-    """What reads maps, and what reads channels that are one number an image, are apart: `_live` and `_dead` entries."""
+    """What reads maps, and what reads channels that are one number an image, are apart: `_maps` are the
+    inputs that are maps (None: all), `_dead` the entries that read others.
+    """
 
     def __init__(self, conv: Conv, with_moments: bool) -> None:
         self.tape, self.x, self.live, self.filter = conv.tape, conv.x, conv.live, conv.filter
