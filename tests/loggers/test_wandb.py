@@ -19,8 +19,9 @@ WANDB = Path(sys.executable).with_name("wandb")
 
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch, tmp_path):
-    """No account, no settings of whoever runs the tests."""
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_PROJECT", "WANDB_RUN_ID"):
+    """No account, no settings of whoever runs the tests; nor the service that W&B names in the environment of a process
+    that has logged: a child would write through it, and a kill of the child would not end it."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_PROJECT", "WANDB_RUN_ID", "WANDB_SERVICE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb_config"))
     monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
@@ -28,12 +29,16 @@ def nobody(monkeypatch, tmp_path):
 
 def read(config) -> list[dict]:
     """What each offline folder of the run says: summary of the whole, and its records by kind."""
+
+    def inspect(*options: str | Path) -> str:
+        done = subprocess.run([WANDB, "leet", "inspect", "--json", *options], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     found = []
     for folder in sorted((run_dir(config).path / "wandb").glob("offline-run-*")):
-        ask = [WANDB, "leet", "inspect", "--json"]
-        whole = subprocess.run([*ask, "--summary", folder], capture_output=True, text=True, check=True).stdout
-        lines = subprocess.run([*ask, folder], capture_output=True, text=True, check=True).stdout.splitlines()
-        records = [json.loads(line) for line in lines]
+        whole = inspect("--summary", folder)
+        records = [json.loads(line) for line in inspect(folder).splitlines()]
         rows = [record["history"]["item"] for record in records if record["type"] == "history"]
         begin = next(record["run"] for record in records if record["type"] == "run")
         found.append({"folder": folder, "whole": json.loads(whole), "rows": rows, "run": begin})
