@@ -20,7 +20,8 @@ WANDB = Path(sys.executable).with_name("wandb")
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch, tmp_path):
     """No account, no settings of whoever runs the tests; nor the service that W&B names in the environment of a process
-    that has logged: a child would write through it, and a kill of the child would not end it."""
+    that has logged: a child would write through it, and a kill of the child would not end it.
+    """
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_PROJECT", "WANDB_RUN_ID", "WANDB_SERVICE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb_config"))
@@ -134,7 +135,7 @@ def test_online_without_an_answer_the_run_goes_on_and_the_process_ends(small, mo
     assert done.stdout.strip().endswith("over") and "level 1/1" in done.stdout
 
 
-@pytest.mark.nightly  # the kill may tear the last record of W&B, which its own reader then refuses
+@pytest.mark.nightly
 def test_a_killed_run_goes_on_in_a_second_folder(compose, small):
     request = ("method=dense", "logger=wandb", "dataset.train_limit=null", "training.epochs=12")
     config = compose(*request)
